@@ -1,0 +1,44 @@
+package admin_test
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vektah/gqlparser/v2"
+
+	"github.com/shelfwire/shelfwire/schemas/admin"
+)
+
+func TestSchemaLoadsOnceAndKnowsWhatShelfwireSends(t *testing.T) {
+	var a, b runtime.MemStats
+	runtime.ReadMemStats(&a)
+	t0 := time.Now()
+	schema, err := admin.Schema()
+	require.NoError(t, err)
+	t.Log(time.Since(t0))
+	runtime.GC()
+	runtime.ReadMemStats(&b)
+	t.Log(b.HeapAlloc-a.HeapAlloc, b.TotalAlloc-a.TotalAlloc)
+	again, err := admin.Schema()
+	require.NoError(t, err)
+	require.Same(t, schema, again)
+	for _, field := range []string{
+		"productSet", "productUpdate", "productVariantsBulkUpdate", "inventorySetQuantities", "metafieldsSet",
+		"publishablePublish", "fileUpdate",
+	} {
+		require.NotNil(t, schema.Mutation.Fields.ForName(field), field)
+	}
+}
+
+func TestSchemaValidatesIdempotentMutations(t *testing.T) {
+	schema, err := admin.Schema()
+	require.NoError(t, err)
+	_, errs := gqlparser.LoadQuery(schema, `mutation($key: String!, $input: InventorySetQuantitiesInput!) {
+		inventorySetQuantities(input: $input) @idempotent(key: $key) { userErrors { code field message } }
+	}`)
+	require.Empty(t, errs)
+	_, errs = gqlparser.LoadQuery(schema, `{ product(id: "gid://shopify/Product/1") { noSuchField } }`)
+	require.NotEmpty(t, errs)
+}

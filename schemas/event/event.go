@@ -1,0 +1,166 @@
+// Package event holds the records of the topics: names, headers, and the JSON of the events that Shelfwire itself
+// writes. Row changes keep Debezium's envelope (package change encodes it).
+package event
+
+import (
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+)
+
+// The topics, without the configurable prefix.
+const (
+	Changes     = "changes"
+	Fanouts     = "fanouts"
+	Batches     = "batches"
+	Outcomes    = "outcomes"
+	Documents   = "documents"
+	Positions   = "positions"
+	DeadLetters = "deadletters"
+)
+
+// The headers of catalog.changes, catalog.fanouts and catalog.deadletters.
+const (
+	HeaderPosition   = "position"  // change.Position: 16/B374D848:12
+	HeaderXID        = "xid"       // decimal xid8; absent for snapshot rows
+	HeaderBatch      = "batch"     // batch id; absent outside a batch
+	HeaderPrimaryKey = "pk"        // JSON object of the row's primary key; absent without one
+	HeaderOp         = "op"        // c u d t r
+	HeaderTable      = "table"     // schema.table
+	HeaderCommitted  = "committed" // commit time of the transaction, decimal µs since 1970
+	HeaderReason     = "reason"    // dead letters: a sentence that says what is wrong
+	HeaderOrigin     = "origin"    // live (absent), snapshot, replay
+)
+
+// Header is one record header.
+type Header struct {
+	Key   string `json:"key"`
+	Value []byte `json:"value"`
+}
+
+// Record is one Kafka record on its way in or out.
+type Record struct {
+	// Topic is the full name, with the prefix.
+	Topic string
+	// Partition is where the record stands, or where it shall go. -1 on the way out: by the murmur2 hash of Key.
+	Partition int32
+	// Offset and Timestamp are set on the way in, and Offset after a flush on the way out.
+	Offset    int64
+	Timestamp time.Time
+	Key       []byte
+	// Value is nil for a tombstone.
+	Value   []byte
+	Headers []Header
+}
+
+// Header returns the value of the first header with this key.
+func (r *Record) Header(key string) (string, bool) {
+	for i := range r.Headers {
+		if r.Headers[i].Key == key {
+			return string(r.Headers[i].Value), true
+		}
+	}
+	return "", false
+}
+
+// Fanout is a row that concerns many products: the value of catalog.fanouts, keyed by table and primary key.
+type Fanout struct {
+	Table string `json:"table"`
+	// Before and After are the row's images as JSON objects of text values; null where there is none.
+	Before     map[string]*string `json:"before"`
+	After      map[string]*string `json:"after"`
+	Op         string             `json:"op"`
+	Position   change.Position    `json:"position"`
+	XID        change.XID         `json:"xid"`
+	BatchID    string             `json:"batch_id"`
+	CommitTime time.Time          `json:"commit_time"`
+}
+
+// Kinds of batches.
+const (
+	KindTransaction = "transaction"
+	KindSnapshot    = "snapshot"
+	KindReplay      = "replay"
+)
+
+// Types of batch events.
+const (
+	BatchAnnounced = "announced" // written by Capture, Replay: all of the batch stands in the topics now
+	BatchOpened    = "opened"    // the state has seen its first item
+	BatchCompleted = "completed"
+	BatchFailed    = "failed"
+	BatchCancelled = "cancelled"
+)
+
+// Batch is the value of catalog.batches, keyed by batch id.
+type Batch struct {
+	Type string `json:"type"`
+	ID   string `json:"batch_id"`
+	// Kind is transaction, snapshot or replay.
+	Kind  string `json:"kind"`
+	Name  string `json:"name,omitempty"`
+	Admin string `json:"admin,omitempty"`
+	// XID and CommitLSN are zero for batches that are no transaction.
+	XID        change.XID `json:"xid,omitempty"`
+	CommitLSN  change.LSN `json:"commit_lsn,omitempty"`
+	CommitTime time.Time  `json:"commit_time,omitzero"`
+	// Rows counts the routed rows of the batch (announced).
+	Rows int64 `json:"rows,omitempty"`
+	// Changes and Fanouts hold, for each partition of catalog.changes and catalog.fanouts that the batch touches,
+	// the offset of its last record there (announced).
+	Changes map[int32]int64 `json:"changes,omitempty"`
+	Fanouts map[int32]int64 `json:"fanouts,omitempty"`
+
+	// The summary (completed, failed, cancelled).
+	Round     int            `json:"round,omitempty"`
+	Status    string         `json:"status,omitempty"`
+	Total     int            `json:"total,omitempty"`
+	Succeeded int            `json:"succeeded,omitempty"`
+	Failed    int            `json:"failed,omitempty"`
+	Skipped   int            `json:"skipped,omitempty"`
+	Cancelled int            `json:"cancelled,omitempty"`
+	Errors    map[string]int `json:"errors,omitempty"`
+	At        time.Time      `json:"at"`
+}
+
+// Position is the value of catalog.positions, written in the Kafka transaction that it describes. Its key is the
+// writer: "capture/<slot>" or "relay".
+type Position struct {
+	Writer string `json:"writer"`
+	change.History
+	change.Position
+	// Open is the transaction that this Kafka transaction ended in the middle of; nil at a transaction's end.
+	Open *OpenTransaction `json:"open,omitempty"`
+	// Snapshot is how far the running snapshot has come; nil when none runs.
+	Snapshot *SnapshotProgress `json:"snapshot,omitempty"`
+	// Tables lists the routed tables whose snapshot is complete.
+	Tables []string `json:"tables,omitempty"`
+	// Number is the number of the last outbox row (relay), in the state of Incarnation.
+	Number      int64     `json:"number,omitempty"`
+	Incarnation string    `json:"incarnation,omitempty"`
+	At          time.Time `json:"at"`
+}
+
+// OpenTransaction is what Capture must know of a transaction whose beginning is already in Kafka.
+type OpenTransaction struct {
+	BatchID string          `json:"batch_id,omitempty"`
+	Name    string          `json:"name,omitempty"`
+	Admin   string          `json:"admin,omitempty"`
+	Rows    int64           `json:"rows"`
+	Changes map[int32]int64 `json:"changes,omitempty"`
+	Fanouts map[int32]int64 `json:"fanouts,omitempty"`
+}
+
+// SnapshotProgress is the place of a snapshot: all rows of Table up to and with LastKey are in Kafka.
+type SnapshotProgress struct {
+	ID    string `json:"id"`
+	Table string `json:"table"`
+	// LastKey holds the text of the primary key columns of the last row; empty before the first chunk.
+	LastKey []string `json:"last_key,omitempty"`
+	// Pending lists the tables that come after Table.
+	Pending []string        `json:"pending,omitempty"`
+	Rows    int64           `json:"rows"`
+	Changes map[int32]int64 `json:"changes,omitempty"`
+	// Fanouts would be empty: a snapshot row of a query route touches nothing, as the rows of the product tables
+	// themselves touch every product.
+}
