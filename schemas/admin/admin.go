@@ -23,7 +23,7 @@ const Version = "2026-10"
 //go:embed admin-2026-10.graphql.gz
 var compressed []byte
 
-// Schema returns the parsed and checked schema. The first call takes about 150 ms and 60 MB; later calls, from any
+// Schema returns the parsed and checked schema. The first call takes about 50 ms and keeps 9 MB; later calls, from any
 // goroutine, return the same value, which nobody may change.
 func Schema() (*ast.Schema, error) { return load() }
 
