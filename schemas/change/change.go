@@ -250,3 +250,28 @@ type Transaction struct {
 	// CommitTime has microseconds and is not monotonic in commit order.
 	CommitTime time.Time
 }
+
+// EventKind says what an Event of the stream is.
+type EventKind byte
+
+// The kinds of events, in the order in which a transaction yields them.
+const (
+	EventBegin     EventKind = 'B' // Transaction is set
+	EventChange    EventKind = 'R' // Transaction and Change are set
+	EventMessage   EventKind = 'M' // Message is set; Transaction too when it is transactional
+	EventCommit    EventKind = 'C' // Transaction and EndLSN are set
+	EventKeepalive EventKind = 'k' // EndLSN is the server's WAL end; no transaction is open
+	EventIdle      EventKind = 'i' // nothing came for a while
+)
+
+// Event is one step of the replication stream. It and all that it points to are valid until the next call of the
+// stream; only Relation may be kept.
+type Event struct {
+	Kind        EventKind
+	Transaction *Transaction
+	Change      *Change
+	Message     *Message
+	// EndLSN of a commit is where the transaction ends: what may be acknowledged when all of it is durable. Of a
+	// keepalive it is the server's WAL end, which may be acknowledged when nothing at all is outstanding.
+	EndLSN LSN
+}

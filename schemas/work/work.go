@@ -278,3 +278,47 @@ type Settlement struct {
 	Outbox    []event.Record
 	Positions map[int32]int64
 }
+
+// Bucket is the model of one shop's rate budget, shared by all processes through the state. Times are the state
+// database's.
+type Bucket struct {
+	// Level is what is available at At, in points, after everything leased was taken off.
+	Level float64 `json:"level"`
+	// Maximum is the bucket's size and Restore what it regains, in points a second. Zero: not known yet.
+	Maximum float64   `json:"maximum"`
+	Restore float64   `json:"restore"`
+	At      time.Time `json:"at"`
+	// Leases are slices that processes hold, by holder. A lease that has ended returns to the bucket.
+	Leases map[string]BucketLease `json:"leases,omitempty"`
+}
+
+// BucketLease is a slice of a bucket.
+type BucketLease struct {
+	Points float64   `json:"points"`
+	Until  time.Time `json:"until"`
+}
+
+// ShopHealth is what the workers know together of one shop.
+type ShopHealth struct {
+	Shop string
+	// DeadSince is set while the shop refuses everything; one probe a minute goes out.
+	DeadSince time.Time
+	Reason    string
+	NextProbe time.Time
+	Paused    bool
+	// Bucket is the last known budget.
+	Bucket Bucket
+}
+
+// GuardLimits are the bounds of the guard, for each shop over a sliding window.
+type GuardLimits struct {
+	Window time.Duration // 10 min
+	Share  float64       // of the shop's live products: 0.20
+	Floor  int           // never below this many products: 50
+}
+
+// GuardRequest asks whether a plan with an effect may be sent.
+type GuardRequest struct {
+	ProductID string
+	Effect    Effect
+}
