@@ -322,3 +322,14 @@ type GuardRequest struct {
 	ProductID string
 	Effect    Effect
 }
+
+// Loaded is what the state knows of some products before their read begins.
+type Loaded struct {
+	// Known has a record for each shop, and one with an empty Shop for the product itself: its Snapshot is that of
+	// the last read of which every shop has been settled.
+	Known []Known
+	// Items are those that are not settled.
+	Items []Item
+	// Parked are all parked rows of the products, at the generation that stands now.
+	Parked []ParkedRef
+}
