@@ -4,6 +4,7 @@ package work
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -31,6 +32,10 @@ type Fence struct {
 	Epoch     int64
 }
 
+// ErrLeaseLost says that a write was rolled back because a fence of it is not valid any more: the lease has ended or
+// another worker has it. The holder must drop what it holds of the partition and must not try again.
+var ErrLeaseLost = errors.New("lease lost: another worker may own the partition")
+
 // Lease is a fence with its end and where the stage continues.
 type Lease struct {
 	Fence
@@ -41,6 +46,9 @@ type Lease struct {
 	// TakenIn is the offset of the first record that is not taken in: its items are written and its product stands
 	// in the window or is parked. It is never below Position.
 	TakenIn int64
+	// Cursor is how far a stage has come inside the record at Position (Expand: the last product id parked of the
+	// fan-out); empty at a record's beginning.
+	Cursor string
 	// Wanted says that another worker has fewer leases and waits for this one: drain and release it.
 	Wanted bool
 }
@@ -139,6 +147,8 @@ type TakeIn struct {
 	// TakenIn and Positions move forward only.
 	TakenIn   map[int32]int64
 	Positions map[int32]int64
+	// Cursors replace a lease's Cursor; a position that moves without one clears it.
+	Cursors map[int32]string
 	// Outbox rows go to Kafka by the relay, in this order.
 	Outbox []event.Record
 }
