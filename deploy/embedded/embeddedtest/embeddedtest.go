@@ -1,0 +1,254 @@
+// Package embeddedtest gives tests real services: one PostgreSQL and one
+// ClickHouse for a test binary, started by the first test that asks, and Kafka
+// brokers in memory.
+//
+//	func TestMain(m *testing.M) { embeddedtest.Main(m) }
+//
+//	func TestCapture(t *testing.T) {
+//		url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
+//		broker := embeddedtest.Kafka(t)
+//		...
+//	}
+//
+// Data lies in a directory of the user's cache, because the account that
+// PostgreSQL runs under when its caller is root cannot enter t.TempDir. What a
+// killed test binary leaves there, the next one removes.
+package embeddedtest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
+	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
+	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
+)
+
+// startTimeout bounds the start of a service, a first download included.
+const startTimeout = 5 * time.Minute
+
+// shared are the services of this test binary, zero until asked for.
+var shared struct {
+	sync.Mutex
+	dir      string
+	lock     *host.Lock
+	postgres *postgres.Server
+}
+
+// Main runs the tests of a package and stops what they have shared. It belongs
+// into TestMain, as its first and only statement. The test framework takes the
+// exit code from m.
+func Main(m *testing.M) {
+	m.Run()
+	if err := stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "embeddedtest:", err)
+	}
+}
+
+func stop() error {
+	shared.Lock()
+	defer shared.Unlock()
+	var err error
+	if shared.postgres != nil {
+		err = errors.Join(err, shared.postgres.Stop())
+	}
+	if shared.dir != "" {
+		err = errors.Join(err, os.RemoveAll(shared.dir))
+		shared.lock.Unlock()
+	}
+	return err
+}
+
+// Dir is a fresh directory that PostgreSQL can use also when the caller is root.
+// It is removed after the test: stop the server in it before, by t.Cleanup or
+// defer.
+func Dir(t testing.TB) string {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	base, err := binaryDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(base, "dir-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// binaryDir is the directory of this test binary, made at the first call, which
+// also removes those of binaries that are no more. shared is locked.
+func binaryDir() (string, error) {
+	if shared.dir != "" {
+		return shared.dir, nil
+	}
+	base, err := host.BaseDir("shelfwire")
+	if err != nil {
+		return "", err
+	}
+	all := filepath.Join(base, "test")
+	if err := os.MkdirAll(all, 0o755); err != nil {
+		return "", err
+	}
+	// Between the making of a directory and its lock nobody may sweep.
+	guard, err := host.WaitLock(context.Background(), filepath.Join(all, "lock"), func() {})
+	if err != nil {
+		return "", err
+	}
+	defer guard.Unlock()
+	if err := sweep(all); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(all, "binary-")
+	if err != nil {
+		return "", err
+	}
+	lock, err := host.TryLock(filepath.Join(dir, "lock"))
+	if err != nil {
+		return "", err
+	}
+	shared.dir, shared.lock = dir, lock
+	return dir, os.Chmod(dir, 0o755)
+}
+
+func sweep(all string) error {
+	dirs, err := filepath.Glob(filepath.Join(all, "binary-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		lock, err := host.TryLock(filepath.Join(dir, "lock"))
+		if errors.Is(err, host.ErrLocked) || errors.Is(err, os.ErrNotExist) {
+			continue // alive, or just removed by its owner
+		}
+		if err != nil {
+			return err
+		}
+		err = os.RemoveAll(dir)
+		lock.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Postgres is the server that the tests of this binary share. Take a database
+// of your own from [NewDatabase]; do not stop the server.
+func Postgres(t testing.TB) *postgres.Server {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.postgres != nil {
+		return shared.postgres
+	}
+	dir, err := binaryDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	s, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(dir, "postgres"), Progress: func(m string) { t.Log(m) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared.postgres = s
+	return s
+}
+
+// NewDatabase creates an empty database and returns its connection string. After
+// the test, its connections are cut, its replication slots dropped, and the
+// database too.
+func NewDatabase(t testing.TB, s *postgres.Server) string {
+	t.Helper()
+	name := "test_" + strings.ToLower(rand.Text())
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if err := admin(ctx, s, func(c *pgx.Conn) error {
+		_, err := c.Exec(ctx, "CREATE DATABASE "+name)
+		return err
+	}); err != nil {
+		t.Fatalf("create a database: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := admin(ctx, s, func(c *pgx.Conn) error { return drop(ctx, c, name) }); err != nil {
+			t.Errorf("drop the database of the test: %v", err)
+		}
+	})
+	return s.URL(name)
+}
+
+func admin(ctx context.Context, s *postgres.Server, do func(*pgx.Conn) error) error {
+	c, err := pgx.Connect(ctx, s.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(c), c.Close(ctx))
+}
+
+// drop removes a database with its slots. A slot can be dropped only when its
+// walsender has gone, which takes a moment after it was told to.
+func drop(ctx context.Context, c *pgx.Conn, name string) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var left int
+		err := c.QueryRow(ctx, `
+			SELECT count(*) FROM pg_replication_slots s
+			WHERE s.database = $1 AND CASE WHEN s.active_pid IS NULL
+				THEN pg_drop_replication_slot(s.slot_name) IS NULL
+				ELSE pg_terminate_backend(s.active_pid) IS NULL END`, name).Scan(&left)
+		if err == nil {
+			if err = c.QueryRow(ctx, "SELECT count(*) FROM pg_replication_slots WHERE database = $1", name).Scan(&left); err != nil {
+				return err
+			}
+			if left == 0 {
+				_, err = c.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// Kafka is a broker in memory, for this test alone.
+func Kafka(t testing.TB, topics ...map[string]int32) *kafka.Broker {
+	t.Helper()
+	all := map[string]int32{}
+	for _, some := range topics {
+		for name, partitions := range some {
+			all[name] = partitions
+		}
+	}
+	b, err := kafka.Start(context.Background(), kafka.Config{Topics: all})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
