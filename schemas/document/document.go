@@ -5,7 +5,8 @@
 // document owns exactly the fields that it names. An absent field is not owned and is never written; null clears it;
 // an empty list empties what the document put there before, never what a merchant added.
 //
-// The published JSON Schema stands beside this file (document.schema.json); [Validate] checks a document against it.
+// The published JSON Schema stands beside this file (document.schema.json); [Parse] checks a document against it, and
+// what a schema cannot say besides: that variants and options fit each other, that keys are unique.
 package document
 
 import (
@@ -46,12 +47,17 @@ func (f *Field[T]) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, &f.Value)
 }
 
-// MarshalJSON writes the value, or null where the field is cleared or absent.
+// MarshalJSON writes the value, or null where the field is cleared or absent. A list that is owned and nil is the
+// empty list: written as null it would say cleared.
 func (f Field[T]) MarshalJSON() ([]byte, error) {
 	if f.Null || !f.Owned {
 		return []byte("null"), nil
 	}
-	return json.Marshal(f.Value)
+	b, err := json.Marshal(f.Value)
+	if bytes.Equal(b, []byte("null")) {
+		return []byte("[]"), err
+	}
+	return b, err
 }
 
 // Document is one product as one shop shall have it.
@@ -60,7 +66,7 @@ type Document struct {
 	// off sale; a product that the shop never had is skipped.
 	Eligible bool `json:"eligible"`
 	// Reason is why the product is not eligible: NOT_APPROVED, NOT_NORMAL, NO_SHOP or a word of the user's own in
-	// upper case.
+	// upper case. Empty where the product is eligible.
 	Reason string `json:"reason,omitempty"`
 
 	Title           Field[string]      `json:"title,omitzero"`
@@ -122,7 +128,7 @@ type Variant struct {
 type Level struct {
 	// Location is the name of a location of the shop.
 	Location string `json:"location"`
-	// Quantity is in units, 0 to 1,000,000,000.
+	// Quantity is in units, 0 to 1,000,000,000. A numeric of SQL may have zeros behind its point (5.000).
 	Quantity int `json:"quantity"`
 	// Name is which of the shop's quantities is meant: "available" (the default, also for "") or "on_hand".
 	Name string `json:"name,omitempty"`
