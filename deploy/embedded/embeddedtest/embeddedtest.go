@@ -20,6 +20,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +31,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/shelfwire/shelfwire/deploy/embedded/clickhouse"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
 	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
@@ -43,12 +46,14 @@ var shared struct {
 	dir      string
 	lock     *host.Lock
 	postgres *postgres.Server
+	engine   *clickhouse.Server
 }
 
 // Main runs the tests of a package and stops what they have shared. It belongs
 // into TestMain, as its first and only statement. The test framework takes the
 // exit code from m.
 func Main(m *testing.M) {
+	clickhouse.ChildHook()
 	m.Run()
 	if err := stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "embeddedtest:", err)
@@ -59,6 +64,9 @@ func stop() error {
 	shared.Lock()
 	defer shared.Unlock()
 	var err error
+	if shared.engine != nil {
+		err = shared.engine.Stop()
+	}
 	if shared.postgres != nil {
 		err = errors.Join(err, shared.postgres.Stop())
 	}
@@ -234,6 +242,69 @@ func drop(ctx context.Context, c *pgx.Conn, name string) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// ClickHouse is the engine that the tests of this binary share. Take a database
+// of your own from [NewClickHouseDatabase]; do not stop the engine.
+func ClickHouse(t testing.TB) *clickhouse.Server {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.engine != nil {
+		return shared.engine
+	}
+	dir, err := binaryDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	s, err := clickhouse.Start(ctx, clickhouse.Config{Dir: filepath.Join(dir, "clickhouse"), Progress: func(m string) { t.Log(m) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared.engine = s
+	return s
+}
+
+// NewClickHouseDatabase creates an empty database and returns its connection
+// string. It is dropped after the test. Close clients before the test ends, or
+// the end of the test binary takes 5 s longer.
+func NewClickHouseDatabase(t testing.TB, s *clickhouse.Server) string {
+	t.Helper()
+	name := "test_" + strings.ToLower(rand.Text())
+	if err := statement(s, "CREATE DATABASE "+name); err != nil {
+		t.Fatalf("create a database: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := statement(s, "DROP DATABASE "+name+" SYNC"); err != nil {
+			t.Errorf("drop the database of the test: %v", err)
+		}
+	})
+	return s.URL(name)
+}
+
+// statement runs over HTTP, so that a test that needs no ClickHouse does not
+// have its driver linked in.
+func statement(s *clickhouse.Server, sql string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.HTTPAddr()+"/?wait_end_of_query=1", strings.NewReader(sql))
+	if err != nil {
+		return err
+	}
+	req.Close = true // a connection kept alive would delay the engine's end
+	req.SetBasicAuth(s.User(), s.Password())
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return errors.Join(fmt.Errorf("%s: %s: %s", sql, resp.Status, answer), err)
+	}
+	return nil
 }
 
 // Kafka is a broker in memory, for this test alone.

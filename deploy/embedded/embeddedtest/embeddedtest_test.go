@@ -3,6 +3,7 @@ package embeddedtest_test
 import (
 	"testing"
 
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -39,4 +40,17 @@ func TestKafka(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	require.NoError(t, c.ProduceSync(t.Context(), kgo.StringRecord("x")).FirstErr())
+}
+
+func TestClickHouse(t *testing.T) {
+	opts, err := chgo.ParseDSN(embeddedtest.NewClickHouseDatabase(t, embeddedtest.ClickHouse(t)))
+	require.NoError(t, err)
+	conn, err := chgo.Open(opts)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.Exec(t.Context(), "CREATE TABLE t (n UInt64) ENGINE = MergeTree ORDER BY n"))
+	require.NoError(t, conn.Exec(t.Context(), "INSERT INTO t SELECT number FROM numbers(1000)"))
+	var n uint64
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count() FROM t").Scan(&n))
+	require.EqualValues(t, 1000, n)
 }
