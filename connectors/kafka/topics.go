@@ -1,0 +1,134 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// The partitions of catalog.positions: one for each kind of writer, so that reading a position never waits behind
+// another writer's open transaction. The rest of the eight is room for stages to come.
+const (
+	CapturePartition int32 = 0
+	RelayPartition   int32 = 1
+
+	positionPartitions = 8
+)
+
+// topicSpec is how a topic must look.
+type topicSpec struct {
+	name       string
+	partitions int32
+	config     map[string]string
+}
+
+func (c *Cluster) specs() []topicSpec {
+	n := c.cfg.Partitions
+	size := strconv.Itoa(int(c.cfg.MaxRecordBytes) + 4096) // a batch around one record has a header of its own
+	rows := map[string]string{"max.message.bytes": size}
+	compacted := map[string]string{"cleanup.policy": "compact", "max.message.bytes": size}
+	return []topicSpec{
+		{event.Changes, n, rows},
+		{event.Fanouts, n, rows},
+		// One partition: announcements of one batch and what became of it stay in order, and one worker reads them.
+		{event.Batches, 1, nil},
+		{event.Outcomes, n, rows},
+		{event.Documents, n, compacted},
+		{event.DeadLetters, n, rows},
+		// 50 positions a second are a gigabyte a day before compaction, which never touches the active segment.
+		{event.Positions, positionPartitions, map[string]string{"cleanup.policy": "compact", "segment.bytes": "16777216"}},
+	}
+}
+
+// TopicError says that a topic exists with another shape than the one that is needed.
+type TopicError struct {
+	Topic      string
+	Have, Want int32
+}
+
+func (e *TopicError) Error() string {
+	return fmt.Sprintf("topic %s has %d partitions and %d are configured: a topic is never widened, as the order per "+
+		"product rests on its partition count; set kafka.partitions to %d, or use another kafka.prefix and take a new "+
+		"snapshot", e.Topic, e.Have, e.Want, e.Have)
+}
+
+// Permanent says that trying again does not help.
+func (*TopicError) Permanent() bool { return true }
+
+// EnsureTopics creates the topics that are missing and checks the partition counts of those that stand. It changes
+// nothing about an existing topic.
+func (c *Cluster) EnsureTopics(ctx context.Context) error {
+	for _, s := range c.specs() {
+		config := make(map[string]*string, len(s.config))
+		for k, v := range s.config {
+			config[k] = kadm.StringPtr(v)
+		}
+		name := c.Topic(s.name)
+		resp, err := c.adm.CreateTopic(ctx, s.partitions, c.cfg.Replication, config, name)
+		if err == nil {
+			err = resp.Err
+		}
+		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+			return fmt.Errorf("create topic %s: %w", name, err)
+		}
+	}
+	names := make([]string, 0, 8)
+	for _, s := range c.specs() {
+		names = append(names, c.Topic(s.name))
+	}
+	found, err := c.adm.ListTopics(ctx, names...)
+	if err != nil {
+		return fmt.Errorf("describe topics: %w", err)
+	}
+	for _, s := range c.specs() {
+		d := found[c.Topic(s.name)]
+		if d.Err != nil {
+			return fmt.Errorf("describe topic %s: %w", c.Topic(s.name), d.Err)
+		}
+		if have := int32(len(d.Partitions)); have != s.partitions {
+			return &TopicError{Topic: c.Topic(s.name), Have: have, Want: s.partitions}
+		}
+	}
+	return nil
+}
+
+// CopyOffsets commits next offsets of a topic to a consumer group that has no members. Nothing of ours reads them:
+// they are there for lag tools.
+func (c *Cluster) CopyOffsets(ctx context.Context, group, topic string, next map[int32]int64) error {
+	var os kadm.Offsets
+	for p, at := range next {
+		os.AddOffset(topic, p, at, -1)
+	}
+	if err := c.adm.CommitAllOffsets(ctx, group, os); err != nil {
+		return fmt.Errorf("copy offsets of %s to group %s: %w", topic, group, err)
+	}
+	return nil
+}
+
+// StartOffsets are, for each partition of a topic, the offset of the first record that retention has left.
+func (c *Cluster) StartOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
+	return offsetsOf(c.adm.ListStartOffsets(ctx, topic))
+}
+
+// EndOffsets are, for each partition of a topic, the offset after the last committed record (the last stable offset).
+func (c *Cluster) EndOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
+	return offsetsOf(c.adm.ListCommittedOffsets(ctx, topic))
+}
+
+func offsetsOf(list kadm.ListedOffsets, err error) (map[int32]int64, error) {
+	if err == nil {
+		err = list.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list offsets: %w", err)
+	}
+	m := make(map[int32]int64)
+	list.Each(func(o kadm.ListedOffset) { m[o.Partition] = o.Offset })
+	return m, nil
+}
