@@ -1,0 +1,179 @@
+package clickhouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// Insert writes records of one topic, named as in package event without the prefix, and returns when the server has
+// acknowledged them. Every record becomes one row: of its table, or of malformed when it cannot be read, which is
+// counted in the result. Inserting a record again changes nothing that a view shows. The same token must always come
+// with the same records; it spares the server the work of a repeat.
+//
+// Every error may be tried again with the same records; nothing about a record itself is an error.
+func (d *DB) Insert(ctx context.Context, topic string, topicID [16]byte, records []event.Record, token string) (malformed int, err error) {
+	if len(records) == 0 {
+		return 0, nil
+	}
+	t, ok := tables[topic]
+	if !ok {
+		return 0, fmt.Errorf("insert records of topic %s: there is no table for it", topic)
+	}
+	blocks := t(formatUUID(topicID), topic, records)
+	for _, b := range blocks {
+		if b.rows == 0 {
+			continue
+		}
+		if b.table == malformedTable {
+			malformed = b.rows
+		}
+		if err := d.insert(ctx, b, token); err != nil {
+			return 0, fmt.Errorf("insert %d rows into %s (%s): %w", b.rows, b.table, token, explain(err))
+		}
+	}
+	return malformed, nil
+}
+
+// insert sends one block, which the server writes as one part for each month that it touches.
+func (d *DB) insert(ctx context.Context, b block, token string) error {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.InsertTimeout)
+	defer cancel()
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{
+		"insert_deduplicate":         1,
+		"insert_deduplication_token": token,
+		// An acknowledgement must mean that the rows are in the table, whatever the profile of the user says.
+		"async_insert": 0,
+		// Records may carry any timestamp: a block of odd ones can touch more months than the limit for slips of the pen.
+		"max_partitions_per_insert_block": 0,
+	}))
+	names := make([]string, len(b.columns))
+	for i, c := range b.columns {
+		names[i] = "`" + c.name + "`"
+	}
+	batch, err := d.conn.PrepareBatch(ctx, "INSERT INTO "+b.table+" ("+strings.Join(names, ", ")+")")
+	if err != nil {
+		return err
+	}
+	for i, c := range b.columns {
+		if err := batch.Column(i).Append(c.values); err != nil {
+			return errors.Join(fmt.Errorf("column %s: %w", c.name, err), batch.Abort())
+		}
+	}
+	if err := batch.Send(); err != nil {
+		return errors.Join(err, ignoreSent(batch.Close()))
+	}
+	return nil
+}
+
+func ignoreSent(err error) error {
+	if errors.Is(err, clickhouse.ErrBatchAlreadySent) {
+		return nil
+	}
+	return err
+}
+
+// Begin notes that the topic has this id now, and returns the offset after the last row that any table holds of the
+// partition, 0 when there is none. A position above it says that rows which were acknowledged are gone, as after a
+// restore, or that the topic was made anew: the loader goes back to what Begin returns. A position below it stands,
+// because a row says nothing about those before it.
+func (d *DB) Begin(ctx context.Context, topic string, topicID [16]byte, partition int32) (next int64, err error) {
+	id := formatUUID(topicID)
+	err = d.conn.Exec(ctx, `INSERT INTO topics_rows
+		SELECT {topic:String}, {id:UUID}, now64(3)
+		WHERE ({topic:String}, {id:UUID}) NOT IN (SELECT topic, topic_id FROM topics_rows)`,
+		clickhouse.Named("topic", topic), clickhouse.Named("id", id))
+	if err != nil {
+		return 0, fmt.Errorf("note id %s of topic %s: %w", id, topic, explain(err))
+	}
+	for _, table := range tablesOf(topic) {
+		var last uint64
+		var count uint64
+		err := d.conn.QueryRow(ctx, "SELECT max(offset), count() FROM "+table+
+			" WHERE topic_id = {id:UUID} AND partition = {partition:Int32}",
+			clickhouse.Named("id", id), clickhouse.Named("partition", fmt.Sprint(partition))).Scan(&last, &count)
+		if err != nil {
+			return 0, fmt.Errorf("find the last row of %s/%d in %s: %w", topic, partition, table, explain(err))
+		}
+		if count > 0 {
+			next = max(next, int64(last)+1)
+		}
+	}
+	return next, nil
+}
+
+// formatUUID writes a topic's id as ClickHouse reads it.
+func formatUUID(id [16]byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[0:4], id[4:6], id[6:8], id[8:10], id[10:16])
+}
+
+// ServerError is an answer of the server, without its stack trace, and with what to do about it where that is known.
+type ServerError struct {
+	// Code is ClickHouse's error code.
+	Code int32
+	Text string
+	Cure string
+	err  error
+}
+
+func (e *ServerError) Error() string {
+	s := fmt.Sprintf("ClickHouse answers code %d: %s", e.Code, e.Text)
+	if e.Cure != "" {
+		s += " (" + e.Cure + ")"
+	}
+	return s
+}
+
+func (e *ServerError) Unwrap() error { return e.err }
+
+// cures tell a person what the server's codes mean here. The codes are those of ClickHouse's ErrorCodes.cpp.
+var cures = map[int32]string{
+	60:  "a table is missing: restart with the rights to create tables, so that it is migrated",
+	81:  "the database is missing: restart with the right to create it, or create it",
+	164: "the user may only read: grant INSERT and ALTER on the database",
+	192: "the user does not exist: see clickhouse.user in the configuration",
+	241: "the server is short of memory: it is tried again",
+	242: "the table is read-only: it is tried again",
+	243: "the server's disk is full: make room, it is tried again",
+	252: "the server merges too slowly: it is tried again",
+	497: "the user lacks a right: grant what the message names",
+	516: "the login was refused: see clickhouse.user and clickhouse.password in the configuration",
+}
+
+// explain makes an error of the driver readable. Anything else it leaves alone.
+func explain(err error) error {
+	var e *clickhouse.Exception
+	if errors.As(err, &e) {
+		text, _, _ := strings.Cut(e.Message, "\n")
+		return &ServerError{Code: e.Code, Text: strings.TrimPrefix(text, "DB::Exception: "), Cure: cures[e.Code], err: err}
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return fmt.Errorf("ClickHouse does not answer: %w", err)
+	}
+	return err
+}
+
+// clamp keeps a time within what DateTime64 can hold as text, 1900 to 2299, so that a record with an absurd timestamp
+// is still one and the same row every time.
+func clamp(t time.Time) time.Time {
+	switch {
+	case t.Before(earliest):
+		return earliest
+	case t.After(latest):
+		return latest
+	}
+	return t.UTC()
+}
+
+var (
+	earliest = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
+	latest   = time.Date(2299, 12, 31, 23, 59, 59, 0, time.UTC)
+)

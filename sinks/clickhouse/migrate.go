@@ -1,0 +1,206 @@
+package clickhouse
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+)
+
+//go:embed sql/*.sql
+var migrations embed.FS
+
+// migration is one file of sql/, which is never changed once it was released: columns are only ever added, by a later
+// file, so that programs of two versions can load into one database.
+type migration struct {
+	version uint32
+	name    string
+	sql     string
+}
+
+// Migrate makes the database, its tables and its views, or brings them up to date, and applies retention and refresh
+// intervals. It may be called by several processes at once and be killed at any step: every statement can be repeated.
+// A database that a newer program has migrated is left as it is.
+func (d *DB) Migrate(ctx context.Context) error {
+	if err := d.createDatabase(ctx); err != nil {
+		return err
+	}
+	err := d.conn.Exec(ctx, `CREATE TABLE IF NOT EXISTS migrations
+		(version UInt32, name String, applied_at DateTime64(3, 'UTC'))
+		ENGINE = ReplacingMergeTree ORDER BY version`)
+	if err != nil {
+		return fmt.Errorf("create table migrations: %w", explain(err))
+	}
+	var have uint32
+	if err := d.conn.QueryRow(ctx, "SELECT max(version) FROM migrations").Scan(&have); err != nil {
+		return fmt.Errorf("read the version of database %s: %w", d.cfg.Database, explain(err))
+	}
+	all, err := readMigrations(migrations)
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if m.version <= have {
+			continue
+		}
+		if err := d.apply(ctx, m); err != nil {
+			return err
+		}
+	}
+	if err := d.applyRetention(ctx); err != nil {
+		return err
+	}
+	return d.applyRefresh(ctx)
+}
+
+// createDatabase needs a connection that does not name the database.
+func (d *DB) createDatabase(ctx context.Context) error {
+	opts := d.cfg.options("")
+	opts.MaxOpenConns, opts.MaxIdleConns = 1, 1
+	conn, err := clickhouse.Open(opts)
+	if err != nil {
+		return fmt.Errorf("clickhouse: %w", err)
+	}
+	err = conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(d.cfg.Database))
+	if cerr := conn.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("create database %s: %w", d.cfg.Database, explain(err))
+	}
+	return nil
+}
+
+// apply runs a file and then notes its version; killed between, it runs again, which changes nothing.
+func (d *DB) apply(ctx context.Context, m migration) error {
+	for i, stmt := range statements(m.sql) {
+		if err := d.conn.Exec(ctx, stmt); err != nil {
+			return fmt.Errorf("migrate database %s: %s, statement %d: %w", d.cfg.Database, m.name, i+1, explain(err))
+		}
+	}
+	err := d.conn.Exec(ctx, "INSERT INTO migrations SELECT {version:UInt32}, {name:String}, now64(3)",
+		clickhouse.Named("version", strconv.FormatUint(uint64(m.version), 10)), clickhouse.Named("name", m.name))
+	if err != nil {
+		return fmt.Errorf("note migration %s: %w", m.name, explain(err))
+	}
+	return nil
+}
+
+// readMigrations returns the files in order of their versions, the number before the first underscore.
+func readMigrations(files fs.FS) ([]migration, error) {
+	names, err := fs.Glob(files, "sql/*.sql")
+	if err != nil {
+		return nil, fmt.Errorf("list migrations: %w", err)
+	}
+	all := make([]migration, 0, len(names))
+	for _, path := range names {
+		name := strings.TrimSuffix(strings.TrimPrefix(path, "sql/"), ".sql")
+		number, _, _ := strings.Cut(name, "_")
+		version, err := strconv.ParseUint(number, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("migration %s: its name begins with no version", path)
+		}
+		text, err := fs.ReadFile(files, path)
+		if err != nil {
+			return nil, fmt.Errorf("migration %s: %w", path, err)
+		}
+		all = append(all, migration{version: uint32(version), name: name, sql: string(text)})
+	}
+	slices.SortFunc(all, func(a, b migration) int { return int(a.version) - int(b.version) })
+	return all, nil
+}
+
+// statements splits a file at semicolons that end a line, which is how our files end every statement.
+func statements(sql string) []string {
+	var out []string
+	for s := range strings.SplitSeq(sql, ";\n") {
+		code := false
+		for line := range strings.SplitSeq(s, "\n") {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "--") {
+				code = true
+			}
+		}
+		if code {
+			out = append(out, strings.TrimSpace(s))
+		}
+	}
+	return out
+}
+
+// retained are the tables with a retention. documents_rows is none of them: like its topic, it keeps the last row of
+// each key for ever.
+var retained = []string{
+	"changes_rows", "outcomes_rows", "batches_rows", "document_versions_rows", "deadletters_rows", "malformed_rows",
+}
+
+// applyRetention changes only tables whose retention is another one, as the change rewrites parts.
+func (d *DB) applyRetention(ctx context.Context) error {
+	days := int(d.cfg.Retention / (24 * time.Hour))
+	for _, table := range retained {
+		var engine string
+		err := d.conn.QueryRow(ctx,
+			"SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = {table:String}",
+			clickhouse.Named("table", table)).Scan(&engine)
+		if err != nil {
+			return fmt.Errorf("read the retention of %s: %w", table, explain(err))
+		}
+		change := ""
+		switch {
+		case days > 0 && !strings.Contains(engine, fmt.Sprintf("toIntervalDay(%d)", days)):
+			change = fmt.Sprintf("MODIFY TTL toDateTime(timestamp) + toIntervalDay(%d)", days)
+		case days == 0 && strings.Contains(engine, " TTL "):
+			change = "REMOVE TTL"
+		default:
+			continue
+		}
+		if err := d.conn.Exec(ctx, "ALTER TABLE "+table+" "+change); err != nil {
+			return fmt.Errorf("set the retention of %s to %d days: %w", table, days, explain(err))
+		}
+	}
+	return nil
+}
+
+// Aggregates lists the tables that are computed anew at every refresh, each from its view.
+var Aggregates = []string{"hourly_failures", "hourly_latency", "hourly_points"}
+
+func (d *DB) applyRefresh(ctx context.Context) error {
+	every := fmt.Sprintf("REFRESH EVERY %d SECOND", int(d.cfg.Refresh/time.Second))
+	for _, name := range Aggregates {
+		var made string
+		err := d.conn.QueryRow(ctx,
+			"SELECT create_table_query FROM system.tables WHERE database = currentDatabase() AND name = {name:String}",
+			clickhouse.Named("name", name)).Scan(&made)
+		if err != nil {
+			return fmt.Errorf("read the refresh interval of %s: %w", name, explain(err))
+		}
+		if strings.Contains(made, every+" ") {
+			continue
+		}
+		if err := d.conn.Exec(ctx, "ALTER TABLE "+name+" MODIFY "+every); err != nil {
+			return fmt.Errorf("set the refresh interval of %s: %w", name, explain(err))
+		}
+	}
+	return nil
+}
+
+// Refresh computes the aggregates anew and waits until they are done. Nothing needs it: they refresh by themselves.
+func (d *DB) Refresh(ctx context.Context) error {
+	for _, name := range Aggregates {
+		for _, what := range []string{"SYSTEM REFRESH VIEW ", "SYSTEM WAIT VIEW "} {
+			if err := d.conn.Exec(ctx, what+name); err != nil {
+				return fmt.Errorf("refresh %s: %w", name, explain(err))
+			}
+		}
+	}
+	return nil
+}
+
+func quoteName(s string) string {
+	return "`" + strings.NewReplacer("\\", "\\\\", "`", "\\`").Replace(s) + "`"
+}
