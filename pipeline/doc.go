@@ -1,0 +1,23 @@
+// Package pipeline holds the stages between the source and the shops: Capture, Expand, Push, Relay and Load, and the
+// small interfaces that they need. It knows no driver: cmd passes connectors and sinks in.
+//
+// Every stage commits what it writes and how far it has read in one atomic step of the system that it writes to, so
+// that no ledger beside the data can disagree with it. The steps:
+//
+//	Capture  one Kafka transaction: records, and the source position
+//	Expand   one state transaction: parked products and items, and the page reached
+//	Push     one state transaction: results, items, outbox and position, valid only under its leases
+//	Relay    one Kafka transaction: outbox rows, and the number of the last of them
+//	Load     one INSERT of rows that carry their own identity, then the position
+//
+// Non-obvious, and each the cause of a lost or doubled push when it is broken:
+//
+//   - A product's offsets are done only when every shop of its read has been settled. Push therefore settles a round's
+//     shops one after the other, and the last one of a product carries its offsets.
+//   - What is parked is deleted only at the generation that stood before the read began: a change that parked the
+//     product again meanwhile keeps it parked.
+//   - A read counts only when its snapshot sees the transactions that asked for it. WAL is sent before a commit is
+//     visible to new snapshots.
+//   - A request that may have reached a shop leaves an intent. Whoever finds it reads the shop before writing again,
+//     and reads once more when the longest flight time is over.
+package pipeline

@@ -1,0 +1,148 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// follower reads the partitions of a topic under leases and handles their records one after the other: the shape of
+// the stages that need no debounce (Expand, and the reader of catalog.batches).
+type follower struct {
+	keeper *leaseKeeper
+	reader recordReader
+	log    *slog.Logger
+	// handle makes the effect of these records durable together with the position after them. They are of one
+	// partition and in order. It returns work.ErrLeaseLost when the partition is no longer this worker's, and
+	// otherwise tries until it succeeds or ctx ends.
+	handle func(ctx context.Context, lease work.Lease, recs []event.Record) error
+
+	held map[int32]work.Lease
+}
+
+// run works until ctx ends and then gives the leases back.
+func (f *follower) run(ctx context.Context) error {
+	f.held = map[int32]work.Lease{}
+	updates := make(chan []heldLease)
+	records := make(chan []event.Record)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return f.keeper.run(ctx, updates) })
+	g.Go(func() error {
+		for {
+			recs, err := f.reader.Poll(ctx, 1000)
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil:
+				return err
+			case len(recs) == 0:
+				continue
+			}
+			select {
+			case records <- recs:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case held := <-updates:
+				f.assign(ctx, held)
+			case recs := <-records:
+				if err := f.dispatch(ctx, recs); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				f.release(context.WithoutCancel(ctx))
+				return nil
+			}
+		}
+	})
+	return g.Wait()
+}
+
+func (f *follower) assign(ctx context.Context, held []heldLease) {
+	seen := map[int32]bool{}
+	var wanted []work.Fence
+	for _, h := range held {
+		old, ok := f.held[h.Partition]
+		switch {
+		case h.Wanted: // nothing is ever left half done between two records
+			f.drop(h.Partition)
+			wanted = append(wanted, h.Fence)
+			continue
+		case ok && old.Epoch == h.Epoch:
+			old.Expires = h.Expires
+			f.held[h.Partition] = old
+		default:
+			f.reader.Remove(h.Partition)
+			f.held[h.Partition] = h.Lease
+			f.reader.Add(h.Partition, h.Position)
+		}
+		seen[h.Partition] = true
+	}
+	for part := range f.held {
+		if !seen[part] {
+			f.drop(part)
+		}
+	}
+	if len(wanted) > 0 {
+		if err := f.keeper.store.Release(ctx, wanted); err != nil {
+			f.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
+		}
+	}
+}
+
+func (f *follower) drop(partition int32) {
+	f.reader.Remove(partition)
+	delete(f.held, partition)
+}
+
+// dispatch hands each partition's records over in one call.
+func (f *follower) dispatch(ctx context.Context, recs []event.Record) error {
+	byPart := map[int32][]event.Record{}
+	for _, r := range recs {
+		if l, ok := f.held[r.Partition]; ok && r.Offset >= l.Position {
+			byPart[r.Partition] = append(byPart[r.Partition], r)
+		}
+	}
+	for part, rs := range byPart {
+		lease := f.held[part]
+		err := f.handle(ctx, lease, rs)
+		switch {
+		case err == nil:
+			lease.Position, lease.Cursor = rs[len(rs)-1].Offset+1, ""
+			f.held[part] = lease
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, work.ErrLeaseLost):
+			f.drop(part)
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *follower) release(ctx context.Context) {
+	var fences []work.Fence
+	for part, l := range f.held {
+		f.reader.Remove(part)
+		fences = append(fences, l.Fence)
+	}
+	if len(fences) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.keeper.cfg.TTL/4)
+	defer cancel()
+	if err := f.keeper.store.Release(ctx, fences); err != nil {
+		f.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
+	}
+}

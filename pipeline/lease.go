@@ -1,0 +1,122 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// leaseStore keeps leases; sinks/state implements it.
+type leaseStore interface {
+	// Renew prolongs the owner's leases of a stage, takes free ones up to a fair share, and returns all it holds.
+	Renew(ctx context.Context, stage work.Stage, owner string, partitions int32, ttl time.Duration) ([]work.Lease, error)
+	Release(ctx context.Context, fences []work.Fence) error
+}
+
+// LeaseConfig says how a stage keeps its leases.
+type LeaseConfig struct {
+	// Owner names this worker; it must be unique among all that run, and new at every start.
+	Owner string
+	// TTL is how long a lease outlives its holder's last renewal. Shorter hands the work of a killed worker over
+	// sooner and tolerates shorter pauses. Default 30 s.
+	TTL time.Duration
+	// Every is the pause between renewals. Default TTL/10, at most 3 s: it is also how long a new worker waits for
+	// its first leases.
+	Every time.Duration
+}
+
+func (c LeaseConfig) withDefaults() LeaseConfig {
+	if c.TTL == 0 {
+		c.TTL = 30 * time.Second
+	}
+	if c.Every == 0 {
+		c.Every = min(c.TTL/10, 3*time.Second)
+	}
+	return c
+}
+
+// heldLease is a lease as its holder may rely on it.
+type heldLease struct {
+	work.Lease
+	// until is by this process's own clock, counted from before the renewal was asked for, so that it never lies
+	// after the end that the state knows.
+	until time.Time
+}
+
+// leaseKeeper renews the leases of one stage and reports all that it holds after each renewal.
+type leaseKeeper struct {
+	store      leaseStore
+	stage      work.Stage
+	partitions int32
+	cfg        LeaseConfig
+	log        *slog.Logger
+}
+
+// run renews until ctx ends. A renewal that does not succeed changes nothing: the holder sees its leases run out.
+func (k *leaseKeeper) run(ctx context.Context, held chan<- []heldLease) error {
+	tick := time.NewTicker(k.cfg.Every)
+	defer tick.Stop()
+	for {
+		start := time.Now()
+		rctx, cancel := context.WithTimeout(ctx, k.cfg.TTL/2)
+		leases, err := k.store.Renew(rctx, k.stage, k.cfg.Owner, k.partitions, k.cfg.TTL)
+		cancel()
+		switch {
+		case err == nil:
+			out := make([]heldLease, len(leases))
+			for i, l := range leases {
+				out[i] = heldLease{Lease: l, until: start.Add(k.cfg.TTL)}
+			}
+			select {
+			case held <- out:
+			case <-ctx.Done():
+				return nil
+			}
+		case ctx.Err() == nil:
+			k.log.WarnContext(ctx, "lease renewal", "stage", string(k.stage), "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// retry calls f until it succeeds, ctx ends, or the error is one that trying again cannot mend. It pauses 50 ms at
+// first and at most 2 s between calls, so that a service that is away is neither hammered nor kept waiting for long.
+func retry(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) error {
+	pause := 50 * time.Millisecond
+	for {
+		err := f(ctx)
+		var perm interface{ Permanent() bool }
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, work.ErrLeaseLost), errors.As(err, &perm) && perm.Permanent():
+			return err
+		}
+		log.WarnContext(ctx, "waiting to try again", "what", what, "pause", pause, "error", err)
+		if !sleep(ctx, pause) {
+			return context.Cause(ctx)
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// sleep waits and reports whether ctx still stands.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

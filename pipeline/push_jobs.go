@@ -1,0 +1,234 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/document"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// The reasons of skipped products that the pipeline itself gives.
+const (
+	reasonNoRow  = "NO_ROW"
+	reasonNoShop = "NO_SHOP"
+)
+
+// jobs turns flights and their rows into what each shop must be asked for.
+func (r *round) jobs(flights []*flight, rows map[string][]document.Row, failed map[string]error) []*job {
+	var out []*job
+	for _, f := range flights {
+		var js []*job
+		id := string(f.entry.product)
+		switch {
+		case f.again > 0:
+			continue
+		case f.again < 0: // its transaction stays invisible: it waits in the state
+			f.again = 0
+			js = []*job{{flight: f, push: work.Push{ProductID: id}, park: "NOT_YET_VISIBLE"}}
+		case failed[id] != nil:
+			j := f.ready("", work.Result{
+				Status: event.Failed, Category: event.Validation, Field: "documents",
+				Message: fmt.Sprintf("the documents query breaks on this product: %v", failed[id]),
+			})
+			j.unread = true
+			js = []*job{j}
+		default:
+			js = f.shops(rows[id])
+		}
+		f.open = len(js)
+		out = append(out, js...)
+	}
+	for _, j := range out {
+		if j.ready || j.park != "" {
+			continue
+		}
+		j.plan = r.p.parts.Sender.Plan(j.push)
+		j.plan.Lane = max(j.plan.Lane, j.flight.entry.lane)
+		if j.plan.Nothing {
+			j.ready, j.result = true, j.plan.Result
+		}
+	}
+	return out
+}
+
+// ready is a job whose result stands without asking a shop.
+func (f *flight) ready(shop string, res work.Result) *job {
+	id := string(f.entry.product)
+	res.ProductID, res.Shop = id, shop
+	return &job{
+		flight: f, ready: true, result: res,
+		push: work.Push{ProductID: id, Shop: shop, Known: f.knownIn(shop)},
+	}
+}
+
+func (f *flight) knownIn(shop string) work.Known {
+	k, ok := f.known[shop]
+	if !ok {
+		k = work.Known{ProductID: string(f.entry.product), Shop: shop}
+	}
+	return k
+}
+
+// shops makes one job for each shop that the product belongs to or has left.
+func (f *flight) shops(rows []document.Row) []*job {
+	var out []*job
+	routed := map[string]bool{}
+	for _, row := range rows {
+		if row.Shop == "" {
+			reason := reasonNoShop
+			var d struct{ Reason string }
+			if json.Unmarshal(row.Document, &d) == nil && d.Reason != "" {
+				reason = d.Reason
+			}
+			out = append(out, f.ready("", work.Result{Status: event.Skipped, Reason: reason,
+				Message: "no shop is routed to this product"}))
+			continue
+		}
+		routed[row.Shop] = true
+		if f.wants(row.Shop) {
+			out = append(out, f.document(row))
+		}
+	}
+	for shop, k := range f.known {
+		if shop == "" || routed[shop] || !f.wants(shop) {
+			continue
+		}
+		if k.ShopifyID == "" && len(k.Intents) == 0 {
+			out = append(out, f.ready(shop, work.Result{Status: event.Skipped, Reason: reasonNoRow}))
+			continue
+		}
+		out = append(out, &job{flight: f, push: work.Push{
+			ProductID: string(f.entry.product), Shop: shop, Known: k, Gone: len(rows) == 0, Moved: len(rows) > 0,
+		}})
+	}
+	for _, it := range f.items { // an item of a shop that the product neither belongs to nor ever reached
+		if it.Shop != "" && !routed[it.Shop] && f.wants(it.Shop) {
+			if _, ok := f.known[it.Shop]; !ok {
+				routed[it.Shop] = true
+				out = append(out, f.ready(it.Shop, work.Result{Status: event.Skipped, Reason: reasonNoRow}))
+			}
+		}
+	}
+	if len(out) == 0 { // a stale id, or a parked retry of a shop that is gone: nothing to do, and that must settle
+		out = append(out, f.ready("", work.Result{Status: event.Skipped, Reason: reasonNoRow}))
+	}
+	return out
+}
+
+func (f *flight) wants(shop string) bool {
+	_, ok := f.entry.only[shop]
+	return ok || f.entry.only == nil
+}
+
+// document makes the job of one row. A document that breaks the schema fails with its path; the shop is left as it
+// is.
+func (f *flight) document(row document.Row) *job {
+	d, err := document.Parse(row.Document)
+	if err != nil {
+		res := work.Result{Status: event.Failed, Category: event.Validation, Message: err.Error()}
+		if at, ok := err.(interface{ FieldPath() string }); ok { //nolint:errorlint // Parse returns its own type
+			res.Field = at.FieldPath()
+		}
+		j := f.ready(row.Shop, res)
+		j.push.Raw = row.Document
+		return j
+	}
+	return &job{flight: f, push: work.Push{
+		ProductID: string(f.entry.product), Shop: row.Shop, Document: &d, Raw: row.Document, Hash: document.Hash(d),
+		Known: f.knownIn(row.Shop),
+	}}
+}
+
+// hold asks the guard about everything that would take products off sale or give things away.
+func (r *round) hold(ctx context.Context, jobs []*job) []*job {
+	asks := map[string][]work.GuardRequest{}
+	for _, j := range jobs {
+		if j.ready || j.park != "" {
+			continue
+		}
+		for _, e := range j.plan.Effects {
+			asks[j.push.Shop] = append(asks[j.push.Shop], work.GuardRequest{ProductID: j.push.ProductID, Effect: e})
+		}
+	}
+	for shop, reqs := range asks {
+		held, err := r.p.parts.State.Guard(ctx, shop, reqs, r.p.cfg.Guard)
+		for _, j := range jobs {
+			if j.push.Shop != shop || j.ready || len(j.plan.Effects) == 0 {
+				continue
+			}
+			if err != nil { // unasked is unsent
+				j.park = "GUARD_UNKNOWN"
+				continue
+			}
+			for _, e := range j.plan.Effects {
+				if held[work.GuardRequest{ProductID: j.push.ProductID, Effect: e}] {
+					j.ready = true
+					j.result = work.Result{
+						ProductID: j.push.ProductID, Shop: shop, Status: event.Held, Reason: "GUARD",
+						Message: fmt.Sprintf("held by the guard: too many products of %s would get the effect %s "+
+							"within %s; release or reject the hold", shop, e, r.p.cfg.Guard.Window),
+					}
+				}
+			}
+		}
+		if err != nil {
+			r.p.log.WarnContext(ctx, "guard not asked", "shop", shop, "error", err)
+		}
+	}
+	return jobs
+}
+
+// splitItems gives each item of a batch that has no shop yet one item for each shop, and marks what is about to be
+// sent as PROCESSING, before anything is sent: so a batch is never complete while a shop of a product is missing.
+func (r *round) splitItems(ctx context.Context, jobs []*job) error {
+	s := work.Settlement{}
+	fences := map[int32]struct{}{}
+	split := map[[2]string]struct{}{}
+	for _, j := range jobs {
+		for _, it := range j.flight.items {
+			if !r.snapshot.Sees(it.XID) || j.push.Shop == "" || it.Shop != "" && it.Shop != j.push.Shop {
+				continue
+			}
+			if it.Shop == "" {
+				split[[2]string{it.BatchID, it.ProductID}] = struct{}{}
+			}
+			n := it
+			n.Shop, n.Status = j.push.Shop, work.ItemProcessing
+			s.Items = append(s.Items, n)
+			fences[j.flight.entry.partition] = struct{}{}
+		}
+	}
+	if len(s.Items) == 0 {
+		return nil
+	}
+	for k := range split {
+		s.SplitItems = append(s.SplitItems, work.Item{BatchID: k[0], ProductID: k[1]})
+	}
+	for part := range fences {
+		s.Fences = append(s.Fences, r.owned[part].fence())
+	}
+	return retry(ctx, r.p.log, "split items", func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s) })
+}
+
+// retryDelay is the pause before the attempt after n failed ones: 1 s, 5 s, 30 s, then 1 min doubling to 2 h. jitter
+// is a number in [0, 1) that spreads it by a quarter either way.
+func retryDelay(n int, jitter float64) time.Duration {
+	quick := [...]time.Duration{time.Second, 5 * time.Second, 30 * time.Second}
+	d := 2 * time.Hour
+	switch {
+	case n <= 0:
+		d = 0
+	case n <= len(quick):
+		d = quick[n-1]
+	case n-len(quick) <= 7:
+		d = time.Minute << (n - len(quick) - 1)
+	}
+	return time.Duration(float64(d) * (0.75 + jitter/2))
+}
+
+// attemptsMax is after how many counted attempts a product is FAILED: retryDelay then adds up to 24 hours.
+const attemptsMax = 21

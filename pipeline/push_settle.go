@@ -1,0 +1,354 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	mathrand "math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// settle writes what became of these jobs in one transaction: records, items, parked rows, outbox, and the positions
+// of the products that are finished with them. asked are the intents that were written for them.
+func (r *round) settle(ctx context.Context, jobs []*job, asked []work.Intent) {
+	r.settling.Lock()
+	defer r.settling.Unlock()
+	s := &settlement{r: r, now: time.Now(), left: map[*flight]int{}}
+	for _, j := range jobs {
+		s.left[j.flight]++
+	}
+	for _, j := range jobs {
+		s.job(j)
+	}
+	s.intents(jobs, asked)
+	offsets := s.finish()
+	err := s.err
+	if err == nil {
+		err = retry(ctx, r.p.log, "settle", func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s.Settlement) })
+	}
+	if err != nil {
+		r.p.log.WarnContext(ctx, "not settled; the products are read again", "jobs", len(jobs), "error", err)
+		for _, j := range jobs {
+			j.flight.broken = true
+		}
+		return
+	}
+	for _, j := range jobs {
+		j.flight.open--
+	}
+	for part, done := range offsets {
+		r.owned[part].done(done)
+	}
+	s.count(jobs)
+}
+
+// settlement collects one settlement.
+type settlement struct {
+	work.Settlement
+	r    *round
+	now  time.Time
+	left map[*flight]int // jobs of the flight in this settlement
+	err  error
+}
+
+// job adds one job's part.
+func (s *settlement) job(j *job) {
+	if j.park != "" {
+		s.parkUnsent(j)
+		return
+	}
+	k := s.known(j)
+	s.documents(j, &k)
+	items, batches := s.items(j)
+	next := s.retry(j, &k)
+	switch {
+	case j.push.Shop == "" && j.result.Reason == reasonNoRow && len(items) == 0: // dropped silently, counted
+		s.r.p.stats.Dropped.Add(1)
+	case j.result.Reason == reasonNoRow && j.push.Shop != "":
+		s.Forget = append(s.Forget, k)
+	default:
+		if j.push.Shop != "" {
+			s.Products = append(s.Products, work.Settled{Known: k, Attempted: !j.ready})
+		}
+		if !s.repeats(j, batches) {
+			s.outcome(j, k, batches, next)
+		}
+	}
+	s.Items = append(s.Items, items...)
+	for _, ref := range j.flight.parked {
+		if ref.Shop != "" && ref.Shop == j.push.Shop {
+			s.Unpark = append(s.Unpark, ref)
+		}
+	}
+}
+
+// parkUnsent puts a job back that its shop does not take at the moment. Its items wait with it.
+func (s *settlement) parkUnsent(j *job) {
+	e := j.flight.entry
+	row := work.Parked{
+		ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: max(e.lane, j.plan.Lane),
+		Due: s.now, Reason: j.park, Attempt: e.attempt, Changes: e.changes, FirstCommit: e.first, LastCommit: e.last,
+	}
+	switch j.park {
+	case "NOT_YET_VISIBLE":
+		row.XID = slices.Max(e.xids)
+		row.Due = s.now.Add(time.Second)
+	case "GUARD_UNKNOWN":
+		row.Due = s.now.Add(time.Second)
+	}
+	s.Park = append(s.Park, row)
+}
+
+// known is the new record of the product in the job's shop.
+func (s *settlement) known(j *job) work.Known {
+	k := j.push.Known
+	res := &j.result
+	k.ProductID, k.Shop = j.push.ProductID, j.push.Shop
+	k.Snapshot = s.r.snapshot
+	k.Shadow = res.Shadow
+	if res.ShopifyID != "" {
+		k.ShopifyID = res.ShopifyID
+	}
+	k.Intents = nil
+	switch res.Status {
+	case event.Success, event.Skipped:
+		k.Attempt = 0
+		if res.Shadow != nil {
+			k.OffSale = res.OffSale
+		}
+	case event.Retrying:
+		if res.Counts {
+			k.Attempt++
+		}
+	}
+	return k
+}
+
+// repeats reports whether the outcome says nothing new: the same SKIPPED as last time, outside any batch.
+func (s *settlement) repeats(j *job, batches []string) bool {
+	last := j.push.Known
+	return len(batches) == 0 && j.result.Status == event.Skipped && j.result.Status == last.LastStatus &&
+		j.result.Reason == last.LastReason
+}
+
+// documents publishes the evaluated document when it differs from the last one, and a tombstone when the source has
+// none any more.
+func (s *settlement) documents(j *job, k *work.Known) {
+	k.LastStatus, k.LastReason = j.result.Status, j.result.Reason
+	if j.push.Shop == "" {
+		return
+	}
+	key := j.push.ProductID + "|" + j.push.Shop
+	part := change.Partition(j.flight.entry.product, s.r.p.cfg.Partitions)
+	gone := j.push.Gone || j.push.Moved || j.push.Raw == nil && j.result.Reason == reasonNoRow
+	switch {
+	case gone && k.DocumentHash != "":
+		k.DocumentHash = ""
+		s.Outbox = append(s.Outbox, event.Record{
+			Topic: s.r.p.cfg.Prefix + event.Documents, Partition: part, Key: []byte(key),
+		})
+	case j.push.Document != nil && j.push.Hash != k.DocumentHash:
+		k.DocumentHash = j.push.Hash
+		s.add(jsonRecord(s.r.p.cfg.Prefix+event.Documents, part, key, event.Document{
+			ProductID: j.push.ProductID, Shop: j.push.Shop, Hash: j.push.Hash, Document: j.push.Raw,
+			Snapshot: s.r.snapshot.String(), ReadAt: s.r.readAt,
+		}))
+	}
+}
+
+func (s *settlement) add(rec event.Record, err error) {
+	if err != nil {
+		s.err = errors.Join(s.err, err)
+		return
+	}
+	s.Outbox = append(s.Outbox, rec)
+}
+
+// items settles exactly the items whose transaction the read has seen.
+func (s *settlement) items(j *job) (items []work.Item, batches []string) {
+	for _, it := range j.flight.items {
+		if !j.unread && !s.r.snapshot.Sees(it.XID) || it.Shop != "" && it.Shop != j.push.Shop {
+			continue
+		}
+		res := &j.result
+		it.Shop, it.Status = j.push.Shop, itemStatus(res.Status)
+		it.Category, it.Reason, it.Message, it.Field = res.Category, res.Reason, res.Message, res.Field
+		it.ShopifyID, it.VariantIDs, it.Payload = res.ShopifyID, res.VariantIDs, res.Sent
+		it.ProcessedAt = s.now
+		if res.Counts {
+			it.Attempt++
+		}
+		items = append(items, it)
+		batches = append(batches, it.BatchID)
+	}
+	return items, batches
+}
+
+func itemStatus(s event.Status) work.ItemStatus {
+	switch s {
+	case event.Success:
+		return work.ItemSuccess
+	case event.Failed:
+		return work.ItemFailed
+	case event.Skipped:
+		return work.ItemSkipped
+	case event.Cancelled:
+		return work.ItemCancelled
+	case event.Held:
+		return work.ItemHeld
+	default:
+		return work.ItemRetrying
+	}
+}
+
+// retry parks what must be tried again and returns when.
+func (s *settlement) retry(j *job, k *work.Known) time.Time {
+	res := &j.result
+	var reason string
+	var after time.Duration
+	switch res.Status {
+	case event.Held:
+		reason, after = "HELD", time.Minute // each read decides anew
+	case event.Retrying:
+		reason, after = "RETRY", res.RetryAfter
+		if after == 0 {
+			after = retryDelay(max(k.Attempt, 1), mathrand.Float64())
+		}
+		if res.ShopDead {
+			reason = "SHOP_DEAD"
+		}
+		if k.Attempt > attemptsMax {
+			res.Status = event.Failed
+			return time.Time{}
+		}
+	default:
+		if at := s.late(j); !at.IsZero() { // a request that was given up may still land: read once more after it
+			reason, after = "LATE_REQUEST", at.Sub(s.now)
+			break
+		}
+		return time.Time{}
+	}
+	e := j.flight.entry
+	due := s.now.Add(after)
+	s.Park = append(s.Park, work.Parked{
+		ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: max(e.lane, work.LaneRetry),
+		Due: due, Reason: reason, Attempt: k.Attempt, Changes: e.changes, FirstCommit: e.first, LastCommit: e.last,
+	})
+	return due
+}
+
+// late returns when the newest unanswered request of the product can no longer land; zero when that has passed.
+func (s *settlement) late(j *job) time.Time {
+	var at time.Time
+	for _, i := range j.push.Known.Intents {
+		if end := i.At.Add(s.r.p.cfg.LateRequest); end.After(s.now) && end.After(at) {
+			at = end
+		}
+	}
+	return at
+}
+
+// intents closes the requests whose answer is known, and older ones that can no longer land.
+func (s *settlement) intents(jobs []*job, asked []work.Intent) {
+	unanswered := map[string]bool{}
+	for _, j := range jobs {
+		if j.result.Unanswered {
+			unanswered[j.push.ProductID] = true
+			continue
+		}
+		if j.ready || j.park != "" {
+			continue
+		}
+		for _, i := range j.push.Known.Intents {
+			if i.At.Add(s.r.p.cfg.LateRequest).Before(s.now) {
+				s.Intents = append(s.Intents, i.Key)
+			}
+		}
+	}
+	for _, i := range asked {
+		if !slices.ContainsFunc(i.ProductIDs, func(id string) bool { return unanswered[id] }) {
+			s.Intents = append(s.Intents, i.Key)
+		}
+	}
+}
+
+// finish adds what only the last job of a product may carry: its own record, the parked row that it came from, and
+// its offsets.
+func (s *settlement) finish() map[int32][]int64 {
+	offsets := map[int32][]int64{}
+	parts := map[int32]bool{}
+	for f, n := range s.left {
+		e := f.entry
+		parts[e.partition] = true
+		if n < f.open || f.broken {
+			continue
+		}
+		// Invariant: these offsets are committed in the transaction that settles the last shop of their product.
+		offsets[e.partition] = append(offsets[e.partition], e.offsets...)
+		for _, ref := range f.parked {
+			if ref.Shop == "" {
+				s.Unpark = append(s.Unpark, ref)
+			}
+		}
+		if seesAll(s.r.snapshot, e.xids) && e.only == nil {
+			s.Products = append(s.Products, work.Settled{Known: work.Known{
+				ProductID: string(e.product), Snapshot: s.r.snapshot,
+			}})
+		}
+	}
+	s.Positions = map[int32]int64{}
+	for part := range parts {
+		s.Fences = append(s.Fences, s.r.owned[part].fence())
+		if len(offsets[part]) > 0 {
+			s.Positions[part] = s.r.owned[part].safeWith(offsets[part])
+		}
+	}
+	return offsets
+}
+
+// outcome puts the record of what happened into the outbox.
+func (s *settlement) outcome(j *job, k work.Known, batches []string, next time.Time) {
+	e, res := j.flight.entry, &j.result
+	s.add(s.r.outcomeRecord(event.Outcome{
+		ID: rand.Text(), ProductID: j.push.ProductID, Shop: j.push.Shop,
+		Status: res.Status, Category: res.Category, Reason: res.Reason, Message: res.Message, Field: res.Field,
+		ShopifyID: k.ShopifyID, VariantIDs: res.VariantIDs, BatchIDs: batches,
+		Lane: max(e.lane, j.plan.Lane).String(), Attempt: k.Attempt, Plan: j.plan.Words, Sent: res.Sent,
+		PointsRequested: res.PointsRequested, PointsActual: res.PointsActual, Changes: e.changes,
+		FirstCommit: e.first, LastCommit: e.last, CapturedAt: e.captured, DueAt: e.due, ReadAt: s.r.readAt,
+		SentAt: res.SentAt, AnsweredAt: res.AnsweredAt, SettledAt: s.now,
+		DocumentHash: j.push.Hash, NextAttempt: next,
+	}))
+}
+
+func jsonRecord(topic string, partition int32, key string, v any) (event.Record, error) {
+	b, err := json.Marshal(v)
+	return event.Record{Topic: topic, Partition: partition, Key: []byte(key), Value: b}, err
+}
+
+// count books settled jobs into the worker's statistics.
+func (s *settlement) count(jobs []*job) {
+	st := &s.r.p.stats
+	for _, j := range jobs {
+		if j.park != "" {
+			st.Parked.Add(1)
+			continue
+		}
+		st.outcome(j.result.Status)
+		st.Points.Add(int64(j.result.PointsActual))
+		if !j.ready && j.result.Status == event.Success {
+			st.Coalesced.Add(int64(max(0, j.flight.entry.changes-1)))
+			st.latency(j.flight.entry.first, j.result.AnsweredAt)
+		}
+		if j.result.Status == event.Failed && strings.HasPrefix(j.result.Field, "documents") {
+			st.Dead.Add(1)
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package pipeline
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// probeEvery is how often a dead shop is tried.
+const probeEvery = time.Minute
+
+// healthMap is what is known of the shops, replaced as a whole.
+type healthMap struct {
+	p atomic.Pointer[map[string]work.ShopHealth]
+}
+
+func (h *healthMap) get(shop string) work.ShopHealth {
+	if m := h.p.Load(); m != nil {
+		return (*m)[shop]
+	}
+	return work.ShopHealth{}
+}
+
+// shopLoad counts what is on its way to each shop.
+type shopLoad struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func (l *shopLoad) enter(shop string, limit int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n[shop] >= limit {
+		return false
+	}
+	l.n[shop]++
+	return true
+}
+
+func (l *shopLoad) leave(shop string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n[shop] -= n
+}
+
+func (l *shopLoad) full(limit int) (shops []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s, n := range l.n {
+		if n >= limit {
+			shops = append(shops, s)
+		}
+	}
+	return shops
+}
+
+// watchShops keeps the picture of the shops' health fresh: other workers and people change it too.
+func (p *Push) watchShops(ctx context.Context) error {
+	for {
+		shops, err := p.parts.Shops.Shops(ctx)
+		switch {
+		case err == nil:
+			m := make(map[string]work.ShopHealth, len(shops))
+			for _, s := range shops {
+				m[s.Shop] = s
+			}
+			p.health.p.Store(&m)
+		case ctx.Err() == nil:
+			p.log.WarnContext(ctx, "shops' health not read", "error", err)
+		}
+		if !sleep(ctx, time.Second) {
+			return nil
+		}
+	}
+}
+
+// closed says why a shop takes nothing now ("" when it does), and whether this caller may probe a dead one.
+func (p *Push) closed(shop string, now time.Time) (reason string, probe bool) {
+	h := p.health.get(shop)
+	switch {
+	case h.Paused:
+		return "PAUSED", false
+	case h.DeadSince.IsZero():
+		return "", false
+	case now.Before(h.NextProbe):
+		return "SHOP_DEAD", false
+	}
+	return "", true
+}
+
+// closedShops are the shops whose parked products wait. A dead shop whose probe is due is open.
+func (p *Push) closedShops() []string {
+	out := p.busy.full(p.cfg.FlyingPerShop)
+	if m := p.health.p.Load(); m != nil {
+		for shop := range *m {
+			if reason, _ := p.closed(shop, time.Now()); reason != "" {
+				out = append(out, shop)
+			}
+		}
+	}
+	return out
+}
+
+// claimProbe lets one product through to a dead shop and keeps all others back for a minute.
+func (p *Push) claimProbe(ctx context.Context, shop string) error {
+	h := p.health.get(shop)
+	return p.markDead(ctx, shop, h.Reason)
+}
+
+func (p *Push) markDead(ctx context.Context, shop, reason string) error {
+	next := time.Now().Add(probeEvery)
+	if err := p.parts.Shops.SetShopDead(ctx, shop, reason, true, next); err != nil {
+		return err
+	}
+	p.changeHealth(shop, func(h *work.ShopHealth) {
+		if h.DeadSince.IsZero() {
+			h.DeadSince = time.Now()
+		}
+		h.Reason, h.NextProbe = reason, next
+	})
+	return nil
+}
+
+func (p *Push) changeHealth(shop string, f func(*work.ShopHealth)) {
+	for {
+		old := p.health.p.Load()
+		m := map[string]work.ShopHealth{}
+		if old != nil {
+			for k, v := range *old {
+				m[k] = v
+			}
+		}
+		h := m[shop]
+		h.Shop = shop
+		f(&h)
+		m[shop] = h
+		if p.health.p.CompareAndSwap(old, &m) {
+			return
+		}
+	}
+}
+
+// noteHealth draws the conclusion from a shop's answers: dead when it refused everything, alive at any real answer.
+func (p *Push) noteHealth(ctx context.Context, shop string, results []work.Result) {
+	dead, alive, reason := false, false, ""
+	for i := range results {
+		switch {
+		case results[i].ShopDead:
+			dead, reason = true, results[i].Message
+		case results[i].Status == event.Success || results[i].Status == event.Failed:
+			alive = true
+		}
+	}
+	was := !p.health.get(shop).DeadSince.IsZero()
+	switch {
+	case dead && !alive:
+		if !was {
+			p.log.ErrorContext(ctx, "shop refuses everything; its products wait", "shop", shop, "reason", reason)
+		}
+		if err := p.markDead(ctx, shop, reason); err != nil {
+			p.log.WarnContext(ctx, "dead shop not noted", "shop", shop, "error", err)
+		}
+	case alive && was:
+		p.log.InfoContext(ctx, "shop answers again", "shop", shop)
+		if err := p.parts.Shops.SetShopDead(ctx, shop, "", false, time.Time{}); err != nil {
+			p.log.WarnContext(ctx, "revived shop not noted", "shop", shop, "error", err)
+			return
+		}
+		p.changeHealth(shop, func(h *work.ShopHealth) { h.DeadSince, h.Reason = time.Time{}, "" })
+	}
+}
+
+// PushStats counts what a push worker has done since its start. Gauges are marked.
+type PushStats struct {
+	Consumed      atomic.Int64 // live records
+	Parked        atomic.Int64
+	Rounds        atomic.Int64
+	Reads         atomic.Int64 // documents queries
+	SeenBefore    atomic.Int64
+	NotYetVisible atomic.Int64
+	Dropped       atomic.Int64 // products without a row that no shop knows
+	Coalesced     atomic.Int64 // changes that shared another change's push
+	Succeeded     atomic.Int64
+	Failed        atomic.Int64
+	Skipped       atomic.Int64
+	Retried       atomic.Int64
+	Held          atomic.Int64
+	Dead          atomic.Int64
+	Points        atomic.Int64 // actual
+	Hot           atomic.Int64 // gauge: waiting in memory
+	Flying        atomic.Int64 // gauge: on their way
+	Owned         atomic.Int64 // gauge: partitions
+
+	// Latency is called with the time from the commit of a push's first change to the shop's answer; nil is fine.
+	// It must be set before Run.
+	Latency func(time.Duration)
+}
+
+// Stats are safe to read at any time.
+func (p *Push) Stats() *PushStats { return &p.stats }
+
+func (s *PushStats) outcome(st event.Status) {
+	switch st {
+	case event.Success:
+		s.Succeeded.Add(1)
+	case event.Failed:
+		s.Failed.Add(1)
+	case event.Skipped, event.Cancelled:
+		s.Skipped.Add(1)
+	case event.Held:
+		s.Held.Add(1)
+	default:
+		s.Retried.Add(1)
+	}
+}
+
+func (s *PushStats) latency(from, to time.Time) {
+	if s.Latency != nil && !from.IsZero() && !to.IsZero() {
+		s.Latency(to.Sub(from))
+	}
+}
+
+func (p *Push) gauge() {
+	p.stats.Hot.Store(int64(len(p.hot)))
+	p.stats.Flying.Store(int64(len(p.flying)))
+	p.stats.Owned.Store(int64(len(p.owned)))
+}
