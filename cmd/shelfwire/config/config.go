@@ -1,0 +1,335 @@
+// Package config reads the one configuration file of Shelfwire: strictly, so that nothing starts with half of what
+// was meant. Every error says file, line and column, and how to mend it.
+package config
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/route"
+)
+
+// Config is the whole file. Keys are in snake case; durations are written like 500ms, 5s, 10m.
+type Config struct {
+	Source     Source          `yaml:"source"`
+	Kafka      Kafka           `yaml:"kafka"`
+	State      State           `yaml:"state"`
+	ClickHouse ClickHouse      `yaml:"clickhouse"`
+	Shops      map[string]Shop `yaml:"shops"`
+	// Documents is the SQL query that returns, for $1 = product ids as text[], the rows (product_id, shop,
+	// document). Either it or DocumentsFile is set.
+	Documents     string `yaml:"documents"`
+	DocumentsFile string `yaml:"documents_file"`
+	// Routes say how a row of each captured table leads to its product. Either they or RoutesFile are set.
+	Routes     []route.Route `yaml:"routes"`
+	RoutesFile string        `yaml:"routes_file"`
+	Push       Push          `yaml:"push"`
+	Guard      Guard         `yaml:"guard"`
+	Batches    Batches       `yaml:"batches"`
+	Metrics    Metrics       `yaml:"metrics"`
+	Log        Log           `yaml:"log"`
+}
+
+// Source is the database whose changes are captured.
+type Source struct {
+	// URL is a Postgres connection string. The role needs REPLICATION and SELECT on the routed tables.
+	URL Secret `yaml:"url"`
+	// Slot and Publication are created when they are missing and the role may. Default "shelfwire".
+	Slot        string `yaml:"slot"`
+	Publication string `yaml:"publication"`
+	// MaxConnections bounds the connections beside the one for replication. Default 4.
+	MaxConnections int `yaml:"max_connections"`
+	// StatementTimeout bounds every query of ours on this database. Default 30s.
+	StatementTimeout time.Duration `yaml:"statement_timeout"`
+	// Heartbeat is how often an idle database is given a logical message, so that the slot moves. Default 10s.
+	Heartbeat time.Duration `yaml:"heartbeat"`
+	// SnapshotChunk is how many rows of a table one chunk of a snapshot reads. Default 2000.
+	SnapshotChunk int `yaml:"snapshot_chunk"`
+}
+
+// Kafka is where the topics are.
+type Kafka struct {
+	Brokers []string `yaml:"brokers"`
+	// Prefix is put before each topic's name. Default "catalog.".
+	Prefix string `yaml:"prefix"`
+	// Partitions of the topics that are keyed by product. They cannot be changed later. Default 8.
+	Partitions int `yaml:"partitions"`
+	// Replication is the replication factor of topics that are created. Default: the broker's own.
+	Replication int `yaml:"replication"`
+	// Username and Password select SASL SCRAM-SHA-512. TLS encrypts the connection.
+	Username string `yaml:"username"`
+	Password Secret `yaml:"password"`
+	TLS      bool   `yaml:"tls"`
+}
+
+// State is the database of Shelfwire's own.
+type State struct {
+	// URL is a Postgres connection string of a database that only Shelfwire uses: not the source database, so that
+	// its rows are not decoded for the slot.
+	URL Secret `yaml:"url"`
+	// MaxConnections of each process. Default 8.
+	MaxConnections int `yaml:"max_connections"`
+}
+
+// ClickHouse is where outcomes are kept for analysis. Without a URL nothing is loaded.
+type ClickHouse struct {
+	// URL has the form clickhouse://user:password@host:9000/database.
+	URL Secret `yaml:"url"`
+	// RetentionDays is how long rows are kept. Default 400.
+	RetentionDays int `yaml:"retention_days"`
+}
+
+// Shop is one Shopify shop.
+type Shop struct {
+	// URL is the shop's address: https://example.myshopify.com.
+	URL string `yaml:"url"`
+	// Token is the Admin API access token.
+	Token Secret `yaml:"token"`
+	// Timeout bounds one request. Default 15s; it must be shorter than the lease (30s).
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// Push says how changes are gathered and sent.
+type Push struct {
+	// Quiet is how long a product must have been left alone before it is pushed. Default 500ms.
+	Quiet time.Duration `yaml:"quiet"`
+	// MaxWait bounds the wait of a product that is never left alone. Default 5s.
+	MaxWait time.Duration `yaml:"max_wait"`
+	// Lease is how long a killed worker's products stay its own. Default 30s.
+	Lease time.Duration `yaml:"lease"`
+}
+
+// Guard holds pushes that would take too much off sale at once.
+type Guard struct {
+	// Share of a shop's products that may go off sale, or get the price 0, within Window. Default 0.2.
+	Share float64 `yaml:"share"`
+	// Floor is a number of products below which nothing is ever held. Default 50.
+	Floor  int           `yaml:"floor"`
+	Window time.Duration `yaml:"window"` // default 10m
+}
+
+// Batches says which transactions count as an upload run.
+type Batches struct {
+	Products int `yaml:"products"` // default 50
+	Rows     int `yaml:"rows"`     // default 1000
+}
+
+// Metrics serves /metrics, /healthz, /readyz and /debug/pprof.
+type Metrics struct {
+	// Listen is host:port. Default 127.0.0.1:9464; "off" serves nothing.
+	Listen string `yaml:"listen"`
+}
+
+// Log says what is logged.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info (default), warn, error
+	Format string `yaml:"format"` // json (default) or text
+}
+
+// Error is a mistake in the configuration, at its place.
+type Error struct {
+	File         string
+	Line, Column int // 0 where the whole file is meant
+	Problem      string
+	Mend         string
+}
+
+func (e *Error) Error() string {
+	at := e.File
+	if e.Line > 0 {
+		at = fmt.Sprintf("%s:%d:%d", e.File, e.Line, e.Column)
+	}
+	return fmt.Sprintf("%s: %s; %s", at, e.Problem, e.Mend)
+}
+
+// Load reads and checks a file. getenv resolves ${NAME} in values; paths in the file are relative to it.
+func Load(file string, getenv func(string) (string, bool)) (*Config, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w (shelfwire init writes one to start from)", err)
+	}
+	c := &Config{}
+	d := &decoder{file: file, dir: filepath.Dir(file), getenv: getenv}
+	if err := d.decode(raw, c); err != nil {
+		return nil, err
+	}
+	if err := c.files(d, getenv); err != nil {
+		return nil, err
+	}
+	c.defaults()
+	return c, c.check(d)
+}
+
+// files reads what stands in files of its own.
+func (c *Config) files(d *decoder, getenv func(string) (string, bool)) error {
+	if c.DocumentsFile != "" {
+		if c.Documents != "" {
+			return d.at("documents_file", "documents and documents_file are both set", "keep one of them")
+		}
+		b, err := os.ReadFile(d.path(c.DocumentsFile))
+		if err != nil {
+			return d.at("documents_file", err.Error(), "name a file with the documents query")
+		}
+		c.Documents = string(b)
+	}
+	if c.RoutesFile == "" {
+		return nil
+	}
+	if len(c.Routes) > 0 {
+		return d.at("routes_file", "routes and routes_file are both set", "keep one of them")
+	}
+	b, err := os.ReadFile(d.path(c.RoutesFile))
+	if err != nil {
+		return d.at("routes_file", err.Error(), "name a file that holds routes")
+	}
+	var f struct {
+		Routes []route.Route `yaml:"routes"`
+	}
+	sub := &decoder{file: d.path(c.RoutesFile), dir: d.dir, getenv: getenv}
+	if err := sub.decode(b, &f); err != nil {
+		return err
+	}
+	c.Routes = f.Routes
+	return nil
+}
+
+func (c *Config) defaults() {
+	str := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	num := func(n *int, v int) {
+		if *n == 0 {
+			*n = v
+		}
+	}
+	dur := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	str(&c.Source.Slot, "shelfwire")
+	str(&c.Source.Publication, "shelfwire")
+	num(&c.Source.MaxConnections, 4)
+	dur(&c.Source.StatementTimeout, 30*time.Second)
+	dur(&c.Source.Heartbeat, 10*time.Second)
+	num(&c.Source.SnapshotChunk, 2000)
+	str(&c.Kafka.Prefix, "catalog.")
+	num(&c.Kafka.Partitions, 8)
+	num(&c.State.MaxConnections, 8)
+	num(&c.ClickHouse.RetentionDays, 400)
+	for name, s := range c.Shops {
+		dur(&s.Timeout, 15*time.Second)
+		c.Shops[name] = s
+	}
+	dur(&c.Push.Quiet, 500*time.Millisecond)
+	dur(&c.Push.MaxWait, 5*time.Second)
+	dur(&c.Push.Lease, 30*time.Second)
+	if c.Guard.Share == 0 {
+		c.Guard.Share = 0.2
+	}
+	num(&c.Guard.Floor, 50)
+	dur(&c.Guard.Window, 10*time.Minute)
+	num(&c.Batches.Products, 50)
+	num(&c.Batches.Rows, 1000)
+	str(&c.Metrics.Listen, "127.0.0.1:9464")
+	str(&c.Log.Level, "info")
+	str(&c.Log.Format, "json")
+}
+
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// check refuses what is complete in form and wrong in substance.
+func (c *Config) check(d *decoder) error {
+	switch {
+	case c.Source.URL == "":
+		return d.at("source", "source.url is missing", "set it to the Postgres connection string of your database")
+	case !slotName.MatchString(c.Source.Slot):
+		return d.at("source.slot", fmt.Sprintf("%q is no slot name", c.Source.Slot), "use lower-case letters, digits and _")
+	case len(c.Kafka.Brokers) == 0:
+		return d.at("kafka", "kafka.brokers is missing", "list at least one host:port")
+	case c.State.URL == "":
+		return d.at("state", "state.url is missing", "set it to a database that only Shelfwire uses")
+	case c.State.URL == c.Source.URL:
+		return d.at("state.url", "the state is in the source database", "use a database of its own, so that its rows are not decoded for the slot")
+	case strings.TrimSpace(c.Documents) == "":
+		return d.at("documents", "there is no documents query", "set documents or documents_file")
+	case len(c.Routes) == 0:
+		return d.at("routes", "there are no routes", "declare for each table how a row leads to its product")
+	case len(c.Shops) == 0:
+		return d.at("shops", "there are no shops", "name at least one shop with url and token")
+	case c.Push.MaxWait < c.Push.Quiet:
+		return d.at("push.max_wait", "max_wait is shorter than quiet", "make it at least as long")
+	case c.Push.Lease < 2*time.Second:
+		return d.at("push.lease", "a lease under 2s is lost at the first pause", "use 30s")
+	case c.Guard.Share < 0 || c.Guard.Share > 1:
+		return d.at("guard.share", fmt.Sprintf("%g is no share", c.Guard.Share), "use a number from 0 to 1, such as 0.2")
+	case !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level):
+		return d.at("log.level", fmt.Sprintf("%q is no level", c.Log.Level), "use debug, info, warn or error")
+	case !slices.Contains([]string{"json", "text"}, c.Log.Format):
+		return d.at("log.format", fmt.Sprintf("%q is no format", c.Log.Format), "use json or text")
+	}
+	if err := c.checkShops(d); err != nil {
+		return err
+	}
+	return c.checkRoutes(d)
+}
+
+func (c *Config) checkShops(d *decoder) error {
+	for name, s := range c.Shops {
+		at := "shops." + name
+		u, err := url.Parse(s.URL)
+		switch {
+		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+			return d.at(at, fmt.Sprintf("shop %s has the url %q", name, s.URL), "use https://NAME.myshopify.com")
+		case s.Token == "":
+			return d.at(at, fmt.Sprintf("shop %s has no token", name), "set token: ${NAME_OF_AN_ENVIRONMENT_VARIABLE} or token: {file: PATH}")
+		case s.Timeout >= c.Push.Lease:
+			return d.at(at+".timeout", fmt.Sprintf("a request of %s outlives the lease of %s", s.Timeout, c.Push.Lease), "shorten timeout or lengthen push.lease")
+		}
+	}
+	return nil
+}
+
+var tableName = regexp.MustCompile(`^[^.]+\.[^.]+$`)
+
+func (c *Config) checkRoutes(d *decoder) error {
+	seen := map[string]bool{}
+	for i, r := range c.Routes {
+		at := fmt.Sprintf("routes.%d", i)
+		n := 0
+		for _, set := range []bool{r.Key != "", r.Parent != nil, r.Query != ""} {
+			if set {
+				n++
+			}
+		}
+		switch {
+		case !tableName.MatchString(r.Table):
+			return d.at(at, fmt.Sprintf("%q is no table of a route", r.Table), "write schema.table")
+		case seen[r.Table]:
+			return d.at(at, r.Table+" has two routes", "keep one")
+		case n != 1:
+			return d.at(at, fmt.Sprintf("the route of %s has %d of key, parent and query", r.Table, n), "set exactly one: the column of the product id, a parent row, or a query that lists product ids")
+		case r.Parent != nil && (r.Parent.Column == "" || r.Parent.Table == "" || r.Parent.ID == "" || r.Parent.Key == ""):
+			return d.at(at, "the parent of "+r.Table+" is not complete", "set column, table, id and key")
+		}
+		seen[r.Table] = true
+	}
+	return nil
+}
+
+// Tables lists the captured tables in the order of their routes.
+func (c *Config) Tables() []string {
+	out := make([]string, len(c.Routes))
+	for i, r := range c.Routes {
+		out[i] = r.Table
+	}
+	return out
+}
