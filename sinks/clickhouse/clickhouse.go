@@ -112,3 +112,19 @@ func (d *DB) Ping(ctx context.Context) error {
 	}
 	return nil
 }
+
+// ParseURL reads clickhouse://user:password@host:9000/database, the driver's own form, several hosts and secure=true
+// included. The error never holds the password.
+func ParseURL(url string) (Config, error) {
+	o, err := clickhouse.ParseDSN(url)
+	if err != nil {
+		return Config{}, fmt.Errorf("clickhouse: read the address: %w", err)
+	}
+	if o.Protocol != clickhouse.Native {
+		return Config{}, errors.New("clickhouse: read the address: only the native protocol is used: clickhouse://host:9000/database")
+	}
+	return Config{
+		Addr: o.Addr, Database: o.Auth.Database, User: o.Auth.Username, Password: o.Auth.Password,
+		TLS: o.TLS, DialTimeout: o.DialTimeout,
+	}, nil
+}

@@ -170,7 +170,7 @@ func (d *DB) applyRetention(ctx context.Context) error {
 var Aggregates = []string{"hourly_failures", "hourly_latency", "hourly_points"}
 
 func (d *DB) applyRefresh(ctx context.Context) error {
-	every := fmt.Sprintf("REFRESH EVERY %d SECOND", int(d.cfg.Refresh/time.Second))
+	after := "REFRESH AFTER " + interval(d.cfg.Refresh)
 	for _, name := range Aggregates {
 		var made string
 		err := d.conn.QueryRow(ctx,
@@ -179,14 +179,29 @@ func (d *DB) applyRefresh(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the refresh interval of %s: %w", name, explain(err))
 		}
-		if strings.Contains(made, every+" ") {
+		if strings.Contains(made, after+" (") {
 			continue
 		}
-		if err := d.conn.Exec(ctx, "ALTER TABLE "+name+" MODIFY "+every); err != nil {
+		if err := d.conn.Exec(ctx, "ALTER TABLE "+name+" MODIFY "+after); err != nil {
 			return fmt.Errorf("set the refresh interval of %s: %w", name, explain(err))
 		}
 	}
 	return nil
+}
+
+// interval writes a duration in the server's own form, largest unit first, so that an equal one is recognised.
+func interval(d time.Duration) string {
+	var parts []string
+	for _, u := range []struct {
+		size time.Duration
+		name string
+	}{{24 * time.Hour, "DAY"}, {time.Hour, "HOUR"}, {time.Minute, "MINUTE"}, {time.Second, "SECOND"}} {
+		if n := d / u.size; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, u.name))
+			d -= n * u.size
+		}
+	}
+	return strings.Join(parts, " ")
 }
 
 // Refresh computes the aggregates anew and waits until they are done. Nothing needs it: they refresh by themselves.
