@@ -32,24 +32,7 @@ func (f *follower) run(ctx context.Context) error {
 	records := make(chan []event.Record)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return f.keeper.run(ctx, updates) })
-	g.Go(func() error {
-		for {
-			recs, err := f.reader.Poll(ctx, 1000)
-			switch {
-			case ctx.Err() != nil:
-				return nil
-			case err != nil:
-				return err
-			case len(recs) == 0:
-				continue
-			}
-			select {
-			case records <- recs:
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	})
+	g.Go(func() error { return deliver(ctx, f.log, f.reader, 1000, records) })
 	g.Go(func() error {
 		for {
 			select {
@@ -145,4 +128,29 @@ func (f *follower) release(ctx context.Context) {
 	if err := f.keeper.store.Release(ctx, fences); err != nil {
 		f.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
 	}
+}
+
+// deliver hands over what the reader returns, as fast as the other side takes it. It ends with ctx, or with an error
+// that trying again cannot mend, such as records that retention has removed before they were read.
+func deliver(ctx context.Context, log *slog.Logger, reader recordReader, limit int, to chan<- []event.Record) error {
+	for ctx.Err() == nil {
+		var recs []event.Record
+		err := retry(ctx, log, "read records", func(ctx context.Context) (err error) {
+			recs, err = reader.Poll(ctx, limit)
+			return err
+		})
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		case len(recs) == 0:
+			continue
+		}
+		select {
+		case to <- recs:
+		case <-ctx.Done():
+		}
+	}
+	return nil
 }

@@ -188,7 +188,7 @@ func (p *Push) Run(ctx context.Context) error {
 		store: p.parts.Leases, stage: work.StagePush, partitions: p.cfg.Partitions, cfg: p.cfg.Lease, log: p.log,
 	}
 	g.Go(func() error { return keeper.run(ctx, p.updates) })
-	g.Go(func() error { return p.read(ctx) })
+	g.Go(func() error { return deliver(ctx, p.log, p.parts.Reader, 5000, p.records) })
 	g.Go(func() error { return p.watchShops(ctx) })
 	g.Go(func() error { return p.loop(ctx) })
 	return g.Wait()
@@ -240,27 +240,6 @@ func (p *Push) timer() (due <-chan time.Time, stop func()) {
 	}
 	t := time.NewTimer(time.Until(next))
 	return t.C, func() { t.Stop() }
-}
-
-// read hands over what the reader returns; the loop takes nothing while too much waits in memory.
-func (p *Push) read(ctx context.Context) error {
-	for ctx.Err() == nil {
-		recs, err := p.parts.Reader.Poll(ctx, 5000)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return err
-		case len(recs) == 0:
-			continue
-		}
-		select {
-		case p.records <- recs:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	return nil
 }
 
 // start sends due products on their way, a round at a time.
