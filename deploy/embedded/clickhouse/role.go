@@ -1,11 +1,6 @@
 package clickhouse
 
-import (
-	"fmt"
-	"os"
-
-	"github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
-)
+import "github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
 
 // role of the process that is the engine.
 const role = "clickhouse"
@@ -26,16 +21,5 @@ type engine struct {
 // it does nothing.
 func ChildHook() {
 	var e engine
-	mine, err := child.Role(role, &e)
-	if !mine {
-		return
-	}
-	if err == nil {
-		err = e.run()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "clickhouse engine:", err)
-		os.Exit(1) //nolint:forbidigo // this process has no main: it is the engine
-	}
-	os.Exit(0) //nolint:forbidigo // as above
+	child.Hook(role, &e, func() error { return e.run() })
 }

@@ -114,7 +114,8 @@ func start(ctx context.Context, c Config, lib string) (*Server, error) {
 	}
 	// As with Postgres: a port that was taken between looking and binding, and
 	// the engine of a killed parent that is not quite gone yet, pass with time.
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(startRetry)
+	var last error
 	for {
 		s := &Server{port: c.Port, httpPort: c.HTTPPort, password: password, done: make(chan struct{})}
 		for _, port := range []*int{&s.port, &s.httpPort} {
@@ -128,16 +129,25 @@ func start(ctx context.Context, c Config, lib string) (*Server, error) {
 		if err == nil {
 			return s, nil
 		}
-		if !passing(err) || time.Now().After(deadline) || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			return nil, errors.Join(last, err)
+		}
+		if !passing(err) || time.Now().After(deadline) {
 			return nil, err
 		}
+		last = err
 		select {
 		case <-ctx.Done():
-			return nil, err
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
+
+// bootFailed precedes the reason in what the engine prints.
+const bootFailed = "Received exception:\n"
+
+// startRetry is how long Start tries against what passes with time.
+const startRetry = 10 * time.Second
 
 // startError is an engine that did not become ready.
 type startError struct{ reason, log string }
@@ -149,7 +159,7 @@ func passing(err error) bool {
 	if !errors.As(err, &failed) {
 		return false
 	}
-	for _, reason := range []string{"Address already in use", "NETWORK_ERROR", "Cannot lock file"} {
+	for _, reason := range []string{"Address already in use", "Cannot lock file"} {
 		if strings.Contains(failed.log, reason) {
 			return true
 		}
@@ -200,6 +210,12 @@ func (s *Server) run(ctx context.Context, l layout, lib string) error {
 			b, err := os.ReadFile(ports)
 			if err == nil && bytes.HasSuffix(b, []byte("\n")) {
 				return nil
+			}
+			// When a boot statement fails, for instance because a port is taken, the
+			// engine prints that and waits, without listeners, for the next file.
+			if _, reason, failed := strings.Cut(s.proc.Log(), bootFailed); failed && strings.HasSuffix(reason, ")") {
+				s.proc.Kill()
+				return &startError{reason: "the engine cannot listen", log: strings.TrimSpace(reason)}
 			}
 		}
 	}

@@ -31,6 +31,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/shelfwire/shelfwire/deploy/embedded"
 	"github.com/shelfwire/shelfwire/deploy/embedded/clickhouse"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
 	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
@@ -53,7 +54,7 @@ var shared struct {
 // into TestMain, as its first and only statement. The test framework takes the
 // exit code from m.
 func Main(m *testing.M) {
-	clickhouse.ChildHook()
+	embedded.ChildHook()
 	m.Run()
 	if err := stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "embeddedtest:", err)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
@@ -31,6 +32,9 @@ type Config struct {
 	// empty. On a later start they are those of the directory.
 	Topics map[string]int32 `json:"topics,omitempty"`
 }
+
+// lockGrace is how long a start waits for the end of another broker on its directory.
+const lockGrace = 2 * time.Second
 
 // Broker is a running broker.
 type Broker struct {
@@ -54,8 +58,11 @@ func Start(ctx context.Context, c Config) (*Broker, error) {
 		if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 			return nil, fmt.Errorf("start kafka: %w", err)
 		}
+		// The kernel needs a moment to end a broker whose parent was killed.
+		graceful, cancel := context.WithTimeout(ctx, lockGrace)
+		defer cancel()
 		var err error
-		if lock, err = host.TryLock(filepath.Join(c.Dir, "lock")); err != nil {
+		if lock, err = host.WaitLock(graceful, filepath.Join(c.Dir, "lock"), func() {}); err != nil {
 			return nil, fmt.Errorf("start kafka: another one runs in %s: %w", c.Dir, err)
 		}
 		// A directory of its own below: kfake decides what its files are called.

@@ -32,7 +32,7 @@ const user = "postgres"
 type Config struct {
 	// Dir holds the server's data, password and log between starts. It is
 	// created. When the caller is root, every directory on the way must be
-	// enterable by the user postgres (or nobody): see [host.BaseDir]. Required.
+	// enterable by the user postgres (or nobody): embedded.BaseDir gives one. Required.
 	Dir string
 	// Port on 127.0.0.1; 0 takes a free one. Give the last one again to let
 	// clients find a restarted server.
@@ -43,7 +43,8 @@ type Config struct {
 	Progress func(message string)
 
 	// BinDir names the directory with initdb and postgres. Nothing else is
-	// tried then. Empty: as [Resolve] says.
+	// tried then. Empty: the pinned version where it was unpacked before, else an
+	// installed one (14 to 18), else the pinned one is fetched.
 	BinDir string
 	// Pinned takes the pinned version even where another one is installed.
 	Pinned bool
@@ -52,7 +53,7 @@ type Config struct {
 	// RepositoryURL is the base of a Maven repository, asked when mvn is not
 	// there or gives nothing. Empty: none.
 	RepositoryURL string
-	// CacheDir keeps the unpacked binaries. Empty: below [host.BaseDir].
+	// CacheDir keeps the unpacked binaries. Empty: below embedded.BaseDir.
 	CacheDir string
 }
 
@@ -134,7 +135,8 @@ func start(ctx context.Context, c Config, account *host.Account) (*Server, error
 	// Three things pass with time: the port was taken between looking and
 	// binding; the backends of a killed server have not noticed its death yet;
 	// the server of a killed parent is still shutting down.
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(startRetry)
+	var last error
 	for {
 		s := &Server{port: c.Port, password: password, done: make(chan struct{})}
 		if s.port == 0 {
@@ -146,16 +148,22 @@ func start(ctx context.Context, c Config, account *host.Account) (*Server, error
 		if err == nil {
 			return s, nil
 		}
-		if !passing(err) || time.Now().After(deadline) || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			return nil, errors.Join(last, err)
+		}
+		if !passing(err) || time.Now().After(deadline) {
 			return nil, err
 		}
+		last = err
 		select {
 		case <-ctx.Done():
-			return nil, err
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
+
+// startRetry is how long Start tries against what passes with time.
+const startRetry = 10 * time.Second
 
 // exitError is a server that ended before it was ready.
 type exitError struct {

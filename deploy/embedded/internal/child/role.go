@@ -14,7 +14,8 @@ import (
 const rolePrefix = "shelfwire-embedded-"
 
 // Reexec is a command that runs this very executable again in a role of its
-// own, which [Role] recognises there.
+// own, which [Hook] recognises there. config must be JSON-encodable and without
+// secrets: ps shows it.
 func Reexec(role string, config any) (*exec.Cmd, error) {
 	b, err := json.Marshal(config)
 	if err != nil {
@@ -29,14 +30,20 @@ func Reexec(role string, config any) (*exec.Cmd, error) {
 	return &exec.Cmd{Path: path, Args: []string{rolePrefix + role, string(b)}}, nil
 }
 
-// Role reports whether this process was started by [Reexec] in the given role,
-// and decodes its configuration.
-func Role(role string, config any) (bool, error) {
+// Hook does nothing in an ordinary process. In one that [Reexec] started in the
+// role, it decodes the configuration into config, calls run and ends the process
+// with its outcome: it does not return.
+func Hook(role string, config any, run func() error) {
 	if len(os.Args) != 2 || os.Args[0] != rolePrefix+role {
-		return false, nil
+		return
 	}
-	if err := json.Unmarshal([]byte(os.Args[1]), config); err != nil {
-		return true, fmt.Errorf("configuration of the %s process: %w", role, err)
+	err := json.Unmarshal([]byte(os.Args[1]), config)
+	if err == nil {
+		err = run()
 	}
-	return true, nil
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", role, err)
+		os.Exit(1) //nolint:forbidigo // this process has no main of its own
+	}
+	os.Exit(0) //nolint:forbidigo // as above
 }

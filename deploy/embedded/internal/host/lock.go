@@ -35,7 +35,8 @@ func TryLock(path string) (*Lock, error) {
 }
 
 // WaitLock takes the lock, however long its holder keeps it. waiting is called
-// once when there is something to wait for.
+// once when there is something to wait for. When ctx ends first, the error is
+// [ErrLocked] as well as that of ctx.
 func WaitLock(ctx context.Context, path string, waiting func()) (*Lock, error) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -50,7 +51,7 @@ func WaitLock(ctx context.Context, path string, waiting func()) (*Lock, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for %s: %w", path, ctx.Err())
+			return nil, fmt.Errorf("%w (%w)", err, ctx.Err())
 		case <-tick.C:
 		}
 	}
