@@ -1,0 +1,131 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+)
+
+// table is a relation as the catalog describes it, with what reading its rows needs.
+type table struct {
+	*change.Relation
+	kind string // pg_class.relkind
+	// casts are the types of the primary key columns, with their modifiers: without one, char(4) would be char(1).
+	casts []string
+	// filter is the publication's row filter as SQL; empty for none.
+	filter string
+}
+
+// describe reads the columns that the stream has as well: no generated ones, and those of the publication's column
+// list where it has one. It returns nil when there is no such table.
+func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (*table, error) {
+	schema, rel, err := splitTable(name)
+	if err != nil {
+		return nil, err
+	}
+	list := "NULL::name[], NULL::text"
+	if s.version >= 150000 { // column lists and row filters
+		list = "p.attnames, p.rowfilter"
+	}
+	sql := `
+		WITH t AS (
+			SELECT c.oid, c.relreplident, c.relkind, ` + list + `
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			LEFT JOIN pg_publication_tables p ON p.schemaname = n.nspname AND p.tablename = c.relname AND p.pubname = $3
+			WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
+		), u (oid, identity, kind, attnames, filter) AS (TABLE t)
+		SELECT u.oid, u.identity, u.kind, coalesce(u.filter, ''), a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod),
+			coalesce(array_position(pk.indkey::int2[], a.attnum), -1),
+			CASE u.identity WHEN 'f' THEN true WHEN 'd' THEN a.attnum = ANY (pk.indkey::int2[]) ELSE a.attnum = ANY (ri.indkey::int2[]) END
+		FROM u JOIN pg_attribute a ON a.attrelid = u.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+		LEFT JOIN pg_index pk ON pk.indrelid = u.oid AND pk.indisprimary
+		LEFT JOIN pg_index ri ON ri.indrelid = u.oid AND ri.indisreplident
+		WHERE u.attnames IS NULL OR a.attname = ANY (u.attnames)
+		ORDER BY a.attnum`
+	var t *table
+	type keyed struct {
+		place      int
+		name, cast string
+	}
+	var key []keyed
+	err = query(ctx, pg, sql, [][]byte{[]byte(schema), []byte(rel), []byte(s.cfg.Publication)}, func(_ []string, v [][]byte) error {
+		if t == nil {
+			oid, err := strconv.ParseUint(string(v[0]), 10, 32)
+			if err != nil {
+				return err
+			}
+			t = &table{
+				Relation: &change.Relation{OID: uint32(oid), Schema: schema, Name: rel, ReplicaIdentity: v[1][0]},
+				kind:     string(v[2]), filter: string(v[3]),
+			}
+		}
+		typ, err1 := strconv.ParseUint(string(v[5]), 10, 32)
+		mod, err2 := strconv.ParseInt(string(v[6]), 10, 32)
+		place, err3 := strconv.Atoi(string(v[8]))
+		if err1 != nil || err2 != nil || err3 != nil {
+			return fmt.Errorf("catalog of %s: column %s", name, v[4])
+		}
+		col := string(v[4])
+		t.Columns = append(t.Columns, change.Column{Name: col, TypeOID: uint32(typ), TypeMod: int32(mod), Identity: string(v[9]) == "t"})
+		if place >= 0 {
+			key = append(key, keyed{place, col, string(v[7])})
+		}
+		return nil
+	})
+	if err != nil || t == nil {
+		return nil, err
+	}
+	slices.SortFunc(key, func(a, b keyed) int { return a.place - b.place })
+	for _, k := range key {
+		t.PrimaryKey, t.casts = append(t.PrimaryKey, k.name), append(t.casts, k.cast)
+	}
+	return t, nil
+}
+
+// columnType is the type of a column as SQL, with its modifier.
+func columnType(ctx context.Context, pg *pgconn.PgConn, name, column string) (typ string, err error) {
+	schema, rel, err := splitTable(name)
+	if err != nil {
+		return "", err
+	}
+	err = query(ctx, pg, `
+		SELECT format_type(a.atttypid, a.atttypmod)
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2 AND a.attname = $3 AND a.attnum > 0 AND NOT a.attisdropped`,
+		[][]byte{[]byte(schema), []byte(rel), []byte(column)}, func(_ []string, v [][]byte) error {
+			typ = string(v[0])
+			return nil
+		})
+	if err == nil && typ == "" {
+		err = fmt.Errorf("there is no column %s in %s", column, name)
+	}
+	return typ, err
+}
+
+// shapes keeps one Relation for each shape of a table, so that its address stays the identity of the shape from one
+// chunk to the next.
+type shapes struct {
+	mu sync.Mutex
+	m  map[uint32]*change.Relation
+}
+
+// intern returns the relation that was kept for an equal one.
+func (s *shapes) intern(r *change.Relation) *change.Relation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.m[r.OID]; old != nil && old.Schema == r.Schema && old.Name == r.Name && old.ReplicaIdentity == r.ReplicaIdentity &&
+		slices.Equal(old.Columns, r.Columns) && slices.Equal(old.PrimaryKey, r.PrimaryKey) {
+		return old
+	}
+	if s.m == nil {
+		s.m = map[uint32]*change.Relation{}
+	}
+	s.m[r.OID] = r
+	return r
+}

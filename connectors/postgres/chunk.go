@@ -1,0 +1,159 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+)
+
+// Chunk is a run of rows of one table in primary key order, as one snapshot saw them.
+type Chunk struct {
+	Relation *change.Relation
+	// Rows hold the values in the text form of the stream, byte for byte. The caller owns them.
+	Rows []change.Tuple
+	// LastKey is the primary key of the last row in its text form, for the next call; what the call was given where
+	// there is no row.
+	LastKey []string
+	// Done says that no row stood behind the last one.
+	Done bool
+	// Snapshot says which transactions the rows contain.
+	Snapshot change.Snapshot
+	// ReadAt is when the snapshot was taken, by the database's clock.
+	ReadAt time.Time
+}
+
+// ErrNoPrimaryKey is returned for a table whose rows have no key to go on from.
+var ErrNoPrimaryKey = errors.New("the table has no primary key, so a snapshot of it could not be resumed: add one, or leave the table out of the routes")
+
+// ErrNoTable is returned for a table that does not exist.
+var ErrNoTable = errors.New("there is no such table")
+
+// ReadChunk reads up to limit rows of a table ("schema.name") whose primary key is greater than after, in one
+// REPEATABLE READ READ ONLY transaction; an empty after begins at the first. A partitioned table is read through its
+// root. Columns and rows are those that the publication lets through, as in the stream. It takes no lock that a
+// writer would notice.
+//
+// The rows are as the snapshot saw them, which is some moment, not that of any position: whoever merges them with the
+// stream needs marks around the call ([Source.EmitMessage]) and the snapshot.
+func (s *Source) ReadChunk(ctx context.Context, name string, after []string, limit int) (Chunk, error) {
+	c := Chunk{LastKey: after}
+	m, err := s.read(ctx, "read a chunk of "+name, func(pg *pgconn.PgConn) error {
+		t, err := s.describe(ctx, pg, name)
+		if err != nil {
+			return err
+		}
+		sql, err := chunkSQL(t, after, limit)
+		if err != nil {
+			return err
+		}
+		args := make([][]byte, len(after))
+		for i, k := range after {
+			args[i] = []byte(k)
+		}
+		c.Relation = s.shapes.intern(t.Relation)
+		return query(ctx, pg, sql, args, func(_ []string, v [][]byte) error {
+			c.Rows = append(c.Rows, tupleOf(v))
+			return nil
+		})
+	})
+	if err != nil {
+		return Chunk{}, err
+	}
+	c.Snapshot, c.ReadAt = m.snapshot, m.at
+	if c.Done = len(c.Rows) <= limit; !c.Done {
+		c.Rows = c.Rows[:limit]
+	}
+	if len(c.Rows) > 0 {
+		c.LastKey = keyText(c.Relation, c.Rows[len(c.Rows)-1])
+	}
+	return c, nil
+}
+
+// chunkSQL asks for one row more than limit, to know whether another chunk follows.
+func chunkSQL(t *table, after []string, limit int) (string, error) {
+	switch {
+	case t == nil:
+		return "", ErrNoTable
+	case len(t.PrimaryKey) == 0:
+		return "", ErrNoPrimaryKey
+	case len(after) > 0 && len(after) != len(t.PrimaryKey):
+		return "", fmt.Errorf("the key to go on from has %d columns, the primary key %d: it was changed while the snapshot ran", len(after), len(t.PrimaryKey))
+	case limit < 1:
+		return "", fmt.Errorf("a chunk of %d rows", limit)
+	}
+	var columns, key, from, where []string
+	for _, c := range t.Columns {
+		columns = append(columns, quoteIdent(c.Name))
+	}
+	for i, c := range t.PrimaryKey {
+		key = append(key, quoteIdent(c))
+		if t.Index(c) < 0 {
+			return "", fmt.Errorf("the publication's column list leaves out %s of the primary key", c)
+		}
+		from = append(from, "$"+strconv.Itoa(i+1)+"::"+t.casts[i])
+	}
+	if len(after) > 0 {
+		// The comparison of rows is what an index on all key columns answers by one range scan.
+		where = append(where, fmt.Sprintf("(%s) > (%s)", strings.Join(key, ", "), strings.Join(from, ", ")))
+	}
+	if t.filter != "" {
+		where = append(where, "("+t.filter+")")
+	}
+	sql := "SELECT " + strings.Join(columns, ", ") + " FROM " + quoteIdent(t.Schema) + "." + quoteIdent(t.Name)
+	if len(where) > 0 {
+		sql += " WHERE " + strings.Join(where, " AND ")
+	}
+	return sql + " ORDER BY " + strings.Join(key, ", ") + " LIMIT " + strconv.Itoa(limit+1), nil
+}
+
+// tupleOf copies a row into one allocation for all its bytes.
+func tupleOf(v [][]byte) change.Tuple {
+	n := 0
+	for _, b := range v {
+		n += len(b)
+	}
+	data := make([]byte, 0, n)
+	t := make(change.Tuple, len(v))
+	for i, b := range v {
+		if b == nil {
+			t[i].Kind = change.Null
+			continue
+		}
+		at := len(data)
+		data = append(data, b...)
+		t[i] = change.Value{Kind: change.Text, Data: data[at:len(data):len(data)]}
+	}
+	return t
+}
+
+func keyText(rel *change.Relation, row change.Tuple) []string {
+	key := make([]string, len(rel.PrimaryKey))
+	for i, c := range rel.PrimaryKey {
+		key[i] = string(row[rel.Index(c)].Data)
+	}
+	return key
+}
+
+// EmitMessage writes a non-transactional logical message into the WAL and returns where it ends, which is the LSN of
+// the message in the stream. When the call returns, the message is flushed, so that it reaches the stream at once:
+// left to the WAL writer it would take up to wal_writer_delay (200 ms), and longer on an idle server. Before
+// PostgreSQL 17 that costs one transaction id.
+func (s *Source) EmitMessage(ctx context.Context, prefix string, content []byte) (change.LSN, error) {
+	sql := "SELECT pg_logical_emit_message(false, $1, $2::bytea, true)"
+	if s.version < 170000 {
+		// A commit flushes what stands before it, provided that its transaction has an id.
+		sql = "SELECT lsn FROM (SELECT pg_logical_emit_message(false, $1, $2::bytea) AS lsn, pg_current_xact_id() AS id, set_config('synchronous_commit', 'local', true) OFFSET 0) m"
+	}
+	var lsn string
+	if err := s.pool.QueryRow(ctx, sql, prefix, content).Scan(&lsn); err != nil {
+		return 0, wrap(ctx, "write a logical message", err)
+	}
+	return change.ParseLSN(lsn)
+}

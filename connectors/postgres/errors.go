@@ -1,0 +1,166 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+)
+
+// SlotKind says what is wrong with a replication slot.
+type SlotKind string
+
+// The kinds of slot trouble. Only Active and Blocked mend themselves.
+const (
+	// SlotMissing: no slot of that name. What was committed since the last position is not held for us.
+	SlotMissing SlotKind = "missing"
+	// SlotActive: another walsender uses it, often the one of a predecessor that has not noticed its end yet.
+	SlotActive SlotKind = "active"
+	// SlotLost: the server has removed WAL that the slot needs, or invalidated the slot.
+	SlotLost SlotKind = "lost"
+	// SlotPassed: the slot is confirmed beyond the position asked for. Postgres would forward silently; what stands
+	// between the two is not sent again.
+	SlotPassed SlotKind = "passed"
+	// SlotForeign: the name is taken by a slot of another plugin, type or database.
+	SlotForeign SlotKind = "foreign"
+	// SlotBlocked: the creation waited too long for transactions that were running.
+	SlotBlocked SlotKind = "blocked"
+)
+
+// SlotError is trouble with the replication slot, with what a person can do about it.
+type SlotError struct {
+	Slot string
+	Kind SlotKind
+	// Detail says what was found, Mend what to do. Both are sentences without a full stop.
+	Detail, Mend string
+	// From and Confirmed are set for SlotPassed: the position asked for and the slot's.
+	From, Confirmed change.LSN
+	// PIDs are the server processes in the way, for SlotActive and SlotBlocked, where they are known.
+	PIDs []int32
+	// Err is the server's own error, if any.
+	Err error
+}
+
+// Error gives kind, detail and mend in one line.
+func (e *SlotError) Error() string {
+	s := fmt.Sprintf("replication slot %q is %s: %s", e.Slot, e.Kind, e.Detail)
+	if e.Mend != "" {
+		s += "; to mend it: " + e.Mend
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the server's error.
+func (e *SlotError) Unwrap() error { return e.Err }
+
+// Temporary reports whether the same call may succeed later without anybody's help.
+func (e *SlotError) Temporary() bool { return e.Kind == SlotActive || e.Kind == SlotBlocked }
+
+// QueryError is a statement that did not succeed.
+type QueryError struct {
+	// Op names what was being done: "read documents of 20 products".
+	Op string
+	// SQLSTATE is empty when the server gave no answer.
+	SQLSTATE string
+	Err      error
+}
+
+// Error gives the operation and the cause.
+func (e *QueryError) Error() string { return e.Op + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *QueryError) Unwrap() error { return e.Err }
+
+// Temporary reports whether the same statement may succeed later as it stands: the connection was lost, the server
+// was starting, stopping, short of something or a standby, or the statement ran into a timeout or a conflict.
+func (e *QueryError) Temporary() bool {
+	if e.SQLSTATE == "" {
+		return true // no answer: connection trouble
+	}
+	switch e.SQLSTATE[:2] {
+	case "08", "40", "53", "57", "58":
+		return true
+	}
+	// lock_not_available, object_in_use, read_only_sql_transaction (a standby)
+	return slices.Contains([]string{"55P03", "55006", "25006"}, e.SQLSTATE)
+}
+
+// Data reports whether the statement failed on a value it met: a division by zero, a text that is no number, a
+// subquery with two rows, an exception raised in a function. The caller can halve its input until it has found the
+// row. Where neither Temporary nor Data holds, the statement itself is wrong (a column that is gone), for every row.
+func (e *QueryError) Data() bool {
+	if len(e.SQLSTATE) != 5 {
+		return false
+	}
+	switch e.SQLSTATE[:2] {
+	case "20", "21", "22", "23", "44", "P0":
+		return true
+	}
+	return e.SQLSTATE == "54000" || e.SQLSTATE == "54001" // program limits: stack depth of a recursive expression
+}
+
+// wrap gives an error of the driver its type. A cancelled or expired ctx stays recognisable by errors.Is.
+func wrap(ctx context.Context, op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", op, errors.Join(ctx.Err(), err))
+	}
+	var typed *QueryError
+	if errors.As(err, &typed) {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return &QueryError{Op: op, SQLSTATE: sqlstate(err), Err: err}
+}
+
+func sqlstate(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+// slotError names the trouble behind an error that START_REPLICATION was answered with; nil for any other.
+func slotError(slot string, err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return nil
+	}
+	e := &SlotError{Slot: slot, Err: err}
+	switch {
+	case pg.Code == "55006":
+		e.Kind, e.Detail = SlotActive, "another process reads from it"
+		e.Mend = "wait until it has ended (a dead one is noticed after wal_sender_timeout), or end it with pg_terminate_backend"
+	case pg.Code == "42704" && strings.Contains(pg.Message, "replication slot"):
+		e.Kind, e.Detail = SlotMissing, "there is none of this name"
+		e.Mend = "create it again and take a new snapshot: changes since the last position are not held"
+	case pg.Code == "55000" || pg.Code == "58P01":
+		e.Kind, e.Detail = SlotLost, "the server no longer has the WAL that it needs"
+		e.Mend = mendLost(slot)
+	default:
+		return nil
+	}
+	return e
+}
+
+func mendLost(slot string) string {
+	return fmt.Sprintf("SELECT pg_drop_replication_slot(%s), then start again, which takes a new snapshot", quoteLiteral(slot))
+}
+
+// connectionEnded reports whether err says that the peer has gone.
+func connectionEnded(err error) bool {
+	var ne net.Error
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &ne)
+}

@@ -1,0 +1,61 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/route"
+)
+
+// ParentKeys leads ids, the text of values of p.Column, through the parent table to product ids, in one query. An id
+// without a row, or whose row has no product, is not in the result. The snapshot says which transactions were seen.
+func (s *Source) ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ProductID, change.Snapshot, error) {
+	keys := make(map[string]change.ProductID, len(ids))
+	parent, err := quoteTable(p.Table)
+	if err != nil {
+		return nil, change.Snapshot{}, err
+	}
+	m, err := s.read(ctx, fmt.Sprintf("look up %d rows of %s", len(ids), p.Table), func(pg *pgconn.PgConn) error {
+		typ, err := columnType(ctx, pg, p.Table, p.ID)
+		if err != nil {
+			return err
+		}
+		// Joined by number, as equal ids can have several texts: 1.5 and 1.50.
+		sql := fmt.Sprintf(`SELECT q.n, t.%s FROM unnest($1::text[]::%s[]) WITH ORDINALITY q (id, n) JOIN %s t ON t.%s = q.id`,
+			quoteIdent(p.Key), typ, parent, quoteIdent(p.ID))
+		return query(ctx, pg, sql, [][]byte{arrayLiteral(ids)}, func(_ []string, v [][]byte) error {
+			n, err := strconv.Atoi(string(v[0]))
+			if err != nil || v[1] == nil {
+				return err
+			}
+			keys[ids[n-1]] = change.ProductID(v[1])
+			return nil
+		})
+	})
+	return keys, m.snapshot, err
+}
+
+// Page runs the query of a route for one image of a row and returns the product ids after the given one, at most
+// limit, with the snapshot that they were read at. Fewer than limit: there are no more.
+func (s *Source) Page(ctx context.Context, sql string, image map[string]*string, after string, limit int) ([]change.ProductID, change.Snapshot, error) {
+	row, err := json.Marshal(image)
+	if err != nil {
+		return nil, change.Snapshot{}, fmt.Errorf("encode the row of a fan-out: %w", err)
+	}
+	var page []change.ProductID
+	args := [][]byte{row, []byte(after), []byte(strconv.Itoa(limit))}
+	m, err := s.read(ctx, "list the products of a fan-out", func(pg *pgconn.PgConn) error {
+		return query(ctx, pg, sql, args, func(_ []string, v [][]byte) error {
+			if len(v) > 0 && v[0] != nil {
+				page = append(page, change.ProductID(v[0]))
+			}
+			return nil
+		})
+	})
+	return page, m.snapshot, err
+}

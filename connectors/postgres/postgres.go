@@ -1,0 +1,303 @@
+// Package postgres is the source side of Shelfwire: replication slot and stream, snapshot chunks, and the reads
+// that turn product ids into documents. It knows Postgres and the shared vocabulary, nothing of Kafka or of the
+// stages.
+//
+// # File map
+//
+//   - postgres.go: Config, Source, the read transaction that all reads share
+//   - slot.go: history, publication, slot
+//   - stream.go: the replication stream; wire.go frames its bytes, decode.go decodes pgoutput
+//   - catalog.go, chunk.go: what a table looks like, and its rows in chunks
+//   - lookup.go, documents.go: parent keys, fan-out pages, documents
+//   - check.go, setup.go: what is wrong with a source, and the SQL that sets one up
+//   - errors.go: SlotError and QueryError
+//
+// # Non-obvious
+//
+// Values are text everywhere, made by the type's own output function: in the stream because pgoutput does so, in
+// queries because they ask for text results and never cast to text (a cast differs for boolean and char(n)). The
+// settings in sessionSettings are those that output functions depend on. Stream and chunk agree byte for byte only
+// because both sessions have them.
+//
+// A status message whose flush position is zero acknowledges the write position instead, which would be received
+// but not durable data. All three positions are therefore always the confirmed one.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+)
+
+// minVersion is the oldest server: logical messages in pgoutput, pg_current_snapshot and TID range scans came by 14.
+const minVersion = 140000
+
+// Config says which database is read, and how gently.
+type Config struct {
+	// URL is the connection string of the primary ("postgres://user@host/db"). A connection pooler in transaction
+	// mode does not pass replication; give the server itself.
+	URL string
+	// Slot is the replication slot: lower case letters, digits and _. Default "shelfwire".
+	Slot string
+	// Publication is the publication that the slot is read through. Default "shelfwire".
+	Publication string
+	// MaxConns bounds the pool of ordinary connections. The stream takes one more, and setup one for a moment.
+	// More lets more reads run at the same time. Default 4.
+	MaxConns int32
+	// StatementTimeout ends a read that takes longer, so that no forgotten query holds back vacuum. Default 30 s.
+	StatementTimeout time.Duration
+	// SlotTimeout is how long the creation of the slot waits for running transactions. Default 60 s.
+	SlotTimeout time.Duration
+	// StatusInterval is the longest time between two status messages; a third of the server's wal_sender_timeout
+	// when that is shorter. Default 10 s.
+	StatusInterval time.Duration
+	// IdleAfter is how long the stream waits for the server before Next returns an EventIdle, again and again.
+	// Shorter lets the caller act sooner in a lull, at the price of wake-ups. Default 100 ms.
+	IdleAfter time.Duration
+	// ReadBuffer is the size of the stream's buffer in bytes; it grows for a message that is larger, and shrinks
+	// again. Default 1 MiB.
+	ReadBuffer int
+	// ApplicationName is what pg_stat_activity shows. Default "shelfwire".
+	ApplicationName string
+	// Logger gets state changes. Default: none are written.
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.Slot, "shelfwire")
+	setDefault(&c.Publication, "shelfwire")
+	setDefault(&c.MaxConns, 4)
+	setDefault(&c.StatementTimeout, 30*time.Second)
+	setDefault(&c.SlotTimeout, time.Minute)
+	setDefault(&c.StatusInterval, 10*time.Second)
+	setDefault(&c.IdleAfter, 100*time.Millisecond)
+	setDefault(&c.ReadBuffer, 1<<20)
+	setDefault(&c.ApplicationName, "shelfwire")
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// sessionSettings are the settings that the text of a value depends on.
+func sessionSettings() map[string]string {
+	return map[string]string{
+		"client_encoding":    "UTF8",
+		"DateStyle":          "ISO, YMD",
+		"IntervalStyle":      "postgres",
+		"TimeZone":           "UTC",
+		"extra_float_digits": "3",
+		"bytea_output":       "hex",
+		"xmloption":          "content",
+	}
+}
+
+// Source is a Postgres database that changes and documents are read from. It is safe for concurrent use.
+type Source struct {
+	cfg     Config
+	pool    *pgxpool.Pool
+	version int // server_version_num
+	shapes  shapes
+}
+
+// Open connects to the source and refuses a server that is older than 14.
+func Open(ctx context.Context, cfg Config) (*Source, error) {
+	cfg = cfg.withDefaults()
+	pc, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("source database: %w", err)
+	}
+	pc.MaxConns = cfg.MaxConns
+	pc.ConnConfig.RuntimeParams["application_name"] = cfg.ApplicationName
+	maps.Copy(pc.ConnConfig.RuntimeParams, sessionSettings())
+	pc.ConnConfig.RuntimeParams["statement_timeout"] = strconv.FormatInt(cfg.StatementTimeout.Milliseconds(), 10)
+	// A reader that lost its process must not hold back vacuum for long.
+	pc.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, fmt.Errorf("source database: %w", err)
+	}
+	s := &Source{cfg: cfg, pool: pool}
+	var version string
+	if err := pool.QueryRow(ctx, "SELECT current_setting('server_version_num')").Scan(&version); err != nil {
+		pool.Close()
+		return nil, wrap(ctx, "connect to the source database", err)
+	}
+	if s.version, err = strconv.Atoi(version); err != nil || s.version < minVersion {
+		pool.Close()
+		return nil, fmt.Errorf("source database: server version %s is too old: PostgreSQL 14 or newer is needed", version)
+	}
+	return s, nil
+}
+
+// Close closes the pool. Streams have their own connection and are closed by themselves.
+func (s *Source) Close() { s.pool.Close() }
+
+// Slot is the name of the replication slot.
+func (s *Source) Slot() string { return s.cfg.Slot }
+
+// replication opens a connection of the replication protocol.
+func (s *Source) replication(ctx context.Context) (*pgconn.PgConn, error) {
+	cfg, err := pgconn.ParseConfig(s.cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("source database: %w", err)
+	}
+	cfg.RuntimeParams["replication"] = "database"
+	cfg.RuntimeParams["application_name"] = s.cfg.ApplicationName
+	maps.Copy(cfg.RuntimeParams, sessionSettings())
+	cfg.RuntimeParams["statement_timeout"] = "0"
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, wrap(ctx, "connect for replication", err)
+	}
+	return conn, nil
+}
+
+// moment is when a read transaction saw the database.
+type moment struct {
+	snapshot change.Snapshot
+	at       time.Time // by the database's clock
+}
+
+// read runs f in one REPEATABLE READ READ ONLY transaction on the primary and says what that transaction saw. The
+// snapshot is taken by the statement that reports it, so every row that f reads belongs to it.
+func (s *Source) read(ctx context.Context, op string, f func(*pgconn.PgConn) error) (moment, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return moment{}, wrap(ctx, op, err)
+	}
+	defer conn.Release()
+	pg := conn.Conn().PgConn()
+	m, err := begin(ctx, pg)
+	if err != nil {
+		rollback(ctx, pg)
+		return moment{}, wrap(ctx, op, err)
+	}
+	if err := f(pg); err != nil {
+		rollback(ctx, pg)
+		return moment{}, fmt.Errorf("%s: %w", op, err)
+	}
+	if _, err := pg.Exec(ctx, "COMMIT").ReadAll(); err != nil {
+		return moment{}, wrap(ctx, op, err)
+	}
+	return m, nil
+}
+
+// errStandby is temporary: after a failover the address leads to the primary again.
+var errStandby = &QueryError{Op: "read", SQLSTATE: "25006", Err: errors.New("the server is a standby; reads need the primary, whose snapshots tell which transactions they saw")}
+
+func begin(ctx context.Context, pg *pgconn.PgConn) (moment, error) {
+	res, err := pg.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+		SELECT pg_current_snapshot(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_is_in_recovery()`).ReadAll()
+	if err != nil {
+		return moment{}, err
+	}
+	row := res[len(res)-1].Rows[0]
+	if string(row[2]) == "t" {
+		return moment{}, errStandby
+	}
+	snap, err := change.ParseSnapshot(string(row[0]))
+	if err != nil {
+		return moment{}, err
+	}
+	us, err := strconv.ParseInt(string(row[1]), 10, 64)
+	if err != nil {
+		return moment{}, fmt.Errorf("clock of the server: %w", err)
+	}
+	return moment{snapshot: snap, at: time.UnixMicro(us).UTC()}, nil
+}
+
+// rollback leaves the connection fit for the pool; the pool drops one that is not.
+func rollback(ctx context.Context, pg *pgconn.PgConn) {
+	if pg.IsClosed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_, _ = pg.Exec(ctx, "ROLLBACK").ReadAll() // the first error is the one to report
+}
+
+// query runs one statement with text parameters, whose types the server infers, and text results. each gets values
+// that are valid only during the call.
+func query(ctx context.Context, pg *pgconn.PgConn, sql string, args [][]byte, each func([]string, [][]byte) error) error {
+	rr := pg.ExecParams(ctx, sql, args, nil, nil, nil)
+	var names []string
+	var failed error
+	for rr.NextRow() {
+		if names == nil {
+			for _, f := range rr.FieldDescriptions() {
+				names = append(names, f.Name)
+			}
+		}
+		if failed == nil {
+			failed = each(names, rr.Values())
+		}
+	}
+	if _, err := rr.Close(); err != nil {
+		return wrap(ctx, "query", err)
+	}
+	return failed
+}
+
+// quoteIdent quotes an identifier.
+func quoteIdent(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// quoteLiteral quotes a string. The session has standard_conforming_strings on, as every server since 9.1; a
+// backslash in the text makes it an E'' string, which reads the same under either setting.
+func quoteLiteral(text string) string {
+	q := strings.ReplaceAll(text, "'", "''")
+	if strings.Contains(q, `\`) {
+		return ` E'` + strings.ReplaceAll(q, `\`, `\\`) + `'`
+	}
+	return "'" + q + "'"
+}
+
+// splitTable splits "schema.table" at the first dot.
+func splitTable(table string) (schema, name string, err error) {
+	schema, name, ok := strings.Cut(table, ".")
+	if !ok || schema == "" || name == "" {
+		return "", "", fmt.Errorf("%q is no table: want schema.name", table)
+	}
+	return schema, name, nil
+}
+
+func quoteTable(table string) (string, error) {
+	schema, name, err := splitTable(table)
+	return quoteIdent(schema) + "." + quoteIdent(name), err
+}
+
+// arrayLiteral is the text form of a one-dimensional array.
+func arrayLiteral(items []string) []byte {
+	b := []byte{'{'}
+	for i, it := range items {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, '"')
+		for j := range len(it) {
+			if it[j] == '"' || it[j] == '\\' {
+				b = append(b, '\\')
+			}
+			b = append(b, it[j])
+		}
+		b = append(b, '"')
+	}
+	return append(b, '}')
+}

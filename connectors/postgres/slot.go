@@ -1,0 +1,295 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+)
+
+// History identifies the past that positions of this source belong to: cluster, timeline and slot. A position kept
+// under another history means nothing here. The timeline is the one being written now, as IDENTIFY_SYSTEM says it;
+// the control file would still name the old one for a while after a promotion.
+func (s *Source) History(ctx context.Context) (change.History, error) {
+	conn, err := s.replication(ctx)
+	if err != nil {
+		return change.History{}, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	id, err := pglogrepl.IdentifySystem(ctx, conn)
+	if err != nil {
+		return change.History{}, wrap(ctx, "identify the source", err)
+	}
+	return change.History{SystemID: id.SystemID, Timeline: id.Timeline, Slot: s.cfg.Slot}, nil
+}
+
+// publication is what the catalog says of a publication.
+type publication struct {
+	viaRoot, allTables, all bool // all: insert, update, delete and truncate are published
+	tables                  []string
+}
+
+func (s *Source) publication(ctx context.Context) (*publication, error) {
+	var p publication
+	err := s.pool.QueryRow(ctx, `
+		SELECT p.pubviaroot, p.puballtables, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate,
+			ARRAY(SELECT t.schemaname || '.' || t.tablename FROM pg_publication_tables t WHERE t.pubname = p.pubname ORDER BY 1)
+		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication).Scan(&p.viaRoot, &p.allTables, &p.all, &p.tables)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, wrap(ctx, "read the publication", err)
+	}
+	return &p, nil
+}
+
+// EnsurePublication makes sure that the publication exists, publishes every operation under the partition root's
+// name, and holds these tables ("schema.name"); it creates or widens it where the role may. Where it may not, the
+// error has the SQL for somebody who may. Tables that stand in the publication beyond these are left alone.
+//
+// It must have succeeded before [Source.EnsureSlot]: the slot looks the publication up in the catalog as it was when
+// the WAL was written, so a slot older than its publication can never be read. What was written to a table before it
+// was published is not streamed; such a table needs a snapshot.
+func (s *Source) EnsurePublication(ctx context.Context, tables []string) error {
+	p, err := s.publication(ctx)
+	if err != nil {
+		return err
+	}
+	stmts, err := s.publicationSQL(p, tables)
+	if err != nil {
+		return err
+	}
+	for _, sql := range stmts {
+		if _, err := s.pool.Exec(ctx, sql); err != nil {
+			err = wrap(ctx, fmt.Sprintf("set up publication %q", s.cfg.Publication), err)
+			if ctx.Err() == nil {
+				err = fmt.Errorf("%w; let a superuser or the owner run: %s;", err, strings.Join(stmts, "; "))
+			}
+			return err
+		}
+		s.cfg.Logger.InfoContext(ctx, "publication changed", "sql", sql)
+	}
+	if len(stmts) == 0 {
+		return nil
+	}
+	// Look again: a partition, a view or an unlogged table is accepted or refused in ways that depend on the version.
+	if p, err = s.publication(ctx); err != nil {
+		return err
+	}
+	if left := p.missing(tables); len(left) > 0 {
+		return fmt.Errorf("publication %q does not publish %s: is it a partition (route its root), or unlogged?", s.cfg.Publication, strings.Join(left, ", "))
+	}
+	return nil
+}
+
+func (p *publication) missing(tables []string) []string {
+	var left []string
+	for _, t := range tables {
+		if p == nil || !slices.Contains(p.tables, t) {
+			left = append(left, t)
+		}
+	}
+	return left
+}
+
+const publicationOptions = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+
+// publicationSQL returns the statements that turn p (nil: there is none) into a publication of these tables.
+func (s *Source) publicationSQL(p *publication, tables []string) ([]string, error) {
+	name := quoteIdent(s.cfg.Publication)
+	var missing []string
+	for _, t := range p.missing(tables) {
+		q, err := quoteTable(t)
+		if err != nil {
+			return nil, err
+		}
+		missing = append(missing, q)
+	}
+	list := strings.Join(missing, ", ")
+	switch {
+	case p == nil && len(missing) == 0:
+		return nil, errors.New("publication: no table is routed")
+	case p == nil:
+		return []string{fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", name, list, publicationOptions)}, nil
+	}
+	var stmts []string
+	if !p.viaRoot || !p.all {
+		stmts = append(stmts, fmt.Sprintf("ALTER PUBLICATION %s SET (%s)", name, publicationOptions))
+	}
+	if len(missing) > 0 {
+		if p.allTables {
+			return nil, fmt.Errorf("publication %q is FOR ALL TABLES and yet does not publish %s: does it exist, and is it logged and no partition?", s.cfg.Publication, list)
+		}
+		stmts = append(stmts, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, list))
+	}
+	return stmts, nil
+}
+
+// SlotInfo is the state of the replication slot.
+type SlotInfo struct {
+	// Created says that this call has made it: the stream begins here, and everything older needs a snapshot.
+	Created bool
+	// ConfirmedFlush is how far the slot has been acknowledged; nothing before it can be had again.
+	ConfirmedFlush change.LSN
+	// Restart is where the server keeps WAL from.
+	Restart change.LSN
+	// WALStatus is reserved, extended or unreserved; the latter means that the server may remove needed WAL at its
+	// next checkpoint.
+	WALStatus string
+	// SafeWAL is how many bytes may still be written before the slot is in danger; -1 where the server has no limit.
+	SafeWAL int64
+	// ActivePID is the walsender that reads from it now; 0 for none.
+	ActivePID int32
+}
+
+// EnsureSlot creates the slot unless it exists, and says where it stands. Trouble is a [*SlotError]. The publication
+// must exist by then.
+func (s *Source) EnsureSlot(ctx context.Context) (SlotInfo, error) {
+	info, err := s.slotInfo(ctx)
+	var trouble *SlotError
+	if !errors.As(err, &trouble) || trouble.Kind != SlotMissing {
+		return info, err
+	}
+	if err := s.createSlot(ctx); err != nil {
+		return SlotInfo{}, err
+	}
+	s.cfg.Logger.InfoContext(ctx, "replication slot created", "slot", s.cfg.Slot)
+	info, err = s.slotInfo(ctx)
+	info.Created = true
+	return info, err
+}
+
+func (s *Source) slotInfo(ctx context.Context) (SlotInfo, error) {
+	var (
+		info                                       SlotInfo
+		plugin, kind, database, here               string
+		confirmed, restart, walStatus, safe, reason *string
+		pid                                        *int32
+	)
+	err := s.pool.QueryRow(ctx, `
+		SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), current_database(), confirmed_flush_lsn::text, restart_lsn::text,
+			wal_status, safe_wal_size::text, active_pid, coalesce(to_jsonb(s) ->> 'invalidation_reason', CASE WHEN (to_jsonb(s) ->> 'conflicting')::boolean THEN 'conflict with recovery' END)
+		FROM pg_replication_slots s WHERE slot_name = $1`, s.cfg.Slot).
+		Scan(&plugin, &kind, &database, &here, &confirmed, &restart, &walStatus, &safe, &pid, &reason)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return SlotInfo{}, &SlotError{
+			Slot: s.cfg.Slot, Kind: SlotMissing, Detail: "there is none of this name",
+			Mend: "create it again and take a new snapshot: changes since the last position are not held",
+		}
+	case err != nil:
+		return SlotInfo{}, wrap(ctx, "read the state of the slot", err)
+	case kind != "logical" || plugin != "pgoutput" || database != here:
+		return SlotInfo{}, &SlotError{
+			Slot: s.cfg.Slot, Kind: SlotForeign,
+			Detail: fmt.Sprintf("it is a %s slot of plugin %q in database %q, not a logical one of pgoutput in %q", kind, plugin, database, here),
+			Mend:   "configure another slot name",
+		}
+	case restart == nil || confirmed == nil || reason != nil || walStatus != nil && *walStatus == "lost":
+		detail := "the server has removed WAL that it needs"
+		if reason != nil {
+			detail = "the server has invalidated it (" + *reason + ")"
+		}
+		return SlotInfo{}, &SlotError{Slot: s.cfg.Slot, Kind: SlotLost, Detail: detail, Mend: mendLost(s.cfg.Slot)}
+	}
+	if info.ConfirmedFlush, err = change.ParseLSN(*confirmed); err != nil {
+		return SlotInfo{}, err
+	}
+	if info.Restart, err = change.ParseLSN(*restart); err != nil {
+		return SlotInfo{}, err
+	}
+	info.SafeWAL = -1
+	if safe != nil {
+		if info.SafeWAL, err = strconv.ParseInt(*safe, 10, 64); err != nil {
+			return SlotInfo{}, fmt.Errorf("safe_wal_size of the slot: %w", err)
+		}
+	}
+	if walStatus != nil {
+		info.WALStatus = *walStatus
+	}
+	if pid != nil {
+		info.ActivePID = *pid
+	}
+	return info, nil
+}
+
+// createSlot waits, as the server does, for every transaction that runs at its beginning.
+func (s *Source) createSlot(ctx context.Context) error {
+	tx, err := s.pool.Begin(ctx)
+	if err != nil {
+		return wrap(ctx, "create the slot", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // nothing to undo after a commit
+	// The limit is the server's, so that it gives the half-made slot up by itself; ours only ends the connection.
+	if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", s.cfg.SlotTimeout.Milliseconds())); err != nil {
+		return wrap(ctx, "create the slot", err)
+	}
+	_, err = tx.Exec(ctx, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot)
+	if err == nil {
+		return wrap(ctx, "create the slot", tx.Commit(ctx))
+	}
+	switch sqlstate(err) {
+	case "57014":
+		if ctx.Err() == nil {
+			return s.blocked(ctx, err)
+		}
+	case "42710": // another process was quicker; the caller reads what it made
+		return nil
+	case "42501":
+		return fmt.Errorf("create slot %q: the role may not replicate: let a superuser run ALTER ROLE ... REPLICATION: %w", s.cfg.Slot, err)
+	case "53400":
+		return fmt.Errorf("create slot %q: all slots of the server are taken: raise max_replication_slots or drop one that is not used: %w", s.cfg.Slot, err)
+	case "55000":
+		return fmt.Errorf("create slot %q: the server must run with wal_level = logical (and be restarted after that): %w", s.cfg.Slot, err)
+	}
+	return wrap(ctx, "create the slot", err)
+}
+
+// blocked says which transactions the creation of the slot has waited for.
+func (s *Source) blocked(ctx context.Context, cause error) error {
+	e := &SlotError{
+		Slot: s.cfg.Slot, Kind: SlotBlocked, Err: cause,
+		Mend: "wait for these transactions to end, or end them with pg_terminate_backend (a prepared one with ROLLBACK PREPARED)",
+	}
+	rows, err := s.pool.Query(ctx, `
+		SELECT pid, 'pid ' || pid || ' (' || coalesce(usename, '?') || ', ' || coalesce(state, '?') || ', in a transaction since ' ||
+			to_char(xact_start, 'YYYY-MM-DD HH24:MI:SS') || ' UTC)'
+		FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+		UNION ALL SELECT 0, 'prepared transaction ' || quote_literal(gid) FROM pg_prepared_xacts
+		ORDER BY 1 LIMIT 20`)
+	if err != nil {
+		return errors.Join(cause, wrap(ctx, "find what blocks the slot", err))
+	}
+	var list []string
+	var pid int32
+	var what string
+	if _, err := pgx.ForEachRow(rows, []any{&pid, &what}, func() error {
+		if pid != 0 {
+			e.PIDs = append(e.PIDs, pid)
+		}
+		list = append(list, what)
+		return nil
+	}); err != nil {
+		return errors.Join(cause, wrap(ctx, "find what blocks the slot", err))
+	}
+	e.Detail = fmt.Sprintf("its creation waited %s for transactions that were running: %s", s.cfg.SlotTimeout.Round(time.Millisecond), strings.Join(list, ", "))
+	return e
+}
+
+// DropSlot drops the slot, so that the server no longer keeps WAL for it. It is no error if there is none.
+func (s *Source) DropSlot(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", s.cfg.Slot)
+	if sqlstate(err) == "55006" {
+		return slotError(s.cfg.Slot, err)
+	}
+	return wrap(ctx, "drop the slot", err)
+}

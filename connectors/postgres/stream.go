@@ -1,0 +1,541 @@
+package postgres
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+)
+
+// confirmInterval is how long a new confirmed position may wait for the next status message. It bounds what is sent
+// again after a kill, and how much WAL a busy slot holds back, for one small packet a second.
+const confirmInterval = time.Second
+
+// Stream yields the committed changes of the published tables in commit order, each transaction whole.
+//
+// One goroutine owns it: that which calls Next, Attend, Keepalive and Close. Only Confirm may be called from others.
+// The server ends a connection that it has not heard of for wal_sender_timeout (60 s by default), so the owner must
+// not stay away for longer than a third of that: it calls Next with an expiring ctx while it waits for something
+// else, or puts the wait into Attend.
+type Stream struct {
+	src      *Source
+	wire     *wire
+	decoder  *decoder
+	interval time.Duration // of status messages
+	confirmed atomic.Uint64
+	sent      change.LSN // the confirmed position of the last status message
+	sentAt    time.Time
+	asked     bool // the last keepalive asked for a reply
+
+	near        change.XID // the full id that 32-bit ids are widened by
+	open        bool       // between begin and commit
+	tx          change.Transaction
+	ordinal     uint64
+	serverEnd   change.LSN
+	unresolved  *change.Relation // described, its primary key not yet looked up
+	truncated   []*change.Relation
+	msg         message
+	change      change.Change
+	message     change.Message
+	at          change.LSN // WAL position of the message in work, for errors
+	broken      error
+	primaryKeys func(ctx context.Context, oid uint32) ([]string, error)
+}
+
+// Stream starts to read the slot. From is the position up to which everything is durable with the caller, as it was
+// last given to [Stream.Confirm]: the EndLSN of a commit or of a keepalive; 0 stands for what the slot has confirmed.
+// Transactions that committed before it are not sent again.
+//
+// Postgres answers a position that the slot has already passed by going on from the slot's without a word. That would
+// lose changes, so it is an error here: a [*SlotError] of kind SlotPassed, which names both. The server is asked for
+// protocol 1 with messages; transactions of any size pass through in constant memory on this side, while the server
+// holds or spills them until their commit.
+func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
+	conn, err := s.replication(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// Before the start, when nothing is in flight: no byte is left in a buffer of the driver.
+	h, err := conn.Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("connect for replication: %w", err)
+	}
+	st := &Stream{src: s, wire: newWire(h.Conn, s.cfg.ReadBuffer), decoder: newDecoder(), sentAt: time.Now(), primaryKeys: s.primaryKey}
+	err = st.start(ctx, from)
+	if err == nil {
+		err = st.settle(ctx, from)
+	}
+	if err != nil {
+		_ = h.Conn.Close() // the error at hand says more
+		return nil, err
+	}
+	return st, nil
+}
+
+// start sends START_REPLICATION and waits for the copy to begin.
+func (st *Stream) start(ctx context.Context, from change.LSN) error {
+	cfg := st.src.cfg
+	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', publication_names %s, messages 'true')",
+		quoteIdent(cfg.Slot), from, quoteOption(quoteIdent(cfg.Publication)))
+	if err := st.wire.send('Q', append([]byte(sql), 0)); err != nil {
+		return wrap(ctx, "start replication", err)
+	}
+	for {
+		typ, body, err := st.wire.next()
+		if err == nil && typ == 0 {
+			err = st.wait(ctx, time.Now().Add(st.src.cfg.SlotTimeout))
+			if errors.Is(err, errQuiet) {
+				err = fmt.Errorf("no answer in %s", st.src.cfg.SlotTimeout)
+			}
+		}
+		if err != nil {
+			return wrap(ctx, "start replication", err)
+		}
+		switch typ {
+		case 'W': // CopyBothResponse
+			return nil
+		case 'E':
+			err := serverError(body)
+			if typed := slotError(cfg.Slot, err); typed != nil {
+				return typed
+			}
+			return wrap(ctx, fmt.Sprintf("start replication of slot %q", cfg.Slot), err)
+		}
+	}
+}
+
+// quoteOption quotes a value for the replication grammar, which knows no E''.
+func quoteOption(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
+
+// settle compares the position asked for with the slot's. The slot is ours by now, so nobody can move it meanwhile.
+func (st *Stream) settle(ctx context.Context, from change.LSN) error {
+	info, err := st.src.slotInfo(ctx)
+	if err != nil {
+		return err
+	}
+	if from != 0 && from < info.ConfirmedFlush {
+		return &SlotError{
+			Slot: st.src.cfg.Slot, Kind: SlotPassed, From: from, Confirmed: info.ConfirmedFlush,
+			Detail: fmt.Sprintf("it is confirmed to %s, and the position to go on from is %s: what was committed between them is not sent again", info.ConfirmedFlush, from),
+			Mend:   "find out what has read from the slot or lost the position, then take a new snapshot",
+		}
+	}
+	var near, timeout int64
+	err = st.src.pool.QueryRow(ctx, `
+		SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, setting::bigint
+		FROM pg_settings WHERE name = 'wal_sender_timeout'`).Scan(&near, &timeout)
+	if err != nil {
+		return wrap(ctx, "start replication", err)
+	}
+	st.near = change.XID(near)
+	st.interval = st.src.cfg.StatusInterval
+	if timeout > 0 {
+		st.interval = min(st.interval, time.Duration(timeout)*time.Millisecond/3)
+	}
+	// Invariant: never zero, or the server would take the write position for flushed.
+	st.confirmed.Store(uint64(max(from, info.ConfirmedFlush)))
+	return st.status()
+}
+
+// Confirm says that everything before lsn is durable: the server may drop its WAL for it and will not send it again.
+// It is the EndLSN of a commit whose every event is durable, or of a keepalive received when nothing at all was
+// outstanding. Positions before the last one are ignored. It is safe for concurrent use and does no I/O; the position
+// goes out with a status message within about a second, as long as the owner calls the stream.
+//
+// Persist a position before it is confirmed, and Stream will recognise a slot that has moved without us.
+func (st *Stream) Confirm(lsn change.LSN) {
+	for {
+		old := st.confirmed.Load()
+		if uint64(lsn) <= old || st.confirmed.CompareAndSwap(old, uint64(lsn)) {
+			return
+		}
+	}
+}
+
+// Confirmed is the highest confirmed position.
+func (st *Stream) Confirmed() change.LSN { return change.LSN(st.confirmed.Load()) }
+
+// ServerEnd is the end of WAL that the server has last spoken of; its distance to Confirmed is the lag in bytes.
+func (st *Stream) ServerEnd() change.LSN { return st.serverEnd }
+
+// Buffered reports whether Next would return an event, or at least have work to do, without waiting for the server.
+// It is the sign for a caller that collects events to hand on what it has before it waits.
+func (st *Stream) Buffered() bool { return len(st.truncated) > 0 || st.wire.whole() }
+
+// Next returns the next event, waiting for it as long as ctx allows. The event and what it points to are valid until
+// the next call. When ctx ends first, its error is returned and the stream can be used further, with nothing lost:
+// a caller with other duties calls Next with a short deadline. What has been received already is yielded even then.
+// Every other error is final.
+//
+// EventKeepalive is yielded for each keepalive of the server outside a transaction, EventIdle whenever nothing came
+// for Config.IdleAfter.
+func (st *Stream) Next(ctx context.Context) (change.Event, error) {
+	if st.broken != nil {
+		return change.Event{}, st.broken
+	}
+	ev, err := st.next(ctx)
+	if err != nil {
+		err = fmt.Errorf("replication stream at %s: %w", max(st.at, st.Confirmed()), err)
+		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
+			st.broken = err
+		}
+	}
+	return ev, err
+}
+
+func (st *Stream) next(ctx context.Context) (change.Event, error) {
+	idle := time.Time{}
+	for {
+		if err := st.Keepalive(); err != nil {
+			return change.Event{}, err
+		}
+		if st.unresolved != nil {
+			if err := st.resolve(ctx); err != nil {
+				return change.Event{}, err
+			}
+		}
+		if len(st.truncated) > 0 {
+			return st.nextTruncated(), nil
+		}
+		typ, body, err := st.wire.next()
+		if err != nil {
+			return change.Event{}, err
+		}
+		if typ != 0 {
+			if ev, ok, err := st.take(typ, body); ok || err != nil {
+				return ev, err
+			}
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return change.Event{}, err
+		}
+		now := time.Now()
+		if idle.IsZero() {
+			idle = now.Add(st.src.cfg.IdleAfter)
+		}
+		err = st.wait(ctx, earliest(idle, st.statusDue()))
+		switch {
+		case err == nil:
+			idle = time.Time{}
+		case !errors.Is(err, errQuiet):
+			return change.Event{}, err
+		case !time.Now().Before(idle):
+			return change.Event{Kind: change.EventIdle}, nil
+		}
+	}
+}
+
+// wait reads once from the socket, until the deadline or the end of ctx.
+func (st *Stream) wait(ctx context.Context, deadline time.Time) error {
+	if d, ok := ctx.Deadline(); ok {
+		deadline = earliest(deadline, d)
+	}
+	// A deadline in the past ends the read at once. Should it fall behind the next read's own, that read ends early
+	// with errQuiet, and its caller looks at the clock anyway.
+	stop := context.AfterFunc(ctx, func() { _ = st.wire.conn.SetReadDeadline(time.Unix(1, 0)) })
+	err := st.wire.fill(deadline)
+	stop()
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, errQuiet) {
+		if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+			<-ctx.Done() // its timer is due as well
+			return ctx.Err()
+		}
+	}
+	return err
+}
+
+func earliest(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// take works on one message of the server. It says whether that made an event.
+func (st *Stream) take(typ byte, body []byte) (change.Event, bool, error) {
+	switch typ {
+	case 'd':
+	case 'E':
+		return change.Event{}, false, st.ended(serverError(body))
+	case 'c', 'C', 'Z':
+		return change.Event{}, false, errors.New("the server has ended the stream")
+	case 'N', 'S':
+		return change.Event{}, false, nil // notices and parameter changes
+	default:
+		return change.Event{}, false, fmt.Errorf("unexpected message %q", typ)
+	}
+	r := reader{b: body}
+	switch t := r.byte(); t {
+	case 'k':
+		end, _, ask := r.lsn(), r.uint64(), r.byte()
+		if r.err != nil {
+			return change.Event{}, false, fmt.Errorf("keepalive: %w", r.err)
+		}
+		return st.keepalive(end, ask != 0)
+	case 'w':
+		start, end, _ := r.lsn(), r.lsn(), r.uint64()
+		if r.err != nil {
+			return change.Event{}, false, fmt.Errorf("WAL data: %w", r.err)
+		}
+		st.serverEnd = max(st.serverEnd, end)
+		if start != 0 {
+			st.at = start
+		}
+		return st.decode(start, r.b)
+	default:
+		return change.Event{}, false, fmt.Errorf("unexpected copy data %q", t)
+	}
+}
+
+// ended gives an error that ends the stream its type.
+func (st *Stream) ended(err error) error {
+	if typed := slotError(st.src.cfg.Slot, err); typed != nil {
+		return typed
+	}
+	if strings.Contains(err.Error(), "publication") && sqlstate(err) == "42704" {
+		return fmt.Errorf("the slot is older than publication %q and can never be read through it: drop the slot with DropSlot or pg_drop_replication_slot and start again: %w", st.src.cfg.Publication, err)
+	}
+	return &QueryError{Op: "read", SQLSTATE: sqlstate(err), Err: err}
+}
+
+func (st *Stream) keepalive(end change.LSN, ask bool) (change.Event, bool, error) {
+	st.serverEnd = max(st.serverEnd, end)
+	if ask {
+		// At once: the server is about to give up on us, or waits for this to shut down. If the caller confirms
+		// what this keepalive says, the next call sends another.
+		st.asked = true
+		if err := st.status(); err != nil {
+			return change.Event{}, false, err
+		}
+	}
+	if st.open {
+		return change.Event{}, false, nil
+	}
+	return change.Event{Kind: change.EventKeepalive, EndLSN: end}, true, nil
+}
+
+func (st *Stream) decode(start change.LSN, data []byte) (change.Event, bool, error) {
+	m := &st.msg
+	if err := st.decoder.decode(data, m); err != nil {
+		return change.Event{}, false, err
+	}
+	switch m.kind {
+	case msgBegin, msgCommit, msgInsert, msgUpdate, msgDelete, msgTruncate:
+		if st.open == (m.kind == msgBegin) {
+			return change.Event{}, false, fmt.Errorf("message %q does not belong here: transaction open: %t", m.kind, st.open)
+		}
+	}
+	switch m.kind {
+	case msgBegin:
+		st.near = change.Widen(m.xid, st.near)
+		st.tx = change.Transaction{XID: st.near, CommitLSN: m.lsn, CommitTime: m.at}
+		st.open, st.ordinal = true, 0
+		return change.Event{Kind: change.EventBegin, Transaction: &st.tx}, true, nil
+	case msgCommit:
+		st.open = false
+		return change.Event{Kind: change.EventCommit, Transaction: &st.tx, EndLSN: m.lsn}, true, nil
+	case msgRelation:
+		st.unresolved = m.relation
+	case msgTruncate:
+		st.truncated = m.truncated
+		st.change = change.Change{Op: change.Truncate, LSN: start}
+	case msgInsert, msgUpdate, msgDelete:
+		st.change = change.Change{Op: ops[m.kind], Relation: m.relation, Before: m.before, After: m.after, LSN: start, Position: st.position()}
+		return change.Event{Kind: change.EventChange, Transaction: &st.tx, Change: &st.change}, true, nil
+	case msgMessage:
+		return st.logical(m)
+	}
+	return change.Event{}, false, nil
+}
+
+var ops = map[byte]change.Op{msgInsert: change.Create, msgUpdate: change.Update, msgDelete: change.Delete}
+
+// logical yields a logical decoding message.
+func (st *Stream) logical(m *message) (change.Event, bool, error) {
+	st.message = change.Message{Transactional: m.transactional, LSN: m.lsn, Prefix: m.prefix, Content: m.content}
+	ev := change.Event{Kind: change.EventMessage, Message: &st.message}
+	if m.transactional {
+		if !st.open {
+			return change.Event{}, false, fmt.Errorf("transactional message %q outside a transaction", m.prefix)
+		}
+		st.message.Position = st.position()
+		ev.Transaction = &st.tx
+	}
+	return ev, true, nil
+}
+
+// position numbers the next event of the open transaction.
+func (st *Stream) position() change.Position {
+	st.ordinal++
+	return change.Position{CommitLSN: st.tx.CommitLSN, Ordinal: st.ordinal}
+}
+
+// nextTruncated yields one table of a truncate. Each has its own ordinal.
+func (st *Stream) nextTruncated() change.Event {
+	st.change.Relation, st.truncated = st.truncated[0], st.truncated[1:]
+	st.change.Position = st.position()
+	return change.Event{Kind: change.EventChange, Transaction: &st.tx, Change: &st.change}
+}
+
+// resolve completes a relation by its primary key. Under identity DEFAULT the flagged columns are the primary key,
+// by the catalog as it was when the WAL was written. Only their order, where there are several, and the key under any
+// other identity must come from the live catalog, which may be ahead of the stream: an answer that does not fit the
+// description is not used.
+func (st *Stream) resolve(ctx context.Context) error {
+	rel := st.unresolved
+	var flagged []string
+	if rel.ReplicaIdentity == 'd' {
+		for i := range rel.Columns {
+			if rel.Columns[i].Identity {
+				flagged = append(flagged, rel.Columns[i].Name)
+			}
+		}
+	}
+	key := flagged
+	if rel.ReplicaIdentity != 'd' || len(flagged) > 1 {
+		live, err := st.primaryKeys(ctx, rel.OID)
+		if err != nil {
+			return fmt.Errorf("primary key of %s: %w", rel.Table(), err)
+		}
+		fits := rel.ReplicaIdentity != 'd' || len(live) == len(flagged)
+		for _, c := range live {
+			i := rel.Index(c)
+			fits = fits && i >= 0 && (rel.ReplicaIdentity != 'd' || rel.Columns[i].Identity)
+		}
+		if fits {
+			key = live
+		}
+	}
+	rel.PrimaryKey = key
+	st.unresolved = nil
+	return nil
+}
+
+// primaryKey reads the columns of a primary key in key order; none where the table has none or is gone.
+func (s *Source) primaryKey(ctx context.Context, oid uint32) ([]string, error) {
+	var key []string
+	err := s.pool.QueryRow(ctx, `
+		SELECT ARRAY(SELECT a.attname::text
+			FROM pg_index i CROSS JOIN unnest(i.indkey) WITH ORDINALITY k (attnum, n)
+			JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+			WHERE i.indrelid = $1 AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n)`, oid).Scan(&key)
+	return key, wrap(ctx, "read the catalog", err)
+}
+
+// statusDue is when the next status message must go out.
+func (st *Stream) statusDue() time.Time {
+	if st.Confirmed() > st.sent {
+		return st.sentAt.Add(min(st.interval, confirmInterval))
+	}
+	return st.sentAt.Add(st.interval)
+}
+
+// Keepalive sends a status message if one is due. It never waits for the server, and reads nothing: the server takes
+// messages also while it is itself stopped by a full connection.
+func (st *Stream) Keepalive() error {
+	if st.broken != nil {
+		return st.broken
+	}
+	if st.asked && st.Confirmed() > st.sent || !time.Now().Before(st.statusDue()) {
+		st.asked = false
+		return st.status()
+	}
+	return nil
+}
+
+// Attend runs work in a goroutine of its own, returns its error, and keeps the connection alive while it runs. This
+// is how a caller waits for Kafka: reading stops, so the server stops sending, and no timeout strikes however long
+// the broker is away. Work gets ctx as it is; trouble of the connection does not disturb it and is returned by the
+// next call of Next.
+func (st *Stream) Attend(ctx context.Context, work func(context.Context) error) error {
+	done := make(chan error, 1)
+	go func() { done <- work(ctx) }()
+	timer := time.NewTimer(time.Until(st.statusDue()))
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-timer.C:
+			if err := st.Keepalive(); err != nil && st.broken == nil {
+				st.broken = fmt.Errorf("replication stream at %s: %w", st.Confirmed(), err)
+			}
+			if st.broken == nil {
+				timer.Reset(time.Until(st.statusDue()))
+			}
+		}
+	}
+}
+
+// status tells the server the confirmed position: as written, as flushed and as applied.
+func (st *Stream) status() error {
+	pos := st.Confirmed()
+	now := time.Now()
+	m := make([]byte, 0, 34)
+	m = append(m, pglogrepl.StandbyStatusUpdateByteID)
+	m = binary.BigEndian.AppendUint64(m, uint64(pos)) // written
+	m = binary.BigEndian.AppendUint64(m, uint64(pos)) // flushed
+	m = binary.BigEndian.AppendUint64(m, uint64(pos)) // applied
+	m = binary.BigEndian.AppendUint64(m, uint64(toPostgresTime(now)))
+	m = append(m, 0) // no reply wanted
+	if err := st.wire.send('d', m); err != nil {
+		return fmt.Errorf("send status %s: %w", pos, err)
+	}
+	st.sent, st.sentAt = pos, now
+	return nil
+}
+
+// Close sends the confirmed position, ends the stream in good order, so that the slot is free when it returns, and
+// closes the connection. It takes no longer than 2 s, and less when ctx ends.
+func (st *Stream) Close(ctx context.Context) error {
+	defer func() { _ = st.wire.conn.Close() }() // after the orderly end it has nothing left to say
+	if st.broken != nil {
+		return nil
+	}
+	st.broken = fmt.Errorf("replication stream is closed: %w", net.ErrClosed)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	err := st.status()
+	if err == nil {
+		err = st.wire.send('c', nil) // CopyDone
+	}
+	for err == nil {
+		typ, _, nextErr := st.wire.next()
+		switch {
+		case nextErr != nil:
+			return nextErr
+		case typ == 'Z': // ReadyForQuery: the slot is released
+			return st.wire.send('X', nil)
+		case typ == 0:
+			deadline, _ := ctx.Deadline()
+			err = st.wait(ctx, deadline)
+		}
+	}
+	if ctx.Err() != nil || connectionEnded(err) {
+		return nil // closing the connection ends the walsender too, a little later
+	}
+	return fmt.Errorf("close the replication stream: %w", err)
+}
+
+// serverError decodes an ErrorResponse.
+func serverError(body []byte) error {
+	var m pgproto3.ErrorResponse
+	if err := m.Decode(body); err != nil {
+		return fmt.Errorf("error of the server: %w", err)
+	}
+	return pgconn.ErrorResponseToPgError(&m)
+}
