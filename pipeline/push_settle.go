@@ -267,7 +267,7 @@ func (s *settlement) intents(jobs []*job, asked []work.Intent) {
 			continue
 		}
 		for _, i := range j.push.Known.Intents {
-			if i.At.Add(s.r.p.cfg.LateRequest).Before(s.now) {
+			if !i.At.Add(s.r.p.cfg.LateRequest).After(s.now) {
 				s.Intents = append(s.Intents, i.Key)
 			}
 		}

@@ -1,0 +1,464 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/pipeline/debounce"
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/document"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// world is everything around a push worker, in memory and in the bubble's time. It keeps the contracts that the
+// worker relies on: fences, generations, forward positions.
+type world struct {
+	t  *testing.T
+	mu sync.Mutex
+
+	// The source.
+	docs     map[string][]document.Row
+	xid      change.XID // all transactions below it are visible
+	broken   map[string]bool
+	away     bool
+	reads    int
+	readSize []int
+
+	// Kafka: one partition.
+	records []event.Record
+	added   chan struct{}
+	reading bool
+	next    int64
+
+	// The state.
+	owner     string
+	epoch     int64
+	expires   time.Time
+	wanted    bool
+	position  int64
+	takenIn   int64
+	known     map[[2]string]work.Known
+	items     map[[3]string]work.Item
+	parked    map[[2]string]work.Parked
+	intents   map[string]work.Intent
+	outbox    []event.Record
+	health    map[string]work.ShopHealth
+	held      map[string]bool // shop: everything with an effect is held
+	settleErr error
+
+	// The shops.
+	sent     []string // "shop:product"
+	answer   func(shop, product string) work.Result
+	inFlight map[string]int
+	slow     time.Duration
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{
+		t: t, docs: map[string][]document.Row{}, xid: 1 << 40, broken: map[string]bool{}, added: make(chan struct{}, 1),
+		known: map[[2]string]work.Known{}, items: map[[3]string]work.Item{}, parked: map[[2]string]work.Parked{},
+		intents: map[string]work.Intent{}, health: map[string]work.ShopHealth{}, held: map[string]bool{},
+		inFlight: map[string]int{},
+	}
+}
+
+// put gives a product its document in these shops.
+func (w *world) put(product, title string, shops ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.docs[product] = nil
+	for _, s := range shops {
+		w.docs[product] = append(w.docs[product], document.Row{
+			ProductID: product, Shop: s, Document: json.RawMessage(fmt.Sprintf(`{"eligible":true,"title":%q}`, title)),
+		})
+	}
+}
+
+// change appends a record to the topic and returns its offset.
+func (w *world) change(product string, xid change.XID, headers ...event.Header) int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := event.Record{
+		Offset: int64(len(w.records)), Timestamp: time.Now(), Key: []byte(product), Headers: append(headers,
+			event.Header{Key: event.HeaderXID, Value: []byte(strconv.FormatUint(uint64(xid), 10))}),
+	}
+	w.records = append(w.records, r)
+	select {
+	case w.added <- struct{}{}:
+	default:
+	}
+	return r.Offset
+}
+
+// run starts a worker in the bubble and returns how to stop it.
+func (w *world) run(owner string) (p *Push, stop func()) {
+	p = NewPush(PushConfig{
+		Lease: LeaseConfig{Owner: owner}, Prefix: "catalog.", Partitions: 1,
+		Debounce: debounce.Config{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second},
+	}, PushParts{
+		Leases: w, Reader: w, Documents: w, State: w, Fenced: w, Shops: w, Sender: w, Log: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	return p, func() {
+		w.t.Helper()
+		cancel()
+		require.NoError(w.t, <-done)
+	}
+}
+
+func (w *world) wait(d time.Duration) {
+	time.Sleep(d) // in the bubble
+	synctest.Wait()
+}
+
+// Renew grants the one lease to whoever asks when it is free.
+func (w *world) Renew(_ context.Context, stage work.Stage, owner string, _ int32, ttl time.Duration) ([]work.Lease, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.owner != owner {
+		if w.owner != "" && time.Now().Before(w.expires) {
+			return nil, nil
+		}
+		w.owner = owner
+		w.epoch++
+	}
+	w.expires = time.Now().Add(ttl)
+	return []work.Lease{{
+		Fence: work.Fence{Stage: stage, Owner: owner, Epoch: w.epoch}, Expires: w.expires, Position: w.position,
+		TakenIn: w.takenIn, Wanted: w.wanted,
+	}}, nil
+}
+
+func (w *world) Release(_ context.Context, fences []work.Fence) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.fenced(fences); err != nil {
+		return err
+	}
+	w.owner, w.wanted = "", false
+	return nil
+}
+
+func (w *world) fenced(fences []work.Fence) error {
+	require.NotEmpty(w.t, fences, "a write without a fence")
+	for _, f := range fences {
+		if f.Owner != w.owner || f.Epoch != w.epoch || time.Now().After(w.expires) {
+			return work.ErrLeaseLost
+		}
+	}
+	return nil
+}
+
+func (w *world) Add(_ int32, offset int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reading, w.next = true, offset
+	select {
+	case w.added <- struct{}{}:
+	default:
+	}
+}
+
+func (w *world) Remove(int32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reading = false
+}
+
+func (w *world) Poll(ctx context.Context, n int) ([]event.Record, error) {
+	for {
+		w.mu.Lock()
+		if w.reading && w.next < int64(len(w.records)) {
+			out := slices.Clone(w.records[w.next:min(w.next+int64(n), int64(len(w.records)))])
+			w.next += int64(len(out))
+			w.mu.Unlock()
+			return out, nil
+		}
+		w.mu.Unlock()
+		select {
+		case <-w.added:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+type queryError struct{ temporary bool }
+
+func (e queryError) Error() string   { return "division by zero" }
+func (e queryError) Temporary() bool { return e.temporary }
+
+func (w *world) Documents(_ context.Context, ids []change.ProductID) ([]document.Row, change.Snapshot, time.Time, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reads++
+	w.readSize = append(w.readSize, len(ids))
+	if w.away {
+		return nil, change.Snapshot{}, time.Time{}, queryError{temporary: true}
+	}
+	var out []document.Row
+	for _, id := range ids {
+		if w.broken[string(id)] {
+			return nil, change.Snapshot{}, time.Time{}, queryError{}
+		}
+		out = append(out, w.docs[string(id)]...)
+	}
+	return out, change.Snapshot{Xmin: w.xid, Xmax: w.xid}, time.Now(), nil
+}
+
+func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var l work.Loaded
+	for k, v := range w.known {
+		if slices.Contains(products, k[0]) {
+			for _, i := range w.intents {
+				if i.Shop == k[1] && slices.Contains(i.ProductIDs, k[0]) {
+					v.Intents = append(v.Intents, i)
+				}
+			}
+			l.Known = append(l.Known, v)
+		}
+	}
+	for k, v := range w.items {
+		if slices.Contains(products, k[1]) && !settledItem(v.Status) {
+			l.Items = append(l.Items, v)
+		}
+	}
+	for k, v := range w.parked {
+		if slices.Contains(products, k[0]) {
+			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation})
+		}
+	}
+	return l, nil
+}
+
+func settledItem(s work.ItemStatus) bool {
+	return s == work.ItemSuccess || s == work.ItemFailed || s == work.ItemSkipped || s == work.ItemCancelled
+}
+
+func (w *world) Pull(_ context.Context, _ []int32, exclude []string, n int) ([]work.Parked, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []work.Parked
+	for _, p := range w.parked {
+		if !p.Due.After(time.Now()) && !slices.Contains(exclude, p.Shop) && len(out) < n {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+func (w *world) Guard(_ context.Context, shop string, reqs []work.GuardRequest, _ work.GuardLimits) (map[work.GuardRequest]bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := map[work.GuardRequest]bool{}
+	for _, r := range reqs {
+		out[r] = w.held[shop]
+	}
+	return out, nil
+}
+
+func (w *world) TakeIn(_ context.Context, t work.TakeIn) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.fenced(t.Fences); err != nil {
+		return err
+	}
+	for _, it := range t.Items {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(w.items)), func(k [3]string) bool {
+			return k[0] == it.BatchID && k[1] == it.ProductID
+		}) {
+			w.items[[3]string{it.BatchID, it.ProductID, it.Shop}] = it
+		}
+	}
+	w.park(t.Parked)
+	w.outbox = append(w.outbox, t.Outbox...)
+	w.forward(t.Positions, t.TakenIn)
+	return nil
+}
+
+func (w *world) park(rows []work.Parked) {
+	for _, p := range rows {
+		k := [2]string{p.ProductID, p.Shop}
+		p.Generation = w.parked[k].Generation + 1
+		w.parked[k] = p
+	}
+}
+
+func (w *world) forward(positions, takenIn map[int32]int64) {
+	for _, v := range positions {
+		w.position = max(w.position, v)
+	}
+	for _, v := range takenIn {
+		w.takenIn = max(w.takenIn, v, w.position)
+	}
+}
+
+func (w *world) Intend(_ context.Context, fences []work.Fence, intents []work.Intent) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.fenced(fences); err != nil {
+		return err
+	}
+	for _, i := range intents {
+		w.intents[i.Key] = i
+	}
+	return nil
+}
+
+func (w *world) Settle(_ context.Context, s work.Settlement) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.settleErr != nil {
+		return w.settleErr
+	}
+	if err := w.fenced(s.Fences); err != nil {
+		return err
+	}
+	for _, p := range s.Products {
+		k := [2]string{p.ProductID, p.Shop}
+		if p.Shadow == nil {
+			p.Shadow = w.known[k].Shadow
+		}
+		w.known[k] = p.Known
+	}
+	for _, k := range s.Forget {
+		delete(w.known, [2]string{k.ProductID, k.Shop})
+	}
+	for _, it := range s.SplitItems {
+		delete(w.items, [3]string{it.BatchID, it.ProductID, ""})
+	}
+	for _, it := range s.Items {
+		k := [3]string{it.BatchID, it.ProductID, it.Shop}
+		if !settledItem(w.items[k].Status) {
+			w.items[k] = it
+		}
+	}
+	for _, ref := range s.Unpark {
+		k := [2]string{ref.ProductID, ref.Shop}
+		if w.parked[k].Generation == ref.Generation {
+			delete(w.parked, k)
+		}
+	}
+	w.park(s.Park)
+	for _, key := range s.Intents {
+		delete(w.intents, key)
+	}
+	w.outbox = append(w.outbox, s.Outbox...)
+	w.forward(s.Positions, nil)
+	return nil
+}
+
+func (w *world) Shops(context.Context) ([]work.ShopHealth, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.health)), nil
+}
+
+func (w *world) SetShopDead(_ context.Context, shop, reason string, dead bool, next time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := work.ShopHealth{Shop: shop}
+	if dead {
+		h.DeadSince, h.Reason, h.NextProbe = time.Now(), reason, next
+	} else {
+		for k, p := range w.parked {
+			if p.Shop == shop && p.Reason == "SHOP_DEAD" {
+				p.Due = time.Now()
+				w.parked[k] = p
+			}
+		}
+	}
+	w.health[shop] = h
+	return nil
+}
+
+// Plan sends whatever differs from what was sent last; a title OFF takes the product off sale.
+func (w *world) Plan(p work.Push) work.Plan {
+	plan := work.Plan{Push: p, Words: "update", Points: 10}
+	title := ""
+	if p.Document != nil {
+		title = p.Document.Title.Value
+	}
+	if string(p.Known.Shadow) == strconv.Quote(title) && len(p.Known.Intents) == 0 {
+		plan.Nothing = true
+		plan.Result = work.Result{ProductID: p.ProductID, Shop: p.Shop, Status: event.Skipped, Reason: "UNCHANGED"}
+	}
+	if title == "OFF" || p.Gone || p.Moved {
+		plan.Effects = []work.Effect{work.EffectOffSale}
+	}
+	plan.Steps = title
+	return plan
+}
+
+func (w *world) Send(ctx context.Context, shop string, plans []work.Plan, intend func(context.Context, []work.Intent) error) []work.Result {
+	out := make([]work.Result, len(plans))
+	key := fmt.Sprintf("%s-%d", shop, time.Now().UnixNano())
+	in := work.Intent{Key: key, Shop: shop, At: time.Now()}
+	for i, p := range plans {
+		in.ProductIDs = append(in.ProductIDs, p.Push.ProductID)
+		out[i] = work.Result{ProductID: p.Push.ProductID, Shop: shop, Status: event.Retrying, Category: event.Unknown}
+	}
+	if err := intend(ctx, []work.Intent{in}); err != nil {
+		if !errors.Is(err, work.ErrLeaseLost) {
+			w.t.Errorf("intend: %v", err)
+		}
+		return out
+	}
+	w.mu.Lock()
+	for _, p := range plans {
+		k := shop + ":" + p.Push.ProductID
+		w.sent = append(w.sent, k)
+		w.inFlight[k]++
+		if w.inFlight[k] > 1 {
+			w.t.Errorf("%s is pushed twice at once", k)
+		}
+	}
+	slow, answer := w.slow, w.answer
+	w.mu.Unlock()
+	time.Sleep(slow) // in the bubble
+	for i, p := range plans {
+		res := work.Result{
+			Status: event.Success, ShopifyID: "gid://" + p.Push.ProductID, SentAt: time.Now(), AnsweredAt: time.Now(),
+			Shadow: json.RawMessage(strconv.Quote(p.Steps.(string))),
+		}
+		if answer != nil {
+			res = answer(shop, p.Push.ProductID)
+		}
+		res.ProductID, res.Shop = p.Push.ProductID, shop
+		out[i] = res
+		w.mu.Lock()
+		w.inFlight[shop+":"+p.Push.ProductID]--
+		w.mu.Unlock()
+	}
+	return out
+}
+
+// outcomes lists "product shop STATUS REASON" in order.
+func (w *world) outcomes() (out []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.outbox {
+		var o event.Outcome
+		if r.Topic == "catalog."+event.Outcomes && json.Unmarshal(r.Value, &o) == nil {
+			out = append(out, fmt.Sprintf("%s %s %s %s", o.ProductID, o.Shop, o.Status, o.Reason))
+		}
+	}
+	return out
+}
