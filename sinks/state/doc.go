@@ -1,0 +1,22 @@
+// Package state keeps, in a Postgres database of its own, what Shelfwire must know across processes and restarts:
+// leases, what each shop has, intents, parked products, batches and their items, budgets, the guard, and the outbox.
+//
+// Everything that a stage writes is one transaction together with the position that it has reached, valid only under
+// the leases of the partitions that it concerns. A write is one round trip, whatever it holds: columns travel as
+// arrays, statements in one pipeline.
+//
+// Files: state.go (Open, BindSource), migrate.go (Create, Migrate; migrations/ is the schema), lease.go and assign.go
+// (who works on what), write.go (how a write is applied once), takein.go and settle.go (what stages write), park.go
+// (Park, Pull), known.go (Load), batch.go and batches.go (Announce, Complete; lists), guard.go, shops.go (budget,
+// health), outbox.go (the relay's side).
+//
+// # Non-obvious
+//
+//   - The state's clock decides when a lease ends, when a product is due and what is in the guard's window. Callers'
+//     times are turned into delays where they matter.
+//   - A fenced write locks the lease rows before all else. So it is either done before another worker can claim the
+//     lease, or fails with ErrLeaseLost.
+//   - Generations of parked rows are unique for ever, so a row that was deleted and parked anew is never deleted by a
+//     settlement that has seen the old one.
+//   - Batches are complete by what their items and the positions say in one snapshot; nothing counts along.
+package state

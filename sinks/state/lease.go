@@ -1,0 +1,244 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// ErrLeaseLost is what a fenced write fails with when a lease is not its owner's any more, or has ended. Nothing of
+// the write was done. It is found by errors.Is; the error itself is a [*LeaseLostError].
+var ErrLeaseLost = errors.New("lease lost")
+
+// LeaseLostError names the leases that were lost.
+type LeaseLostError struct {
+	Op string
+	// Leases lists them as "push/3, push/7".
+	Leases string
+}
+
+func (e *LeaseLostError) Error() string { return e.Op + ": lease lost: " + e.Leases }
+
+// Is makes errors.Is(err, ErrLeaseLost) true.
+func (e *LeaseLostError) Is(target error) bool { return target == ErrLeaseLost }
+
+// LeaseLost lets callers who do not know this package ask by behaviour.
+func (e *LeaseLostError) LeaseLost() bool { return true }
+
+// seatsQuery reads the seats and the time at which they were so.
+const seatsQuery = `SELECT partition, owner, expires, wanted_by, wanted_until, clock_timestamp()
+	FROM leases WHERE stage = $1 AND partition < $2 ORDER BY partition`
+
+// Renew is a worker's turn at the leases of a stage: it makes the rows of partitions 0 to n-1 where they are missing,
+// extends what owner holds by ttl, takes what is free up to owner's fair share, and marks leases of the busiest worker
+// where owner has too few. It returns all that owner holds now; Wanted ones should be drained and released. Call it
+// every third of ttl or oftener. owner must be unique to the process's run: a successor with the same name would be
+// taken for its predecessor.
+//
+// A lease whose end has passed comes back with a new epoch even if nobody else had it: whatever the holder keeps in
+// memory for the old epoch is to be dropped.
+func (s *Store) Renew(
+	ctx context.Context, stage work.Stage, owner string, partitions int32, ttl time.Duration,
+) ([]work.Lease, error) {
+	if owner == "" || partitions <= 0 || ttl <= 0 {
+		return nil, fmt.Errorf("renew leases of %s: want an owner, partitions and a ttl, got %q, %d, %s",
+			stage, owner, partitions, ttl)
+	}
+	var leases []work.Lease
+	err := s.retry(ctx, func() (err error) {
+		leases, err = s.renew(ctx, stage, owner, partitions, ttl)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("renew leases of %s for %s: %w", stage, owner, err)
+	}
+	return leases, nil
+}
+
+func (s *Store) renew(
+	ctx context.Context, stage work.Stage, owner string, partitions int32, ttl time.Duration,
+) ([]work.Lease, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release() // a connection that is still inside a transaction is closed by the pool, not reused
+
+	// Two round trips: workers take turns by the advisory lock, so that what assign decides still holds when it is
+	// written. Rows are locked only for writing, and rows of others never waited for: a stopped worker may hold them.
+	var look pgx.Batch
+	var seats []seat
+	var now time.Time
+	look.Queue(`BEGIN`)
+	look.Queue(`SELECT pg_advisory_xact_lock(hashtext('lease'), hashtext($1))`, string(stage))
+	look.Queue(`INSERT INTO leases (stage, partition) SELECT $1, p FROM generate_series(0, $2::int - 1) p
+		WHERE NOT EXISTS (SELECT FROM leases l WHERE l.stage = $1 AND l.partition = p) ON CONFLICT DO NOTHING`,
+		string(stage), partitions)
+	look.Queue(seatsQuery, string(stage), partitions).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var t seat
+			if err := rows.Scan(&t.partition, &t.owner, &t.expires, &t.wantedBy, &t.wantedUntil, &now); err != nil {
+				return err
+			}
+			seats = append(seats, t)
+		}
+		return rows.Err()
+	})
+	if err := conn.SendBatch(ctx, &look).Close(); err != nil {
+		return nil, err
+	}
+	return s.occupy(ctx, conn.Conn(), stage, owner, assign(seats, owner, now), ttl)
+}
+
+// occupy writes an assignment and commits.
+func (s *Store) occupy(
+	ctx context.Context, conn *pgx.Conn, stage work.Stage, owner string, a assignment, ttl time.Duration,
+) ([]work.Lease, error) {
+	var b pgx.Batch
+	// Locked in the order of every other writer first: an UPDATE alone locks in the order of the heap.
+	b.Queue(`WITH mine AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2) AND owner = $3
+			AND expires > clock_timestamp() ORDER BY partition FOR NO KEY UPDATE)
+		UPDATE leases l SET expires = clock_timestamp() + $4::interval FROM mine
+		WHERE l.stage = mine.stage AND l.partition = mine.partition`, string(stage), a.renew, owner, ttl)
+	// A worker that holds nothing can only be seen by its marks: they last as long as a lease.
+	if len(a.claim) > 0 {
+		b.Queue(`WITH free AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2)
+				AND (owner = '' OR expires <= clock_timestamp()) ORDER BY partition FOR NO KEY UPDATE SKIP LOCKED)
+			UPDATE leases l SET owner = $3, epoch = epoch + 1, expires = clock_timestamp() + $4::interval,
+				wanted_by = '', wanted_until = 'epoch' FROM free
+			WHERE l.stage = free.stage AND l.partition = free.partition`, string(stage), a.claim, owner, ttl)
+	}
+	if len(a.want) > 0 {
+		b.Queue(`WITH busy AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2)
+				ORDER BY partition FOR NO KEY UPDATE SKIP LOCKED)
+			UPDATE leases l SET wanted_by = $3, wanted_until = clock_timestamp() + $4::interval FROM busy
+			WHERE l.stage = busy.stage AND l.partition = busy.partition`, string(stage), a.want, owner, ttl)
+	}
+	if len(a.drop) > 0 {
+		b.Queue(`WITH dropped AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2)
+				AND wanted_by = $3 ORDER BY partition FOR NO KEY UPDATE SKIP LOCKED)
+			UPDATE leases l SET wanted_by = '', wanted_until = 'epoch' FROM dropped
+			WHERE l.stage = dropped.stage AND l.partition = dropped.partition`, string(stage), a.drop, owner)
+	}
+	b.Queue(`DELETE FROM writes WHERE at < clock_timestamp() - interval '10 minutes'`)
+	var leases []work.Lease
+	b.Queue(`SELECT partition, epoch, expires, position, taken_in,
+			wanted_by NOT IN ('', owner) AND wanted_until > clock_timestamp()
+		FROM leases WHERE stage = $1 AND owner = $2 AND expires > clock_timestamp() ORDER BY partition`,
+		string(stage), owner).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			l := work.Lease{Fence: work.Fence{Stage: stage, Owner: owner}}
+			err := rows.Scan(&l.Partition, &l.Epoch, &l.Expires, &l.Position, &l.TakenIn, &l.Wanted)
+			if err != nil {
+				return err
+			}
+			leases = append(leases, l)
+		}
+		return rows.Err()
+	})
+	b.Queue(`COMMIT`)
+	if err := conn.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, err
+	}
+	return leases, nil
+}
+
+// Release gives leases back at once, for a clean stop or to the worker that waits. A lease that is not the holder's
+// any more is left alone. What was marked by a waiting worker is kept for it.
+func (s *Store) Release(ctx context.Context, fences []work.Fence) error {
+	if len(fences) == 0 {
+		return nil
+	}
+	stages, parts, owners, epochs := fenceColumns(fences)
+	err := s.retry(ctx, func() error {
+		_, err := s.pool.Exec(ctx, `WITH mine AS (SELECT l.stage, l.partition FROM leases l
+				JOIN unnest($1::text[], $2::int[], $3::text[], $4::bigint[]) f(stage, partition, owner, epoch)
+				USING (stage, partition, owner, epoch) ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
+			UPDATE leases l SET owner = '', expires = 'epoch' FROM mine
+			WHERE l.stage = mine.stage AND l.partition = mine.partition`, stages, parts, owners, epochs)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("release leases: %w", err)
+	}
+	return nil
+}
+
+// Positions returns the position of each partition of a stage.
+func (s *Store) Positions(ctx context.Context, stage work.Stage) (map[int32]int64, error) {
+	rows, err := s.pool.Query(ctx, `SELECT partition, position FROM leases WHERE stage = $1`, string(stage))
+	if err != nil {
+		return nil, fmt.Errorf("read positions of %s: %w", stage, err)
+	}
+	out := map[int32]int64{}
+	var p int32
+	var pos int64
+	if _, err := pgx.ForEachRow(rows, []any{&p, &pos}, func() error { out[p] = pos; return nil }); err != nil {
+		return nil, fmt.Errorf("read positions of %s: %w", stage, err)
+	}
+	return out, nil
+}
+
+// SavePosition moves the positions of leased partitions forward, for a stage whose output is elsewhere and repeats
+// harmlessly (Load).
+func (s *Store) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
+	return s.apply(ctx, "save positions", fences, func(b *pgx.Batch) {
+		queuePositions(b, fences, nil, positions)
+	})
+}
+
+// fenceColumns turns fences into the parameters of fence(), in the order in which rows are locked.
+func fenceColumns(fences []work.Fence) (stages []string, parts []int32, owners []string, epochs []int64) {
+	for _, f := range fences {
+		stages = append(stages, string(f.Stage))
+		parts = append(parts, f.Partition)
+		owners = append(owners, f.Owner)
+		epochs = append(epochs, f.Epoch)
+	}
+	return stages, parts, owners, epochs
+}
+
+// queuePositions moves positions forward, never back: a late write of an earlier read must not undo a later one. A
+// record that is finished has been taken in.
+func queuePositions(b *pgx.Batch, fences []work.Fence, takenIn, positions map[int32]int64) {
+	if len(takenIn) == 0 && len(positions) == 0 {
+		return
+	}
+	var parts []int32
+	var taken, done []int64
+	all := maps.Clone(positions)
+	if all == nil {
+		all = map[int32]int64{}
+	}
+	for p := range takenIn {
+		all[p] = max(all[p], 0)
+	}
+	for _, p := range slices.Sorted(maps.Keys(all)) {
+		parts = append(parts, p)
+		done = append(done, positions[p])
+		taken = append(taken, max(takenIn[p], positions[p]))
+	}
+	b.Queue(`UPDATE leases l SET position = greatest(l.position, n.position), taken_in = greatest(l.taken_in, n.taken_in)
+		FROM unnest($2::int[], $3::bigint[], $4::bigint[]) n(partition, position, taken_in)
+		WHERE l.stage = $1 AND l.partition = n.partition AND (l.position < n.position OR l.taken_in < n.taken_in)`,
+		string(fences[0].Stage), parts, done, taken)
+}
+
+// checkPositions refuses positions of partitions that no fence of the write covers.
+func checkPositions(fences []work.Fence, positions ...map[int32]int64) error {
+	for _, m := range positions {
+		for p := range m {
+			if !slices.ContainsFunc(fences, func(f work.Fence) bool { return f.Partition == p }) {
+				return fmt.Errorf("position of partition %d of %s without its fence", p, fences[0].Stage)
+			}
+		}
+	}
+	return nil
+}

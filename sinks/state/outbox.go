@@ -1,0 +1,165 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// ErrRelayBusy says that another process is the relay.
+var ErrRelayBusy = errors.New("another process holds the relay's lock")
+
+// outboxRows are records on their way out, in columns.
+type outboxRows struct {
+	topics  []string
+	parts   []int32
+	keys    [][]byte
+	values  [][]byte
+	headers []*string
+}
+
+func newOutboxRows(records []event.Record) (outboxRows, error) {
+	var o outboxRows
+	for i := range records {
+		r := &records[i]
+		var headers *string
+		if len(r.Headers) > 0 {
+			v, err := json.Marshal(r.Headers)
+			if err != nil {
+				return o, fmt.Errorf("encode headers of a record for %s: %w", r.Topic, err)
+			}
+			text := string(v)
+			headers = &text
+		}
+		o.topics, o.parts = append(o.topics, r.Topic), append(o.parts, r.Partition)
+		o.keys, o.values, o.headers = append(o.keys, r.Key), append(o.values, r.Value), append(o.headers, headers)
+	}
+	return o, nil
+}
+
+// queue appends the rows in their order: ids rise with it.
+func (o outboxRows) queue(b *pgx.Batch) {
+	if len(o.topics) == 0 {
+		return
+	}
+	b.Queue(`INSERT INTO outbox (topic, partition, key, value, headers)
+		SELECT topic, partition, key, value, headers::jsonb
+		FROM unnest($1::text[], $2::int[], $3::bytea[], $4::bytea[], $5::text[])
+			WITH ORDINALITY n(topic, partition, key, value, headers, i) ORDER BY i`,
+		o.topics, o.parts, o.keys, o.values, o.headers)
+}
+
+// RelayLock is the right to take from the outbox. It is a session of its own: when the connection is lost, so is the
+// lock, and every call with it fails from then on.
+type RelayLock struct {
+	conn *pgx.Conn
+}
+
+// NumberedRecord is an outbox row with its number. Numbers rise by one from row to row and are never given twice in
+// one incarnation of the state.
+type NumberedRecord struct {
+	Number int64
+	event.Record
+}
+
+// LockRelay makes this process the relay, or fails with [ErrRelayBusy]. Close the lock when done.
+func (s *Store) LockRelay(ctx context.Context) (*RelayLock, error) {
+	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	if err != nil {
+		return nil, fmt.Errorf("connect for the relay's lock: %w", err)
+	}
+	var got bool
+	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, lockRelay).Scan(&got); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("take the relay's lock: %w", err)
+	}
+	if !got {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, ErrRelayBusy
+	}
+	return &RelayLock{conn: conn}, nil
+}
+
+// Close gives the lock up. It is not to be called while another call with the lock runs.
+func (l *RelayLock) Close(ctx context.Context) error { return l.conn.Close(ctx) }
+
+// TakeOutbox returns the next rows, up to limit, with their numbers. Rows that were taken and not deleted come first
+// and alone, with the numbers that they had: after a crash the relay learns from Kafka which of them were sent.
+//
+// Non-obvious: ids come from a sequence, whose order is not the order of commits: a row with a lower id may become
+// visible after a higher one was sent. So rows are numbered here, under the lock, among those that are visible, and
+// the order and the numbers are stored before anything is sent. For one product ids do rise in the order of its
+// settlements, because the next begins after the last is committed.
+func (s *Store) TakeOutbox(ctx context.Context, l *RelayLock, limit int) ([]NumberedRecord, error) {
+	var out []NumberedRecord
+	var b pgx.Batch // one transaction, on the connection that holds the lock
+	b.Queue(`UPDATE relay SET (number, taken) = (SELECT number + cardinality(ids), ids
+			FROM (SELECT coalesce(array_agg(id ORDER BY id), '{}') AS ids
+				FROM (SELECT id FROM outbox ORDER BY id LIMIT $1) o) n)
+		WHERE taken = '{}' AND EXISTS (SELECT FROM outbox)`, limit)
+	b.Queue(`SELECT r.number - cardinality(r.taken) + t.i, o.topic, o.partition, o.key, o.value, o.headers
+		FROM relay r CROSS JOIN LATERAL unnest(r.taken) WITH ORDINALITY t(id, i) JOIN outbox o ON o.id = t.id
+		ORDER BY t.i`).Query(func(rows pgx.Rows) (err error) {
+		out, err = pgx.CollectRows(rows, scanNumbered)
+		return err
+	})
+	if err := l.conn.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, fmt.Errorf("take from the outbox: %w", err)
+	}
+	return out, nil
+}
+
+func scanNumbered(row pgx.CollectableRow) (NumberedRecord, error) {
+	var r NumberedRecord
+	var headers []byte
+	if err := row.Scan(&r.Number, &r.Topic, &r.Partition, &r.Key, &r.Value, &headers); err != nil {
+		return r, err
+	}
+	if headers != nil {
+		if err := json.Unmarshal(headers, &r.Headers); err != nil {
+			return r, fmt.Errorf("decode headers of outbox row %d: %w", r.Number, err)
+		}
+	}
+	return r, nil
+}
+
+// DeleteOutbox deletes the taken rows with numbers up to upTo: they are in Kafka. Numbers go on above upTo in any
+// case, also when the state was restored from before it.
+func (s *Store) DeleteOutbox(ctx context.Context, l *RelayLock, upTo int64) error {
+	var b pgx.Batch
+	b.Queue(`DELETE FROM outbox WHERE id IN (SELECT t.id FROM relay r
+		CROSS JOIN LATERAL unnest(r.taken) WITH ORDINALITY t(id, i) WHERE r.number - cardinality(r.taken) + t.i <= $1)`, upTo)
+	b.Queue(`UPDATE relay SET number = greatest(number, $1),
+		taken = taken[1 + least(greatest($1 - (number - cardinality(taken)), 0), cardinality(taken))::int:]
+		WHERE number < $1 OR taken <> '{}'`, upTo)
+	if err := l.conn.SendBatch(ctx, &b).Close(); err != nil {
+		return fmt.Errorf("delete from the outbox up to %d: %w", upTo, err)
+	}
+	return nil
+}
+
+// OutboxBacklog is what waits for the relay.
+type OutboxBacklog struct {
+	// Rows is an upper bound: transactions that were rolled back leave gaps that are counted.
+	Rows int64
+	// Oldest is how long the first row has waited.
+	Oldest time.Duration
+}
+
+// Outbox says how much waits for the relay, in two index probes, for backpressure and metrics.
+func (s *Store) Outbox(ctx context.Context) (OutboxBacklog, error) {
+	var o OutboxBacklog
+	err := s.pool.QueryRow(ctx, `SELECT coalesce(z.id - a.id + 1, 0), coalesce(clock_timestamp() - a.at, interval '0')
+		FROM (SELECT 1) one LEFT JOIN (SELECT id, at FROM outbox ORDER BY id LIMIT 1) a ON true
+		LEFT JOIN (SELECT id FROM outbox ORDER BY id DESC LIMIT 1) z ON true`).Scan(&o.Rows, &o.Oldest)
+	if err != nil {
+		return o, fmt.Errorf("measure the outbox: %w", err)
+	}
+	return o, nil
+}

@@ -1,0 +1,107 @@
+package state
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// retryFor bounds how long a write is tried again: as long as a lease lasts. After that a fenced write would fail
+// anyway.
+const retryFor = 30 * time.Second
+
+// retry calls f until it succeeds, fails for good, or retryFor has passed. Transactions that Postgres ended for the
+// sake of others (deadlock, serialization, shutdown) and lost connections are tried again.
+func (s *Store) retry(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, retryFor)
+	defer cancel()
+	wait := 20 * time.Millisecond
+	for {
+		err := f()
+		if err == nil || !transient(err) {
+			return err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		case <-t.C:
+		}
+		wait = min(2*wait, time.Second)
+	}
+}
+
+// transient reports whether the same statement may succeed a moment later.
+func transient(err error) bool {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) {
+		switch pe.Code {
+		case "40P01", "40001", // deadlock, serialization
+			"57P01", "57P02", "57P03", "25P03", // shut down, crashed, starting, idle in transaction
+			"53300", "55P03": // too many connections, lock not available
+			return true
+		}
+		return len(pe.Code) == 5 && pe.Code[:2] == "08" // connection exceptions
+	}
+	var ne net.Error
+	return pgconn.SafeToRetry(err) || errors.As(err, &ne) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// apply runs the queued statements as one transaction in one round trip, valid only under the fences.
+//
+// The statements of a pgx.Batch travel in one pipeline with one Sync at its end, which Postgres runs as one implicit
+// transaction: the first error undoes all.
+//
+// Non-obvious: a connection can break after the commit and before its answer. The write is then tried again with the
+// same token; the token's row says whether it was applied, and where the first try is still running in the server,
+// inserting the token waits for its end. So appends to the outbox and additions to a parked row happen exactly once.
+func (s *Store) apply(ctx context.Context, op string, fences []work.Fence, queue func(b *pgx.Batch)) error {
+	if len(fences) == 0 {
+		return fmt.Errorf("%s: no fences", op)
+	}
+	for _, f := range fences[1:] {
+		if f.Stage != fences[0].Stage {
+			return fmt.Errorf("%s: fences of two stages, %s and %s", op, fences[0].Stage, f.Stage)
+		}
+	}
+	stages, parts, owners, epochs := fenceColumns(fences)
+	return s.applyOnce(ctx, op, func(b *pgx.Batch) {
+		b.Queue(`SELECT fence($1, $2, $3, $4)`, stages, parts, owners, epochs)
+		queue(b)
+	})
+}
+
+// applyOnce is apply without fences.
+func (s *Store) applyOnce(ctx context.Context, op string, queue func(b *pgx.Batch)) error {
+	var token [16]byte
+	_, _ = rand.Read(token[:]) // never fails (crypto/rand)
+	err := s.retry(ctx, func() error {
+		var b pgx.Batch
+		b.Queue(`INSERT INTO writes (token) VALUES ($1)`, token)
+		queue(&b)
+		return s.pool.SendBatch(ctx, &b).Close()
+	})
+	var pe *pgconn.PgError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &pe) && pe.Code == "23505" && pe.ConstraintName == "writes_pkey":
+		return nil // an earlier try was applied
+	case errors.As(err, &pe) && pe.Code == "SW001":
+		return &LeaseLostError{Op: op, Leases: pe.Detail}
+	}
+	return fmt.Errorf("%s: %w", op, err)
+}
