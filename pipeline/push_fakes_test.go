@@ -116,12 +116,15 @@ func (w *world) run(owner string) (p *Push, stop func()) {
 	go func() { done <- p.Run(ctx) }()
 	return p, func() {
 		w.t.Helper()
+		w.wait(0)
 		cancel()
 		require.NoError(w.t, <-done)
 	}
 }
 
 func (w *world) wait(d time.Duration) {
+	w.mu.Lock() // what the test has read of the world happened before what others write from here on
+	w.mu.Unlock() //nolint:staticcheck // an empty section is the point
 	time.Sleep(d) // in the bubble
 	synctest.Wait()
 }
