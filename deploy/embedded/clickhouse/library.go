@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
 )
 
@@ -58,12 +59,16 @@ func library(ctx context.Context, c Config) (string, error) {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		return "", fmt.Errorf("%w: there is no package for %s/%s: name the address of a running ClickHouse or the path of a libchdb.so", ErrNoLibrary, runtime.GOOS, runtime.GOARCH)
 	}
-	dir := filepath.Join(c.CacheDir, "libchdb-"+libVersion)
+	cache, err := filepath.Abs(c.CacheDir) // the engine has another working directory
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "libchdb-"+libVersion)
 	lib := filepath.Join(dir, "libchdb.so")
 	if _, err := os.Stat(lib); err == nil {
 		return lib, nil
 	}
-	err := host.Install(ctx, host.Installation{
+	err = host.Install(ctx, host.Installation{
 		Dir:     dir,
 		Waiting: func() { c.progress("Waiting for another process that fetches the ClickHouse engine") },
 		Fill:    func(ctx context.Context, tmp string) error { return fill(ctx, c, tmp) },
@@ -127,26 +132,24 @@ func (c Config) fetched(done int64) {
 // there for nothing.
 func fetchNPM(ctx context.Context, c Config, npm, dir string) (string, error) {
 	c.progress("Fetching the ClickHouse engine (%d MB) with npm, once", libPacked)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, npm, "pack", libPackage+"@"+libVersion,
 		"--ignore-scripts", "--silent", "--pack-destination", dir, "--cache", filepath.Join(dir, "cache"))
 	cmd.Dir = dir
 	cmd.WaitDelay = time.Second // npm's own children must not keep us waiting after a cancel
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		return "", fmt.Errorf("npm: %w", err)
-	}
+	var out []byte
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	go func() {
+		var err error
+		out, err = child.Output(cmd)
+		ended <- err
+	}()
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
 		select {
 		case err := <-ended:
 			if err != nil {
-				return "", fmt.Errorf("npm pack: %w: %.500s", err, bytes.TrimSpace(out.Bytes()))
+				return "", fmt.Errorf("npm pack: %w: %.500s", err, bytes.TrimSpace(out))
 			}
 			found, err := filepath.Glob(filepath.Join(dir, "*.tgz"))
 			if err != nil || len(found) != 1 {

@@ -115,7 +115,7 @@ func binaryDir() (string, error) {
 		return "", err
 	}
 	all := filepath.Join(base, "test")
-	if err := os.MkdirAll(all, 0o755); err != nil {
+	if err := host.MkdirAll(all); err != nil {
 		return "", err
 	}
 	// Between the making of a directory and its lock nobody may sweep.

@@ -62,14 +62,7 @@ func artifact() string {
 // cannot read it, and data is never deleted.
 func resolve(ctx context.Context, c Config, major int) (string, error) {
 	if c.BinDir != "" {
-		got, err := probe(ctx, c.BinDir)
-		if err != nil {
-			return "", fmt.Errorf("no PostgreSQL in %s: %w", c.BinDir, err)
-		}
-		if major != 0 && got != major {
-			return "", fmt.Errorf("the data was made by PostgreSQL %d, and %s is %d", major, c.BinDir, got)
-		}
-		return c.BinDir, nil
+		return named(ctx, c.BinDir, major)
 	}
 	if c.CacheDir == "" {
 		base, err := host.BaseDir("shelfwire")
@@ -78,11 +71,15 @@ func resolve(ctx context.Context, c Config, major int) (string, error) {
 		}
 		c.CacheDir = base
 	}
+	cache, err := filepath.Abs(c.CacheDir) // the server has another working directory
+	if err != nil {
+		return "", err
+	}
 	pinnedMajor, err := majorOf(pinned)
 	if err != nil {
 		return "", err
 	}
-	dst := filepath.Join(c.CacheDir, artifact()+"-"+pinned)
+	dst := filepath.Join(cache, artifact()+"-"+pinned)
 	fits := major == 0 || major == pinnedMajor
 	if fits {
 		if _, err := probe(ctx, filepath.Join(dst, "bin")); err == nil {
@@ -97,13 +94,29 @@ func resolve(ctx context.Context, c Config, major int) (string, error) {
 	if !fits {
 		return "", fmt.Errorf("the data was made by PostgreSQL %d, which is not installed any more: install it again, or begin with an empty directory", major)
 	}
-	if err := install(ctx, c, dst); err != nil {
+	if err := install(ctx, c, dst, sums[artifact()]); err != nil {
 		return "", err
 	}
 	if _, err := probe(ctx, filepath.Join(dst, "bin")); err != nil {
 		return "", fmt.Errorf("the fetched PostgreSQL %s does not run here: %w", pinned, err)
 	}
 	return filepath.Join(dst, "bin"), nil
+}
+
+// named checks the directory that the user asked for.
+func named(ctx context.Context, dir string, major int) (string, error) {
+	bin, err := filepath.Abs(dir) // the server has another working directory
+	if err != nil {
+		return "", err
+	}
+	got, err := probe(ctx, bin)
+	if err != nil {
+		return "", fmt.Errorf("no PostgreSQL in %s: %w", bin, err)
+	}
+	if major != 0 && got != major {
+		return "", fmt.Errorf("the data was made by PostgreSQL %d, and %s is %d", major, bin, got)
+	}
+	return bin, nil
 }
 
 var versionLine = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)

@@ -9,10 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
@@ -77,10 +75,7 @@ func (c cluster) init(ctx context.Context, bin, password string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", tmp, "-U", user,
 		"-A", "scram-sha-256", "--pwfile", passwordFile, "-E", "UTF8", "--locale=C", "--no-sync")
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = c.dir, environ(c.dir), c.account.Attr()
-	runtime.LockOSThread() // the parent's death signal belongs to the starting thread
-	defer runtime.UnlockOSThread()
-	child.DieWithParent(cmd.SysProcAttr, syscall.SIGKILL)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := child.Output(cmd); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, bytes.TrimSpace(out))
 	}
 	return os.Rename(tmp, c.data())

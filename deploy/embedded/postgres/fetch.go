@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path"
@@ -19,23 +18,22 @@ import (
 
 	"github.com/xi2/xz"
 
+	"github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
 )
 
 // mavenGroup of the binaries.
 const mavenGroup = "io.zonky.test.postgres"
 
-// jarLimit bounds what is read into memory, in bytes. The largest known jar has 62 MB.
-const jarLimit = 256 << 20
-
-// install fetches, checks and unpacks the pinned version to dst. Processes that
-// need it at the same time wait for the first one.
-func install(ctx context.Context, c Config, dst string) error {
+// install fetches the pinned version, whose sha256 in hexadecimal must be sum,
+// and unpacks it to dst. Processes that need it at the same time wait for the
+// first one.
+func install(ctx context.Context, c Config, dst, sum string) error {
 	return host.Install(ctx, host.Installation{
 		Dir:     dst,
 		Waiting: func() { c.progress("Waiting for another process that fetches PostgreSQL %s", pinned) },
 		Fill: func(ctx context.Context, tmp string) error {
-			jar, err := fetch(ctx, c)
+			jar, err := fetch(ctx, c, sum)
 			if err != nil {
 				return err
 			}
@@ -45,20 +43,19 @@ func install(ctx context.Context, c Config, dst string) error {
 	})
 }
 
-// fetch returns a jar whose checksum is the pinned one. A source that gives
-// something else is an error, never a reason to ask the next one quietly.
-func fetch(ctx context.Context, c Config) ([]byte, error) {
+// fetch returns the jar with that sum. A source that gives something else is an
+// error, never a reason to ask the next one quietly.
+func fetch(ctx context.Context, c Config, sum string) ([]byte, error) {
 	name := artifact()
-	want, ok := sums[name]
-	if !ok {
+	if sum == "" {
 		return nil, fmt.Errorf("%w: there is no %s to fetch: install a PostgreSQL server %d to %d", ErrNoBinaries, name, oldestMajor, newestMajor)
 	}
 	jar, from, err := fetchUnchecked(ctx, c, name)
 	if err != nil {
 		return nil, err
 	}
-	if got := sha256.Sum256(jar); hex.EncodeToString(got[:]) != want {
-		return nil, fmt.Errorf("%s %s from %s is not the pinned one: its sha256 is %x, expected %s", name, pinned, from, got, want)
+	if got := sha256.Sum256(jar); hex.EncodeToString(got[:]) != sum {
+		return nil, fmt.Errorf("%s %s from %s is not the pinned one: its sha256 is %x, expected %s", name, pinned, from, got, sum)
 	}
 	return jar, nil
 }
@@ -109,30 +106,24 @@ func fetchMaven(ctx context.Context, mvn, name, rel string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "-Dmaven.repo.local="+tmp,
 		"dependency:get", "-Dtransitive=false", "-Dartifact="+mavenGroup+":"+name+":"+pinned)
 	cmd.Dir = tmp // not the caller's, which may have a pom.xml
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := child.Output(cmd); err != nil {
 		return nil, fmt.Errorf("mvn: %w: %.500s", err, bytes.TrimSpace(out))
 	}
 	return os.ReadFile(filepath.Join(tmp, filepath.FromSlash(rel)))
 }
 
+// fetchHTTP asks a repository directly.
 func fetchHTTP(ctx context.Context, address string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	tmp, err := os.MkdirTemp("", "shelfwire-jar-")
 	if err != nil {
 		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
+	defer os.RemoveAll(tmp)
+	file := filepath.Join(tmp, "binaries.jar")
+	if err := host.Download(ctx, address, file, func(int64) {}); err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("GET %s: %s", address, resp.Status)
-	}
-	jar, err := io.ReadAll(io.LimitReader(resp.Body, jarLimit))
-	if err != nil {
-		return nil, fmt.Errorf("GET %s: %w", address, err)
-	}
-	return jar, nil
+	return os.ReadFile(file)
 }
 
 // unpack writes the jar's one archive into dir.
@@ -181,12 +172,12 @@ func untar(tr *tar.Reader, dir string) error {
 		if name == "." {
 			continue
 		}
-		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		if err := makeDir(root, filepath.Dir(name)); err != nil {
 			return err
 		}
 		switch h.Typeflag {
 		case tar.TypeDir:
-			err = root.MkdirAll(name, 0o755)
+			err = makeDir(root, name)
 		case tar.TypeSymlink:
 			err = root.Symlink(h.Linkname, name)
 		case tar.TypeReg:
@@ -198,13 +189,25 @@ func untar(tr *tar.Reader, dir string) error {
 	}
 }
 
-// writeFile keeps the execute bits and makes everything readable, because the
+// makeDir makes a directory that everyone can enter, whatever the umask: the
 // server may run under another account than the one that unpacks.
+func makeDir(root *os.Root, name string) error {
+	if _, err := root.Stat(name); err == nil {
+		return nil
+	}
+	if err := makeDir(root, filepath.Dir(name)); err != nil {
+		return err
+	}
+	return errors.Join(root.Mkdir(name, 0o755), root.Chmod(name, 0o755))
+}
+
+// writeFile keeps the execute bits and makes everything readable, as above.
 func writeFile(root *os.Root, name string, mode os.FileMode, r io.Reader) error {
-	w, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode.Perm()&0o755|0o444)
+	perm := mode.Perm()&0o755 | 0o444
+	w, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(w, r)
-	return errors.Join(err, w.Close())
+	return errors.Join(err, w.Chmod(perm), w.Close())
 }

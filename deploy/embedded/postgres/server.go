@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -87,7 +86,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+	if err := host.MkdirAll(c.Dir); err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
 	if err := account.CanReach(c.Dir); err != nil {
@@ -120,6 +119,9 @@ func start(ctx context.Context, c Config, account *host.Account) (*Server, error
 	}
 	bin, err := resolve(ctx, c, major)
 	if err != nil {
+		return nil, err
+	}
+	if err := account.CanReach(bin); err != nil {
 		return nil, err
 	}
 	password, err := cl.password()

@@ -46,7 +46,7 @@ func Start(cmd *exec.Cmd, logFile string, onParentDeath syscall.Signal) (*Proces
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	DieWithParent(cmd.SysProcAttr, onParentDeath)
+	dieWithParent(cmd.SysProcAttr, onParentDeath)
 	p := &Process{cmd: cmd, logFile: logFile, logStart: fi.Size(), done: make(chan struct{})}
 	started := make(chan error)
 	go func() {

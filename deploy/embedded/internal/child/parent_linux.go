@@ -2,6 +2,6 @@ package child
 
 import "syscall"
 
-// DieWithParent asks the kernel for sig at the parent's death. The runtime sets
+// dieWithParent asks the kernel for sig at the parent's death. The runtime sets
 // it after the change of user, which would clear it.
-func DieWithParent(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }
+func dieWithParent(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }

@@ -4,5 +4,5 @@ package child
 
 import "syscall"
 
-// DieWithParent has no counterpart here: a child of a killed parent stays.
-func DieWithParent(*syscall.SysProcAttr, syscall.Signal) {}
+// dieWithParent has no counterpart here: a child of a killed parent stays.
+func dieWithParent(*syscall.SysProcAttr, syscall.Signal) {}

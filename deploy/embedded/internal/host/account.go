@@ -93,6 +93,28 @@ func (a *Account) CanReach(dir string) error {
 	}
 }
 
+// MkdirAll makes dir and what is missing on the way enterable by everyone,
+// whatever the umask: the account is another user than the caller. What was
+// there before keeps its mode.
+func MkdirAll(dir string) error {
+	if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
+		return nil
+	}
+	if parent := filepath.Dir(dir); parent != dir {
+		if err := MkdirAll(parent); err != nil {
+			return err
+		}
+	}
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, os.ErrExist) { // another process was faster, or it is no directory
+		return os.MkdirAll(dir, 0o755)
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
+}
+
 // BaseDir is where the embedded parts keep what they fetch and, by default,
 // their data: app below the caller's cache directory or, for a root whose home
 // the unprivileged account cannot enter, a directory below /var/tmp that only
@@ -105,7 +127,7 @@ func BaseDir(app string) (string, error) {
 	cache, cacheErr := os.UserCacheDir()
 	if cacheErr == nil {
 		dir := filepath.Join(cache, app)
-		cacheErr = os.MkdirAll(dir, 0o755)
+		cacheErr = MkdirAll(dir)
 		if cacheErr == nil {
 			cacheErr = account.CanReach(dir)
 		}
@@ -117,7 +139,7 @@ func BaseDir(app string) (string, error) {
 		return "", fmt.Errorf("no usable cache directory, set XDG_CACHE_HOME: %w", cacheErr)
 	}
 	dir := filepath.Join("/var/tmp", app+"-root")
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := MkdirAll(dir); err != nil {
 		return "", err
 	}
 	fi, err := os.Lstat(dir) // /var/tmp is everybody's: somebody else may have put it there first

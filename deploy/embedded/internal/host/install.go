@@ -22,8 +22,7 @@ type Installation struct {
 // sibling and renames it, so that a killed process leaves nothing that looks
 // complete; of several processes one does the work and the others wait.
 func Install(ctx context.Context, i Installation) error {
-	parent := filepath.Dir(i.Dir)
-	if err := os.MkdirAll(parent, 0o755); err != nil {
+	if err := MkdirAll(filepath.Dir(i.Dir)); err != nil {
 		return err
 	}
 	lock, err := WaitLock(ctx, i.Dir+".lock", i.Waiting)
@@ -40,13 +39,10 @@ func Install(ctx context.Context, i Installation) error {
 	if err := os.RemoveAll(tmp); err != nil {
 		return err
 	}
-	if err := os.Mkdir(tmp, 0o755); err != nil {
+	if err := MkdirAll(tmp); err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	if err := os.Chmod(tmp, 0o755); err != nil { // whatever the umask: another account reads it
-		return err
-	}
 	if err := i.Fill(ctx, tmp); err != nil {
 		return err
 	}
