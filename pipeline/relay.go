@@ -1,0 +1,309 @@
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// RelayWriter is the relay's key in catalog.positions, and its transactional id with the prefix of the topics.
+const RelayWriter = "relay"
+
+// relayOutbox holds the rows that wait for Kafka; sinks/state implements it.
+type relayOutbox interface {
+	// LockRelay waits until no other relay holds the lock and takes it.
+	LockRelay(ctx context.Context) (work.RelayLock, error)
+	// TakeOutbox returns the first rows that wait, at most limit of them, in the order in which they are to be sent.
+	// What has no number yet gets one above every number given before. It takes the same rows until they are deleted.
+	TakeOutbox(ctx context.Context, lock work.RelayLock, limit int) ([]work.Numbered, error)
+	// DeleteOutbox removes every row that has a number up to and with upTo, and sees to it that later numbers are
+	// above it even when the state was restored from a backup.
+	DeleteOutbox(ctx context.Context, lock work.RelayLock, upTo int64) error
+}
+
+// relayIncarnation tells one state from another: numbers of different ones cannot be compared.
+type relayIncarnation interface {
+	Incarnation(ctx context.Context) (string, error)
+}
+
+// relayProducer writes records in transactions; connectors/kafka implements it. Every error is final for a producer.
+type relayProducer interface {
+	Begin() error
+	Produce(records ...event.Record) error
+	// Commit makes what was produced visible as a whole. When it fails it is unknown what became of it.
+	Commit(ctx context.Context) error
+}
+
+// RelayKafka opens what the relay writes with.
+type RelayKafka struct {
+	// Open fences every earlier producer of the relay: when it returns, none of them can commit anything more. The
+	// second result closes the producer.
+	Open func(ctx context.Context) (relayProducer, func(), error)
+	// Position reads the relay's position; false when it never wrote one.
+	Position func(ctx context.Context) (event.Position, bool, error)
+	// Topic and Partition are where the position is written: catalog.positions, and the relay's partition of it.
+	Topic     string
+	Partition int32
+	// DeadLetters is the full name of catalog.deadletters, for rows that are too large to be sent.
+	DeadLetters string
+	// MaxRecordBytes is what a record may hold, key, value and headers together. Default 8 MiB - 4 KiB.
+	MaxRecordBytes int
+}
+
+// RelayConfig configures the relay.
+type RelayConfig struct {
+	// Limit is how many rows share a Kafka transaction at the most. More rows cost less each and hold back readers of
+	// committed records longer. Default 1,000.
+	Limit int
+	// MaxBytes cuts a transaction by the bytes of its records, which are all in memory. Default 16 MiB.
+	MaxBytes int
+	// Idle is the pause before the outbox is looked at again after nothing was found. It is paid by the first outcome
+	// after a calm, in latency, and by the state, in queries. Default 25 ms.
+	Idle time.Duration
+	// Wake may be sent to, without waiting, by whoever has written to the outbox in this process; it ends the pause.
+	Wake <-chan struct{}
+}
+
+func (c RelayConfig) withDefaults() RelayConfig {
+	c.Limit = cmp.Or(c.Limit, 1000)
+	c.MaxBytes = cmp.Or(c.MaxBytes, 16<<20)
+	c.Idle = cmp.Or(c.Idle, 25*time.Millisecond)
+	return c
+}
+
+// Relay sends the outbox of the state to Kafka, each row once. Any number of processes may run one: the lock lets one
+// work, and the others stand by.
+type Relay struct {
+	cfg    RelayConfig
+	kafka  RelayKafka
+	outbox relayOutbox
+	state  relayIncarnation
+	log    *slog.Logger
+
+	waiting atomic.Pointer[string]
+
+	// Sent counts the rows that this process has sent; DeadLetters those of them that were too large and went to
+	// catalog.deadletters instead.
+	Sent, DeadLetters atomic.Int64
+	// Active says whether this process holds the lock.
+	Active atomic.Bool
+}
+
+// NewRelay returns a stage that does nothing until Run.
+func NewRelay(cfg RelayConfig, kafka RelayKafka, outbox relayOutbox, state relayIncarnation, log *slog.Logger) *Relay {
+	kafka.MaxRecordBytes = cmp.Or(kafka.MaxRecordBytes, 8<<20-4<<10)
+	return &Relay{cfg: cfg.withDefaults(), kafka: kafka, outbox: outbox, state: state, log: log.With("stage", "relay")}
+}
+
+// Run relays until ctx ends. After any error it gives up the lock and the producer and begins again: only what Kafka
+// says then decides what was sent.
+func (r *Relay) Run(ctx context.Context) error {
+	const first, last = 100 * time.Millisecond, 5 * time.Second
+	pause := first
+	for ctx.Err() == nil {
+		sent := r.Sent.Load()
+		err := r.session(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if r.Sent.Load() > sent {
+			pause = first
+		}
+		reason := err.Error()
+		r.waiting.Store(&reason)
+		r.log.WarnContext(ctx, "relay begins again", "pause", pause, "error", err)
+		sleep(ctx, pause)
+		pause = min(2*pause, last)
+	}
+	return nil
+}
+
+// Waiting says why nothing is relayed; empty while all goes well or another process relays.
+func (r *Relay) Waiting() string {
+	if s := r.waiting.Load(); s != nil {
+		return *s
+	}
+	return ""
+}
+
+// session holds the lock until something goes wrong. It returns an error in any case.
+func (r *Relay) session(ctx context.Context) (err error) {
+	lock, err := r.outbox.LockRelay(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		r.Active.Store(false)
+		// A lock that cannot be given up ends with its session; the error that led here matters more.
+		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if rerr := lock.Release(rctx); rerr != nil {
+			r.log.WarnContext(ctx, "relay lock not released; it ends with its session", "error", rerr)
+		}
+	}()
+	incarnation, err := r.state.Incarnation(ctx)
+	if err != nil {
+		return err
+	}
+	producer, closeProducer, err := r.kafka.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeProducer()
+	// Invariant: the position is read after the predecessors were fenced. Before, one of them could still commit rows
+	// that we would send again.
+	pos, ok, err := r.kafka.Position(ctx)
+	if err != nil {
+		return err
+	}
+	s := &relaySession{Relay: r, lock: lock, producer: producer, incarnation: incarnation, limit: r.cfg.Limit}
+	if ok && pos.Incarnation == incarnation {
+		s.sent = pos.Number
+	}
+	r.log.InfoContext(ctx, "relaying", "after", s.sent)
+	r.Active.Store(true)
+	r.waiting.Store(nil)
+	return s.run(ctx)
+}
+
+// relaySession is one holder of the lock with its producer.
+type relaySession struct {
+	*Relay
+	lock        work.RelayLock
+	producer    relayProducer
+	incarnation string
+	sent        int64 // the number of the last row that is in Kafka
+	limit       int   // of rows to take: fewer when they are large
+}
+
+func (s *relaySession) run(ctx context.Context) error {
+	// What a predecessor has sent, and may not have deleted.
+	if err := s.outbox.DeleteOutbox(ctx, s.lock, s.sent); err != nil {
+		return fmt.Errorf("delete outbox rows up to %d: %w", s.sent, err)
+	}
+	for {
+		rows, err := s.outbox.TakeOutbox(ctx, s.lock, s.limit)
+		if err != nil {
+			return fmt.Errorf("take outbox rows after %d: %w", s.sent, err)
+		}
+		if len(rows) == 0 {
+			if err := s.idle(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if rows, err = s.cut(rows); err != nil {
+			return err
+		}
+		if err := s.send(ctx, rows); err != nil {
+			return err
+		}
+		s.Sent.Add(int64(len(rows)))
+		// Invariant: rows are deleted after their transaction is committed, and before the next one begins, so that
+		// what is at or below the one number in Kafka is all that may still stand here and be sent.
+		if err := s.outbox.DeleteOutbox(ctx, s.lock, s.sent); err != nil {
+			return fmt.Errorf("delete outbox rows up to %d: %w", s.sent, err)
+		}
+	}
+}
+
+func (s *relaySession) idle(ctx context.Context) error {
+	t := time.NewTimer(s.cfg.Idle)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.cfg.Wake:
+	case <-t.C:
+	}
+	return nil
+}
+
+// cut returns the rows that go into the next transaction and adapts how many are taken to their size. Numbers that do
+// not rise say that two states answer to one name; sending on would lose rows.
+func (s *relaySession) cut(rows []work.Numbered) ([]work.Numbered, error) {
+	last, bytes, n := s.sent, 0, 0
+	for i := range rows {
+		if rows[i].Number <= last {
+			return nil, fmt.Errorf("outbox row %d comes after %d, which is in Kafka: the state was restored or copied; "+
+				"nothing is sent, as rows could get lost", rows[i].Number, last)
+		}
+		last = rows[i].Number
+		size := relaySize(&rows[i].Record)
+		if n > 0 && bytes+size > s.cfg.MaxBytes {
+			break
+		}
+		bytes += size
+		n++
+	}
+	switch {
+	case n < len(rows):
+		s.limit = max(1, n)
+	case n == s.limit && bytes < s.cfg.MaxBytes/4:
+		s.limit = min(s.cfg.Limit, 2*s.limit)
+	}
+	return rows[:n], nil
+}
+
+// send writes rows and the number of the last of them in one Kafka transaction.
+func (s *relaySession) send(ctx context.Context, rows []work.Numbered) error {
+	last := rows[len(rows)-1].Number
+	fail := func(err error) error { return fmt.Errorf("send outbox rows %d to %d: %w", rows[0].Number, last, err) }
+	position, err := json.Marshal(event.Position{
+		Writer: RelayWriter, Number: last, Incarnation: s.incarnation, At: time.Now().UTC(),
+	})
+	if err != nil {
+		return fail(err)
+	}
+	if err := s.producer.Begin(); err != nil {
+		return fail(err)
+	}
+	for i := range rows {
+		if err := s.producer.Produce(s.fit(ctx, &rows[i])); err != nil {
+			return fail(err)
+		}
+	}
+	err = s.producer.Produce(event.Record{
+		Topic: s.kafka.Topic, Partition: s.kafka.Partition, Key: []byte(RelayWriter), Value: position,
+	})
+	if err != nil {
+		return fail(err)
+	}
+	if err := s.producer.Commit(ctx); err != nil {
+		return fail(err)
+	}
+	s.sent = last
+	return nil
+}
+
+// fit replaces a record that no broker would take: it would hold up everything behind it for ever. The dead letter
+// carries the reason and as much of the value as fits.
+func (s *relaySession) fit(ctx context.Context, row *work.Numbered) event.Record {
+	size := relaySize(&row.Record)
+	if size <= s.kafka.MaxRecordBytes {
+		return row.Record
+	}
+	s.DeadLetters.Add(1)
+	reason := fmt.Sprintf("a record of %d bytes for %s is larger than the limit of %d", size, row.Topic, s.kafka.MaxRecordBytes)
+	s.log.ErrorContext(ctx, "record is too large and becomes a dead letter", "topic", row.Topic, "key", string(row.Key), "bytes", size)
+	room := max(0, s.kafka.MaxRecordBytes-len(row.Key)-1024)
+	return event.Record{
+		Topic: s.kafka.DeadLetters, Partition: -1, Key: row.Key, Value: row.Value[:min(room, len(row.Value))],
+		Headers: []event.Header{{Key: event.HeaderReason, Value: []byte(reason)}, {Key: event.HeaderTable, Value: []byte(row.Topic)}},
+	}
+}
+
+func relaySize(r *event.Record) int {
+	n := len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		n += len(h.Key) + len(h.Value)
+	}
+	return n
+}
