@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -16,16 +17,36 @@ import (
 // RelayWriter is the relay's key in catalog.positions, and its transactional id with the prefix of the topics.
 const RelayWriter = "relay"
 
-// relayOutbox holds the rows that wait for Kafka; sinks/state implements it.
-type relayOutbox interface {
-	// LockRelay waits until no other relay holds the lock and takes it.
-	LockRelay(ctx context.Context) (work.RelayLock, error)
-	// TakeOutbox returns the first rows that wait, at most limit of them, in the order in which they are to be sent.
-	// What has no number yet gets one above every number given before. It takes the same rows until they are deleted.
-	TakeOutbox(ctx context.Context, lock work.RelayLock, limit int) ([]work.Numbered, error)
+// relayOutbox holds the rows that wait for Kafka; sinks/state implements it. L is the right to relay, bound to a
+// session of the state: when that ends, for whatever reason, everything that is asked with it fails.
+type relayOutbox[L any] interface {
+	// LockRelay takes the lock, or fails with [work.ErrRelayBusy].
+	LockRelay(ctx context.Context) (L, error)
+	// TakeOutbox returns the first rows that wait, in the order in which they are to be sent: those that were taken
+	// before and not deleted, with the numbers that they had, else up to limit new ones with new numbers.
+	TakeOutbox(ctx context.Context, lock L, limit int) ([]work.Numbered, error)
 	// DeleteOutbox removes every row that has a number up to and with upTo, and sees to it that later numbers are
 	// above it even when the state was restored from a backup.
-	DeleteOutbox(ctx context.Context, lock work.RelayLock, upTo int64) error
+	DeleteOutbox(ctx context.Context, lock L, upTo int64) error
+}
+
+// relayRight is a relayOutbox whose lock is held.
+type relayRight struct {
+	take   func(ctx context.Context, limit int) ([]work.Numbered, error)
+	delete func(ctx context.Context, upTo int64) error
+	close  func(ctx context.Context) error
+}
+
+func relayLock[L interface{ Close(context.Context) error }](ctx context.Context, o relayOutbox[L]) (relayRight, error) {
+	l, err := o.LockRelay(ctx)
+	if err != nil {
+		return relayRight{}, err
+	}
+	return relayRight{
+		take:   func(ctx context.Context, limit int) ([]work.Numbered, error) { return o.TakeOutbox(ctx, l, limit) },
+		delete: func(ctx context.Context, upTo int64) error { return o.DeleteOutbox(ctx, l, upTo) },
+		close:  l.Close,
+	}, nil
 }
 
 // relayIncarnation tells one state from another: numbers of different ones cannot be compared.
@@ -67,6 +88,9 @@ type RelayConfig struct {
 	// Idle is the pause before the outbox is looked at again after nothing was found. It is paid by the first outcome
 	// after a calm, in latency, and by the state, in queries. Default 25 ms.
 	Idle time.Duration
+	// Standby is the pause before a process that is not the relay tries to become it. It bounds how long outcomes stand
+	// still after the relay was killed. Default 500 ms.
+	Standby time.Duration
 	// Wake may be sent to, without waiting, by whoever has written to the outbox in this process; it ends the pause.
 	Wake <-chan struct{}
 }
@@ -75,6 +99,7 @@ func (c RelayConfig) withDefaults() RelayConfig {
 	c.Limit = cmp.Or(c.Limit, 1000)
 	c.MaxBytes = cmp.Or(c.MaxBytes, 16<<20)
 	c.Idle = cmp.Or(c.Idle, 25*time.Millisecond)
+	c.Standby = cmp.Or(c.Standby, 500*time.Millisecond)
 	return c
 }
 
@@ -83,7 +108,7 @@ func (c RelayConfig) withDefaults() RelayConfig {
 type Relay struct {
 	cfg    RelayConfig
 	kafka  RelayKafka
-	outbox relayOutbox
+	lock   func(context.Context) (relayRight, error)
 	state  relayIncarnation
 	log    *slog.Logger
 
@@ -97,9 +122,14 @@ type Relay struct {
 }
 
 // NewRelay returns a stage that does nothing until Run.
-func NewRelay(cfg RelayConfig, kafka RelayKafka, outbox relayOutbox, state relayIncarnation, log *slog.Logger) *Relay {
+func NewRelay[L interface{ Close(context.Context) error }](
+	cfg RelayConfig, kafka RelayKafka, outbox relayOutbox[L], state relayIncarnation, log *slog.Logger,
+) *Relay {
 	kafka.MaxRecordBytes = cmp.Or(kafka.MaxRecordBytes, 8<<20-4<<10)
-	return &Relay{cfg: cfg.withDefaults(), kafka: kafka, outbox: outbox, state: state, log: log.With("stage", "relay")}
+	return &Relay{
+		cfg: cfg.withDefaults(), kafka: kafka, state: state, log: log.With("stage", "relay"),
+		lock: func(ctx context.Context) (relayRight, error) { return relayLock(ctx, outbox) },
+	}
 }
 
 // Run relays until ctx ends. After any error it gives up the lock and the producer and begins again: only what Kafka
@@ -112,6 +142,10 @@ func (r *Relay) Run(ctx context.Context) error {
 		err := r.session(ctx)
 		if ctx.Err() != nil {
 			break
+		}
+		if errors.Is(err, work.ErrRelayBusy) {
+			sleep(ctx, r.cfg.Standby)
+			continue
 		}
 		if r.Sent.Load() > sent {
 			pause = first
@@ -135,7 +169,7 @@ func (r *Relay) Waiting() string {
 
 // session holds the lock until something goes wrong. It returns an error in any case.
 func (r *Relay) session(ctx context.Context) (err error) {
-	lock, err := r.outbox.LockRelay(ctx)
+	right, err := r.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -144,7 +178,7 @@ func (r *Relay) session(ctx context.Context) (err error) {
 		// A lock that cannot be given up ends with its session; the error that led here matters more.
 		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		if rerr := lock.Release(rctx); rerr != nil {
+		if rerr := right.close(rctx); rerr != nil {
 			r.log.WarnContext(ctx, "relay lock not released; it ends with its session", "error", rerr)
 		}
 	}()
@@ -163,7 +197,7 @@ func (r *Relay) session(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s := &relaySession{Relay: r, lock: lock, producer: producer, incarnation: incarnation, limit: r.cfg.Limit}
+	s := &relaySession{Relay: r, right: right, producer: producer, incarnation: incarnation, limit: r.cfg.Limit}
 	if ok && pos.Incarnation == incarnation {
 		s.sent = pos.Number
 	}
@@ -176,7 +210,7 @@ func (r *Relay) session(ctx context.Context) (err error) {
 // relaySession is one holder of the lock with its producer.
 type relaySession struct {
 	*Relay
-	lock        work.RelayLock
+	right       relayRight
 	producer    relayProducer
 	incarnation string
 	sent        int64 // the number of the last row that is in Kafka
@@ -185,11 +219,11 @@ type relaySession struct {
 
 func (s *relaySession) run(ctx context.Context) error {
 	// What a predecessor has sent, and may not have deleted.
-	if err := s.outbox.DeleteOutbox(ctx, s.lock, s.sent); err != nil {
+	if err := s.right.delete(ctx, s.sent); err != nil {
 		return fmt.Errorf("delete outbox rows up to %d: %w", s.sent, err)
 	}
 	for {
-		rows, err := s.outbox.TakeOutbox(ctx, s.lock, s.limit)
+		rows, err := s.right.take(ctx, s.limit)
 		if err != nil {
 			return fmt.Errorf("take outbox rows after %d: %w", s.sent, err)
 		}
@@ -208,7 +242,7 @@ func (s *relaySession) run(ctx context.Context) error {
 		s.Sent.Add(int64(len(rows)))
 		// Invariant: rows are deleted after their transaction is committed, and before the next one begins, so that
 		// what is at or below the one number in Kafka is all that may still stand here and be sent.
-		if err := s.outbox.DeleteOutbox(ctx, s.lock, s.sent); err != nil {
+		if err := s.right.delete(ctx, s.sent); err != nil {
 			return fmt.Errorf("delete outbox rows up to %d: %w", s.sent, err)
 		}
 	}

@@ -1,10 +1,13 @@
 package work
 
 import (
-	"context"
+	"errors"
 
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
+
+// ErrRelayBusy says that another process is the relay.
+var ErrRelayBusy = errors.New("another process holds the relay's lock")
 
 // Numbered is an outbox row that the relay has taken. Numbers are given when rows are taken, not when they are
 // written, because writers commit in another order than they draw numbers in: whatever carries a number at or below n
@@ -12,11 +15,4 @@ import (
 type Numbered struct {
 	Number int64
 	event.Record
-}
-
-// RelayLock is the right of one process to number, send and delete outbox rows. It is bound to one session of the
-// state: when that session ends, for whatever reason, the lock is free and everything that is asked with it fails.
-type RelayLock interface {
-	// Release gives the lock up. It may be called again and after the session has ended.
-	Release(ctx context.Context) error
 }
