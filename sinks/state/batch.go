@@ -63,7 +63,7 @@ func (s *Store) Announce(ctx context.Context, fences []work.Fence, batches []eve
 				WHERE NOT o.announced`,
 				ids, kinds, names, admins, lsns, xids, times, counts, changes, fanouts)
 		}
-		queuePositions(b, fences, nil, positions)
+		queuePositions(b, fences, nil, positions, nil)
 	})
 }
 
@@ -98,7 +98,7 @@ func (s *Store) Complete(ctx context.Context) ([]event.Batch, error) {
 		return nil, nil
 	}
 	var events []event.Batch
-	err = s.retry(ctx, func() error {
+	err = s.retry(ctx, "complete batches", func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
 			events, err = s.complete(ctx, tx)
 			return err

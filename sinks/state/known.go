@@ -13,29 +13,18 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// Loaded is what the state knows of some products.
-type Loaded struct {
-	// Known has a record for each shop of each product that was settled there or has an open intent there. An intent
-	// in it lists this product alone, whatever else the request held.
-	Known []work.Known
-	// Items are the unsettled items of the products.
-	Items []work.Item
-	// Parked are the rows under which the products wait, at the generations that stand now.
-	Parked []work.ParkedRef
-	// Now is the state's clock, to compare the intents' times with.
-	Now time.Time
-}
-
 // Load reads all about products in one round trip. Call it before their documents are read: a settlement may remove
 // only parked rows that stood before.
-func (s *Store) Load(ctx context.Context, products []string) (Loaded, error) {
-	var l Loaded
+//
+// A product that was begun in a shop and never settled there comes as a Known with nothing but its intents. An intent
+// lists the product it was loaded with, whatever else the request held; its time is in the caller's clock.
+func (s *Store) Load(ctx context.Context, products []string) (work.Loaded, error) {
+	var l work.Loaded
 	if len(products) == 0 {
 		return l, nil
 	}
 	index := map[[2]string]int{}
 	var b pgx.Batch
-	b.Queue(`SELECT clock_timestamp()`).QueryRow(func(row pgx.Row) error { return row.Scan(&l.Now) })
 	// Parked and items before what is known: each statement has a snapshot of its own, and what was parked after its
 	// turn is then rather left standing than taken for seen.
 	b.Queue(`SELECT product_id, shop, generation FROM parked WHERE product_id = ANY($1)`, products).
@@ -58,35 +47,37 @@ func (s *Store) Load(ctx context.Context, products []string) (Loaded, error) {
 		}
 		return err
 	})
-	b.Queue(`SELECT product_id, shop, key, mutation, at FROM intents WHERE product_id = ANY($1) ORDER BY at, key`, products).
-		Query(func(rows pgx.Rows) error {
-			var id string
-			var in work.Intent
-			_, err := pgx.ForEachRow(rows, []any{&id, &in.Shop, &in.Key, &in.Mutation, &in.At}, func() error {
-				i, ok := index[[2]string{id, in.Shop}]
-				if !ok { // a creation that was begun: nothing was settled yet
-					i = len(l.Known)
-					index[[2]string{id, in.Shop}] = i
-					l.Known = append(l.Known, work.Known{ProductID: id, Shop: in.Shop})
-				}
-				add := in
-				add.ProductIDs, add.At = []string{id}, in.At.UTC()
-				l.Known[i].Intents = append(l.Known[i].Intents, add)
-				return nil
-			})
-			return err
+	b.Queue(`SELECT product_id, shop, key, mutation, clock_timestamp() - at FROM intents WHERE product_id = ANY($1)
+		ORDER BY at, key`, products).Query(func(rows pgx.Rows) error {
+		var id string
+		var in work.Intent
+		var age time.Duration
+		now := time.Now()
+		_, err := pgx.ForEachRow(rows, []any{&id, &in.Shop, &in.Key, &in.Mutation, &age}, func() error {
+			i, ok := index[[2]string{id, in.Shop}]
+			if !ok {
+				i = len(l.Known)
+				index[[2]string{id, in.Shop}] = i
+				l.Known = append(l.Known, work.Known{ProductID: id, Shop: in.Shop})
+			}
+			add := in
+			add.ProductIDs, add.At = []string{id}, now.Add(-age)
+			l.Known[i].Intents = append(l.Known[i].Intents, add)
+			return nil
 		})
+		return err
+	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return Loaded{}, fmt.Errorf("load %d products: %w", len(products), err)
+		return work.Loaded{}, fmt.Errorf("load %d products: %w", len(products), err)
 	}
 	return l, nil
 }
 
 // KnownProducts pages through what is known, for replays and audits: up to limit products above after, in the order
 // of their ids (bytewise). shop "" is all shops; a product's records of all shops are then on one page, which may be a
-// little longer. Open intents are left out. Continue with the last ProductID until a page is empty.
+// little longer. Open intents and the products' own records (without a shop) are left out. Continue with the last ProductID until a page is empty.
 func (s *Store) KnownProducts(ctx context.Context, shop, after string, limit int) ([]work.Known, error) {
-	where, args := `WHERE product_id > $1 ORDER BY product_id FETCH FIRST $2::int ROWS WITH TIES`, []any{after, limit}
+	where, args := `WHERE product_id > $1 AND shop <> '' ORDER BY product_id FETCH FIRST $2::int ROWS WITH TIES`, []any{after, limit}
 	if shop != "" {
 		where, args = `WHERE product_id > $1 AND shop = $3 ORDER BY product_id LIMIT $2::int`, append(args, shop)
 	}

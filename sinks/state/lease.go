@@ -13,11 +13,8 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// ErrLeaseLost is what a fenced write fails with when a lease is not its owner's any more, or has ended. Nothing of
-// the write was done. It is found by errors.Is; the error itself is a [*LeaseLostError].
-var ErrLeaseLost = errors.New("lease lost")
-
-// LeaseLostError names the leases that were lost.
+// LeaseLostError is what a fenced write fails with when a lease is not its owner's any more, or has ended. Nothing of
+// the write was done. errors.Is finds it as [work.ErrLeaseLost].
 type LeaseLostError struct {
 	Op string
 	// Leases lists them as "push/3, push/7".
@@ -26,11 +23,8 @@ type LeaseLostError struct {
 
 func (e *LeaseLostError) Error() string { return e.Op + ": lease lost: " + e.Leases }
 
-// Is makes errors.Is(err, ErrLeaseLost) true.
-func (e *LeaseLostError) Is(target error) bool { return target == ErrLeaseLost }
-
-// LeaseLost lets callers who do not know this package ask by behaviour.
-func (e *LeaseLostError) LeaseLost() bool { return true }
+// Unwrap makes errors.Is(err, work.ErrLeaseLost) true.
+func (e *LeaseLostError) Unwrap() error { return work.ErrLeaseLost }
 
 // seatsQuery reads the seats and the time at which they were so.
 const seatsQuery = `SELECT partition, owner, expires, wanted_by, wanted_until, clock_timestamp()
@@ -52,7 +46,7 @@ func (s *Store) Renew(
 			stage, owner, partitions, ttl)
 	}
 	var leases []work.Lease
-	err := s.retry(ctx, func() (err error) {
+	err := s.retry(ctx, "renew leases", func() (err error) {
 		leases, err = s.renew(ctx, stage, owner, partitions, ttl)
 		return err
 	})
@@ -129,13 +123,13 @@ func (s *Store) occupy(
 	}
 	b.Queue(`DELETE FROM writes WHERE at < clock_timestamp() - interval '10 minutes'`)
 	var leases []work.Lease
-	b.Queue(`SELECT partition, epoch, expires, position, taken_in,
+	b.Queue(`SELECT partition, epoch, expires, position, taken_in, cursor,
 			wanted_by NOT IN ('', owner) AND wanted_until > clock_timestamp()
 		FROM leases WHERE stage = $1 AND owner = $2 AND expires > clock_timestamp() ORDER BY partition`,
 		string(stage), owner).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			l := work.Lease{Fence: work.Fence{Stage: stage, Owner: owner}}
-			err := rows.Scan(&l.Partition, &l.Epoch, &l.Expires, &l.Position, &l.TakenIn, &l.Wanted)
+			err := rows.Scan(&l.Partition, &l.Epoch, &l.Expires, &l.Position, &l.TakenIn, &l.Cursor, &l.Wanted)
 			if err != nil {
 				return err
 			}
@@ -157,7 +151,7 @@ func (s *Store) Release(ctx context.Context, fences []work.Fence) error {
 		return nil
 	}
 	stages, parts, owners, epochs := fenceColumns(fences)
-	err := s.retry(ctx, func() error {
+	err := s.retry(ctx, "release leases", func() error {
 		_, err := s.pool.Exec(ctx, `WITH mine AS (SELECT l.stage, l.partition FROM leases l
 				JOIN unnest($1::text[], $2::int[], $3::text[], $4::bigint[]) f(stage, partition, owner, epoch)
 				USING (stage, partition, owner, epoch) ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
@@ -190,7 +184,7 @@ func (s *Store) Positions(ctx context.Context, stage work.Stage) (map[int32]int6
 // harmlessly (Load).
 func (s *Store) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
 	return s.apply(ctx, "save positions", fences, func(b *pgx.Batch) {
-		queuePositions(b, fences, nil, positions)
+		queuePositions(b, fences, nil, positions, nil)
 	})
 }
 
@@ -206,33 +200,45 @@ func fenceColumns(fences []work.Fence) (stages []string, parts []int32, owners [
 }
 
 // queuePositions moves positions forward, never back: a late write of an earlier read must not undo a later one. A
-// record that is finished has been taken in.
-func queuePositions(b *pgx.Batch, fences []work.Fence, takenIn, positions map[int32]int64) {
-	if len(takenIn) == 0 && len(positions) == 0 {
-		return
-	}
-	var parts []int32
-	var taken, done []int64
-	all := maps.Clone(positions)
-	if all == nil {
-		all = map[int32]int64{}
+// record that is finished has been taken in. A cursor belongs to the position that it was written with: a position
+// that moves without one begins its record anew.
+func queuePositions(b *pgx.Batch, fences []work.Fence, takenIn, positions map[int32]int64, cursors map[int32]string) {
+	touched := map[int32]bool{}
+	for p := range positions {
+		touched[p] = true
 	}
 	for p := range takenIn {
-		all[p] = max(all[p], 0)
+		touched[p] = true
 	}
-	for _, p := range slices.Sorted(maps.Keys(all)) {
-		parts = append(parts, p)
-		done = append(done, positions[p])
-		taken = append(taken, max(takenIn[p], positions[p]))
+	for p := range cursors {
+		touched[p] = true
 	}
-	b.Queue(`UPDATE leases l SET position = greatest(l.position, n.position), taken_in = greatest(l.taken_in, n.taken_in)
-		FROM unnest($2::int[], $3::bigint[], $4::bigint[]) n(partition, position, taken_in)
-		WHERE l.stage = $1 AND l.partition = n.partition AND (l.position < n.position OR l.taken_in < n.taken_in)`,
-		string(fences[0].Stage), parts, done, taken)
+	if len(touched) == 0 {
+		return
+	}
+	parts := slices.Sorted(maps.Keys(touched))
+	taken, done, cursor := make([]int64, len(parts)), make([]int64, len(parts)), make([]*string, len(parts))
+	for i, p := range parts {
+		done[i] = positions[p]
+		taken[i] = max(takenIn[p], positions[p])
+		if c, ok := cursors[p]; ok {
+			c = clean(c)
+			cursor[i] = &c
+		}
+	}
+	b.Queue(`UPDATE leases l SET position = greatest(l.position, n.position), taken_in = greatest(l.taken_in, n.taken_in),
+			cursor = CASE WHEN n.cursor IS NOT NULL THEN n.cursor WHEN n.position > l.position THEN '' ELSE l.cursor END
+		FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::text[]) n(partition, position, taken_in, cursor)
+		WHERE l.stage = $1 AND l.partition = n.partition
+			AND (l.position < n.position OR l.taken_in < n.taken_in OR n.cursor IS NOT NULL)`,
+		string(fences[0].Stage), parts, done, taken, cursor)
 }
 
 // checkPositions refuses positions of partitions that no fence of the write covers.
 func checkPositions(fences []work.Fence, positions ...map[int32]int64) error {
+	if len(fences) == 0 {
+		return errors.New("no fences")
+	}
 	for _, m := range positions {
 		for p := range m {
 			if !slices.ContainsFunc(fences, func(f work.Fence) bool { return f.Partition == p }) {

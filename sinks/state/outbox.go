@@ -3,17 +3,14 @@ package state
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
 )
-
-// ErrRelayBusy says that another process is the relay.
-var ErrRelayBusy = errors.New("another process holds the relay's lock")
 
 // outboxRows are records on their way out, in columns.
 type outboxRows struct {
@@ -56,19 +53,15 @@ func (o outboxRows) queue(b *pgx.Batch) {
 }
 
 // RelayLock is the right to take from the outbox. It is a session of its own: when the connection is lost, so is the
-// lock, and every call with it fails from then on.
+// lock, and every call with it fails from then on. Calls with one lock must not overlap.
 type RelayLock struct {
 	conn *pgx.Conn
 }
 
-// NumberedRecord is an outbox row with its number. Numbers rise by one from row to row and are never given twice in
-// one incarnation of the state.
-type NumberedRecord struct {
-	Number int64
-	event.Record
-}
+// Close gives the lock up.
+func (l *RelayLock) Close(ctx context.Context) error { return l.conn.Close(ctx) }
 
-// LockRelay makes this process the relay, or fails with [ErrRelayBusy]. Close the lock when done.
+// LockRelay makes this process the relay, or fails with [work.ErrRelayBusy]. Close it when done.
 func (s *Store) LockRelay(ctx context.Context) (*RelayLock, error) {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
 	if err != nil {
@@ -81,13 +74,10 @@ func (s *Store) LockRelay(ctx context.Context) (*RelayLock, error) {
 	}
 	if !got {
 		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, ErrRelayBusy
+		return nil, work.ErrRelayBusy
 	}
 	return &RelayLock{conn: conn}, nil
 }
-
-// Close gives the lock up. It is not to be called while another call with the lock runs.
-func (l *RelayLock) Close(ctx context.Context) error { return l.conn.Close(ctx) }
 
 // TakeOutbox returns the next rows, up to limit, with their numbers. Rows that were taken and not deleted come first
 // and alone, with the numbers that they had: after a crash the relay learns from Kafka which of them were sent.
@@ -96,8 +86,8 @@ func (l *RelayLock) Close(ctx context.Context) error { return l.conn.Close(ctx) 
 // visible after a higher one was sent. So rows are numbered here, under the lock, among those that are visible, and
 // the order and the numbers are stored before anything is sent. For one product ids do rise in the order of its
 // settlements, because the next begins after the last is committed.
-func (s *Store) TakeOutbox(ctx context.Context, l *RelayLock, limit int) ([]NumberedRecord, error) {
-	var out []NumberedRecord
+func (s *Store) TakeOutbox(ctx context.Context, l *RelayLock, limit int) ([]work.Numbered, error) {
+	var out []work.Numbered
 	var b pgx.Batch // one transaction, on the connection that holds the lock
 	b.Queue(`UPDATE relay SET (number, taken) = (SELECT number + cardinality(ids), ids
 			FROM (SELECT coalesce(array_agg(id ORDER BY id), '{}') AS ids
@@ -115,8 +105,8 @@ func (s *Store) TakeOutbox(ctx context.Context, l *RelayLock, limit int) ([]Numb
 	return out, nil
 }
 
-func scanNumbered(row pgx.CollectableRow) (NumberedRecord, error) {
-	var r NumberedRecord
+func scanNumbered(row pgx.CollectableRow) (work.Numbered, error) {
+	var r work.Numbered
 	var headers []byte
 	if err := row.Scan(&r.Number, &r.Topic, &r.Partition, &r.Key, &r.Value, &headers); err != nil {
 		return r, err

@@ -146,27 +146,14 @@ func queueUnpark(b *pgx.Batch, refs []work.ParkedRef) {
 		DELETE FROM parked p USING seen WHERE p.product_id = seen.product_id AND p.shop = seen.shop`, ids, shops, gens)
 }
 
-// Pull says which parked products are wanted.
-type Pull struct {
-	// Partitions are the caller's own.
-	Partitions []int32
-	// Lanes that may be served; nil is all.
-	Lanes []work.Lane
-	// ExcludeShops are not served now: their budget is used up. Dead and paused shops are left out in any case.
-	ExcludeShops []string
-	// Skip are rows that the caller has in hand already. Without it the same rows would come again, as pulling claims
-	// nothing.
-	Skip []work.ParkedRef
-	// Limit bounds the answer.
-	Limit int
-}
-
 // pullSQL visits each (partition, lane, shop) that has rows by skipping through the index, takes the first due rows of
 // each and deals them out: lane by lane, the shops of a lane in turns. What waits for excluded shops costs one step
 // for each shop, however many rows it has.
+//
+// A shop that is paused, or dead with its probe not due, is not served whatever the caller knows of it.
 const pullSQL = `WITH RECURSIVE heads AS (
 		SELECT o.partition, o.lane, h.shop
-		FROM (SELECT p, l FROM unnest($1::int[]) p, unnest($2::smallint[]) l) o(partition, lane)
+		FROM (SELECT p, l FROM unnest($1::int[]) p, unnest('{0,1,2,3}'::smallint[]) l) o(partition, lane)
 		CROSS JOIN LATERAL (SELECT k.shop FROM parked k WHERE k.partition = o.partition AND k.lane = o.lane
 			ORDER BY k.shop LIMIT 1) h
 		UNION ALL
@@ -174,41 +161,32 @@ const pullSQL = `WITH RECURSIVE heads AS (
 		CROSS JOIN LATERAL (SELECT k.shop FROM parked k WHERE k.partition = g.partition AND k.lane = g.lane
 			AND k.shop > g.shop ORDER BY k.shop LIMIT 1) h
 	), served AS MATERIALIZED (
-		SELECT * FROM heads g WHERE g.shop <> ALL($3::text[]) AND NOT EXISTS (SELECT FROM shops s
-			WHERE s.shop = g.shop AND (s.paused OR s.dead_since IS NOT NULL))
+		SELECT * FROM heads g WHERE g.shop <> ALL($2::text[])
+			AND NOT EXISTS (SELECT FROM shops s WHERE s.shop = g.shop
+				AND (s.paused OR s.dead_since IS NOT NULL AND s.next_probe > statement_timestamp()))
+			AND EXISTS (SELECT FROM parked k WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop
+				AND k.due <= statement_timestamp())
 	)
 	SELECT product_id, shop, partition, lane, due, generation, reason, attempt, xid, changes, first_commit, last_commit
 	FROM (SELECT k.*, row_number() OVER (PARTITION BY k.lane, k.shop ORDER BY k.due) AS turn
 		FROM served g CROSS JOIN LATERAL (SELECT * FROM parked k
 			WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop AND k.due <= statement_timestamp()
-			AND (k.product_id, k.shop) NOT IN (SELECT * FROM unnest($5::text[], $6::text[]))
-			ORDER BY k.due LIMIT (SELECT least($4::int, greatest(16, 2 * $4::int / greatest(count(*), 1))) FROM served)
+			ORDER BY k.due LIMIT (SELECT least($3::int, greatest(16, 4 * $3::int / greatest(count(*), 1))) FROM served)
 		) k) dealt
-	ORDER BY lane, turn, due LIMIT $4::int`
+	ORDER BY lane, turn, due LIMIT $3::int`
 
-// Pull returns parked products that are due, the most urgent lane first, within a lane the shops in turns and each
-// shop's by due. It claims nothing: the rows stand until a settlement deletes them at the generation returned here.
-// It may return fewer than Limit while more are due; only an empty answer says that there are none.
-func (s *Store) Pull(ctx context.Context, p Pull) ([]work.Parked, error) {
-	if len(p.Partitions) == 0 || p.Limit <= 0 {
+// Pull returns parked products of these partitions that are due, the most urgent lane first, within a lane the shops
+// in turns and each shop's by due. It claims nothing: the rows stand until a settlement deletes them at the generation
+// returned here, and come again until then. It may return fewer than n while more are due; only an empty answer says
+// that there are none.
+func (s *Store) Pull(ctx context.Context, partitions []int32, excludeShops []string, n int) ([]work.Parked, error) {
+	if len(partitions) == 0 || n <= 0 {
 		return nil, nil
 	}
-	lanes := []int16{int16(work.LaneLive), int16(work.LaneContent), int16(work.LaneRetry), int16(work.LaneCampaign)}
-	if p.Lanes != nil {
-		lanes = lanes[:0]
-		for _, l := range p.Lanes {
-			lanes = append(lanes, int16(l))
-		}
+	if excludeShops == nil {
+		excludeShops = []string{} // NULL would exclude all
 	}
-	ids, shops := make([]string, len(p.Skip)), make([]string, len(p.Skip))
-	for i, r := range p.Skip {
-		ids[i], shops[i] = r.ProductID, r.Shop
-	}
-	exclude := p.ExcludeShops
-	if exclude == nil {
-		exclude = []string{} // NULL would exclude all
-	}
-	rows, err := s.pool.Query(ctx, pullSQL, p.Partitions, lanes, exclude, p.Limit, ids, shops)
+	rows, err := s.pool.Query(ctx, pullSQL, partitions, excludeShops, n)
 	if err != nil {
 		return nil, fmt.Errorf("pull parked products: %w", err)
 	}

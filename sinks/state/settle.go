@@ -45,8 +45,8 @@ func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.
 // Settle writes what a group of finished pushes has changed, in one transaction and one round trip, valid only under
 // its fences.
 //
-// It is tried again for up to 30 s while the state is away, and applied at most once. When it fails all the same, it
-// may have been applied: the caller then gives up what it holds in memory of these partitions and continues from what
+// It is tried again until ctx ends while the state is away, and applied at most once. When ctx ends first, it may have
+// been applied: the caller then gives up what it holds in memory of these partitions and continues from what
 // [Store.Load] and [Store.Renew] say, as a new owner would; it does not settle the same again.
 func (s *Store) Settle(ctx context.Context, t work.Settlement) error {
 	if err := checkPositions(t.Fences, t.Positions); err != nil {
@@ -65,7 +65,7 @@ func (s *Store) Settle(ctx context.Context, t work.Settlement) error {
 			b.Queue(`DELETE FROM intents WHERE key = ANY($1)`, t.Intents)
 		}
 		outbox.queue(b)
-		queuePositions(b, t.Fences, nil, t.Positions)
+		queuePositions(b, t.Fences, nil, t.Positions, nil)
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,12 +22,15 @@ type Config struct {
 	ApplicationName string
 	// BatchTopic is the full name of the topic to which batch events go; empty is "catalog.batches".
 	BatchTopic string
+	// Log hears of writes that are tried again; nil is silence.
+	Log *slog.Logger
 }
 
 // Store is the state. Its methods are safe for concurrent use.
 type Store struct {
 	pool       *pgxpool.Pool
 	batchTopic string
+	log        *slog.Logger
 }
 
 // Open prepares the pool. It connects only when the first method needs it, so that an unreachable state is reported by
@@ -63,7 +67,11 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if topic == "" {
 		topic = "catalog.batches"
 	}
-	return &Store{pool: pool, batchTopic: topic}, nil
+	log := c.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Store{pool: pool, batchTopic: topic, log: log}, nil
 }
 
 // Close waits for the connections in use and closes all.

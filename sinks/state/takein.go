@@ -40,7 +40,7 @@ func (s *Store) TakeIn(ctx context.Context, t work.TakeIn) error {
 		queueNewItems(b, t.Items)
 		queuePark(b, t.Parked)
 		outbox.queue(b)
-		queuePositions(b, t.Fences, t.TakenIn, t.Positions)
+		queuePositions(b, t.Fences, t.TakenIn, t.Positions, t.Cursors)
 	})
 }
 

@@ -15,21 +15,17 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// retryFor bounds how long a write is tried again: as long as a lease lasts. After that a fenced write would fail
-// anyway.
-const retryFor = 30 * time.Second
-
-// retry calls f until it succeeds, fails for good, or retryFor has passed. Transactions that Postgres ended for the
-// sake of others (deadlock, serialization, shutdown) and lost connections are tried again.
-func (s *Store) retry(ctx context.Context, f func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, retryFor)
-	defer cancel()
+// retry calls f until it succeeds, fails for good, or ctx ends. Transactions that Postgres ended for the sake of
+// others (deadlock, serialization, shutdown) and lost connections are tried again, after 20 ms at first and every
+// second in the end.
+func (s *Store) retry(ctx context.Context, op string, f func() error) error {
 	wait := 20 * time.Millisecond
 	for {
 		err := f()
 		if err == nil || !transient(err) {
 			return err
 		}
+		s.log.WarnContext(ctx, "state write is tried again", "op", op, "pause", wait, "error", err)
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -88,7 +84,7 @@ func (s *Store) apply(ctx context.Context, op string, fences []work.Fence, queue
 func (s *Store) applyOnce(ctx context.Context, op string, queue func(b *pgx.Batch)) error {
 	var token [16]byte
 	_, _ = rand.Read(token[:]) // never fails (crypto/rand)
-	err := s.retry(ctx, func() error {
+	err := s.retry(ctx, op, func() error {
 		var b pgx.Batch
 		b.Queue(`INSERT INTO writes (token) VALUES ($1)`, token)
 		queue(&b)

@@ -22,6 +22,7 @@ CREATE TABLE leases (
     expires      timestamptz NOT NULL DEFAULT 'epoch',
     position     bigint      NOT NULL DEFAULT 0,
     taken_in     bigint      NOT NULL DEFAULT 0,
+    cursor       text        NOT NULL DEFAULT '',
     wanted_by    text        NOT NULL DEFAULT '',
     wanted_until timestamptz NOT NULL DEFAULT 'epoch',
     PRIMARY KEY (stage, partition)
