@@ -1,0 +1,171 @@
+package change
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+func TestValuesHaveTheirJSONForm(t *testing.T) {
+	for _, c := range []struct {
+		oid  uint32
+		mod  int32
+		text string
+		want string
+	}{
+		{oidInt8, -1, "-9223372036854775808", `-9223372036854775808`},
+		{oidBool, -1, "t", `true`},
+		{oidBool, -1, "f", `false`},
+		{oidFloat8, -1, "1.7976931348623157e+308", `1.7976931348623157e+308`},
+		{oidFloat8, -1, "-0", `-0`},
+		{oidFloat4, -1, "-Infinity", `"-Infinity"`},
+		{oidNumeric, -1, "1.5000", `"1.5000"`},
+		{oidNumeric, -1, "NaN", `"NAN"`},
+		{oidMoney, -1, "-$1,234,567.89", `"-1234567.89"`},
+		{oidMoney, -1, "1.234,50 €", `"1.234,50 €"`},
+		{oidBytea, -1, `\xdeadbeef`, `"3q2+7w=="`},
+		{oidBit, 1, "1", `true`},
+		{oidBit, 12, "101010101010", `"qgo="`},
+		{oidBit, 8, "00000000", `""`},
+		{1562, -1, "0000", `"0000"`},
+		{oidDate, -1, "2026-11-21", `"2026-11-21Z"`},
+		{oidDate, -1, "0044-03-15 BC", `"-0043-03-15Z"`},
+		{oidDate, -1, "0001-12-31 BC", `"0000-12-31Z"`},
+		{oidDate, -1, "5874897-12-31", `"+5874897-12-31Z"`},
+		{oidDate, -1, "-infinity", `"-infinity"`},
+		{oidTimestamp, -1, "2026-11-21 13:14:15.1", `"2026-11-21T13:14:15.1Z"`},
+		{oidTimestamp, -1, "0044-03-15 12:00:00.5 BC", `"-0043-03-15T12:00:00.5Z"`},
+		{oidTimestamptz, -1, "2026-11-21 13:14:15+00", `"2026-11-21T13:14:15.000000Z"`},
+		{oidTimestamptz, 3, "2026-11-21 13:14:15.1+00", `"2026-11-21T13:14:15.100Z"`},
+		{oidTimestamptz, 0, "2026-11-21 13:14:15+00", `"2026-11-21T13:14:15Z"`},
+		{oidTimestamptz, -1, "infinity", `"infinity"`},
+		{oidTime, -1, "24:00:00", `"24:00:00Z"`},
+		{oidTimetz, -1, "13:14:15.123456+02", `"11:14:15.123456Z"`},
+		{oidTimetz, -1, "00:00:00+14", `"10:00:00Z"`},
+		{oidTimetz, -1, "24:00:00+00", `"24:00:00Z"`},
+		{oidTimetz, -1, "24:00:00-12", `"12:00:00Z"`},
+		{oidTimetz, -1, "01:02:03+00:00:30", `"01:01:33Z"`},
+		{oidTimetz, -1, "23:59:59.999-03:30", `"03:29:59.999Z"`},
+		{oidInterval, -1, "1 year 2 mons 3 days 04:05:06.789012", `"P1Y2M3DT4H5M6.789012S"`},
+		{oidInterval, -1, "-1 years -2 mons -3 days -04:05:06.789", `"P-1Y-2M-3DT-4H-5M-6.789S"`},
+		{oidInterval, -1, "1 year -3 days +04:00:00", `"P1Y0M-3DT4H0M0S"`},
+		{oidInterval, -1, "00:00:00.000001", `"P0Y0M0DT0H0M0.000001S"`},
+		{oidInterval, -1, "00:00:00", `"P0Y0M0DT0H0M0S"`},
+		{oidInterval, -1, "infinity", `"infinity"`},
+		{1009, -1, `{a,NULL,"NULL","",nu}`, `["a",null,"NULL","","nu"]`},
+		{1009, -1, `{"a,b","q\"x","back\\slash","{brace}"}`, `["a,b","q\"x","back\\slash","{brace}"]`},
+		{1009, -1, `{{a,b},{c,NULL}}`, `[["a","b"],["c",null]]`},
+		{1007, -1, `{}`, `[]`},
+		{1007, -1, `[0:2]={1,2,3}`, `"[0:2]={1,2,3}"`},
+		{1231, -1, `{NULL,NaN}`, `[null,"NAN"]`},
+		{1001, -1, `{"\\xdead"}`, `["3q0="]`},
+		{1182, -1, `{infinity,2026-11-21}`, `["infinity","2026-11-21Z"]`},
+		{99999, -1, "(1,\"x\")\x01", `"(1,\"x\")\u0001"`},
+		{25, -1, "<é\u2028>\xff", "\"<é\u2028>\uFFFD\""},
+	} {
+		got := string(appendText(nil, c.oid, c.mod, []byte(c.text)))
+		require.Equal(t, c.want, got, c.text)
+		require.True(t, json.Valid([]byte(got)), got)
+	}
+}
+
+// FuzzAppendText: whatever a value looks like, the record stays JSON, and text comes back as it was.
+func FuzzAppendText(f *testing.F) {
+	for _, s := range []string{"1", "-0", "01", "1e", "{a,{b}}", `{"`, `{"\`, "2026-11-21 BC", "0044-03-15 12:00:00+00 BC", "1 year \"", "13:14:15\"+02", `\xZZ`, "$1.2.3", "--:::", "-", "{{{{{{{{{{"} {
+		f.Add(uint32(oidInt4), int32(-1), s)
+		f.Add(uint32(1115), int32(3), s)
+	}
+	oids := []uint32{16, 17, 20, 21, 23, 25, 26, 700, 701, 790, 1082, 1083, 1114, 1184, 1186, 1266, 1560, 1700, 1000, 1001, 1009, 1115, 1185, 1187, 1231, 1270, 1561, 600}
+	f.Fuzz(func(t *testing.T, oid uint32, mod int32, text string) {
+		if text == "" {
+			return
+		}
+		for _, o := range append(oids, oid) {
+			out := appendText(nil, o, min(mod, 6), []byte(text))
+			require.True(t, json.Valid(out), "%d %q: %s", o, text, out)
+		}
+		var back string
+		require.NoError(t, json.Unmarshal(appendString(nil, text), &back))
+		require.Equal(t, string([]rune(text)), back, "each byte that is no UTF-8 is one U+FFFD")
+	})
+}
+
+func relation() *Relation {
+	return &Relation{
+		OID: 1, Schema: "public", Name: "p", ReplicaIdentity: 'd', PrimaryKey: []string{"z", "id"},
+		Columns: []Column{{Name: "id", TypeOID: oidInt8, TypeMod: -1, Identity: true}, {Name: `a"b`, TypeOID: 25, TypeMod: -1}, {Name: "z", TypeOID: 25, TypeMod: -1, Identity: true}, {Name: "arr", TypeOID: 1009, TypeMod: -1}, {Name: "by", TypeOID: oidBytea, TypeMod: -1}},
+	}
+}
+
+func text(s string) Value { return Value{Kind: Text, Data: []byte(s)} }
+
+func TestEnvelope(t *testing.T) {
+	rel := relation()
+	at := time.UnixMicro(1795249358462477)
+	c := Change{
+		Op: Update, Relation: rel, LSN: 4060361056, Position: Position{CommitLSN: 4060361500, Ordinal: 7},
+		Before: Tuple{text("1"), {}, text("k"), {}, {}},
+		After:  Tuple{text("2"), {Kind: Null}, text(""), {Kind: Unchanged}, {Kind: Unchanged}},
+	}
+	e := Envelope{Version: "1.0", Name: "catalog", Database: "shop", Transaction: &Transaction{XID: 1221947, CommitLSN: 4060361500, CommitTime: at}, At: at.Add(time.Second + 9)}
+	require.Equal(t, `{"before":{"id":1,"z":"k"},"after":{"id":2,"a\"b":null,"z":"","arr":["__debezium_unavailable_value"],"by":"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ=="},`+
+		`"source":{"version":"1.0","connector":"postgresql","name":"catalog","ts_ms":1795249358462,"snapshot":"false","db":"shop","sequence":"[null,\"4060361056\"]",`+
+		`"ts_us":1795249358462477,"ts_ns":1795249358462477000,"schema":"public","table":"p","txId":1221947,"lsn":4060361056,"xmin":null,"origin":null,"origin_lsn":null},`+
+		`"transaction":null,"op":"u","ts_ms":1795249359462,"ts_us":1795249359462477,"ts_ns":1795249359462477009}`, string(AppendEnvelope(nil, &c, &e)))
+
+	e.LastCommit, e.TableOrdinal = 17, 3
+	require.Contains(t, string(AppendEnvelope(nil, &c, &e)), `"sequence":"[\"17\",\"4060361056\"]"`)
+	require.Contains(t, string(AppendEnvelope(nil, &c, &e)), `"transaction":{"id":"1221947:4060361500","total_order":7,"data_collection_order":3}`)
+
+	read := Change{Op: Read, Relation: rel, After: c.After}
+	out := AppendEnvelope(nil, &read, &Envelope{At: at, ReadAt: at})
+	require.True(t, json.Valid(out))
+	require.Contains(t, string(out), `"before":null,`)
+	require.Contains(t, string(out), `"snapshot":"incremental"`)
+	require.Contains(t, string(out), `"txId":null`)
+}
+
+func TestKeyAndImage(t *testing.T) {
+	rel := relation()
+	key, ok := AppendKey([]byte("x"), rel, Tuple{text("1"), {}, text("k"), {}, {}})
+	require.True(t, ok)
+	require.Equal(t, `x{"z":"k","id":1}`, string(key), "in the order of the key, not of the columns")
+	key, ok = AppendKey([]byte("x"), rel, Tuple{text("1"), {}, {}, {}, {}})
+	require.False(t, ok)
+	require.Equal(t, "x", string(key))
+	_, ok = AppendKey(nil, rel, nil)
+	require.False(t, ok)
+
+	image := Image(rel, Tuple{text("1"), {Kind: Null}, {}, {Kind: Unchanged}, text("")})
+	require.Len(t, image, 3)
+	require.Equal(t, "1", *image["id"])
+	require.Nil(t, image[`a"b`])
+	require.Contains(t, image, `a"b`)
+	require.Empty(t, *image["by"])
+	require.Nil(t, Image(rel, nil))
+}
+
+// TestArraysComeBack writes arrays as Postgres does and reads the JSON.
+func TestArraysComeBack(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		items := rapid.SliceOf(rapid.StringMatching(`[a-zN,{}" \\é]{0,6}`)).Draw(t, "items")
+		lit := "{"
+		for i, s := range items {
+			if i > 0 {
+				lit += ","
+			}
+			lit += `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+		}
+		var back []string
+		if err := json.Unmarshal(appendText(nil, 1009, -1, []byte(lit+"}")), &back); err != nil {
+			t.Fatal(err)
+		}
+		if len(items) > 0 {
+			require.Equal(t, items, back)
+		}
+	})
+}
