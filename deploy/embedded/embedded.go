@@ -28,6 +28,9 @@
 package embedded
 
 import (
+	"context"
+	"path/filepath"
+
 	"github.com/shelfwire/shelfwire/deploy/embedded/clickhouse"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
 	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
@@ -46,3 +49,18 @@ func ChildHook() {
 // account cannot enter, a directory below /var/tmp that only root can write.
 // It is created. Data of embedded servers may go there too.
 func BaseDir(app string) (string, error) { return host.BaseDir(app) }
+
+// Scratch is a directory for data that is not to be kept, enterable by
+// PostgreSQL's account. Remove it when everything in it has stopped; after a kill
+// the next [NewScratch] of the same name does that.
+type Scratch = host.Scratch
+
+// NewScratch makes a fresh directory below [BaseDir](app), so that several
+// processes can work side by side.
+func NewScratch(ctx context.Context, app, name string) (*Scratch, error) {
+	base, err := host.BaseDir(app)
+	if err != nil {
+		return nil, err
+	}
+	return host.NewScratch(ctx, filepath.Join(base, name))
+}

@@ -68,17 +68,22 @@ func library(ctx context.Context, c Config) (string, error) {
 	if _, err := os.Stat(lib); err == nil {
 		return lib, nil
 	}
-	err = host.Install(ctx, host.Installation{
+	return lib, install(ctx, c, dir, libIntegrity)
+}
+
+// install puts the library of the package with that checksum into dir.
+// Processes that need it at the same time wait for the first one.
+func install(ctx context.Context, c Config, dir, integrity string) error {
+	return host.Install(ctx, host.Installation{
 		Dir:     dir,
 		Waiting: func() { c.progress("Waiting for another process that fetches the ClickHouse engine") },
-		Fill:    func(ctx context.Context, tmp string) error { return fill(ctx, c, tmp) },
+		Fill:    func(ctx context.Context, tmp string) error { return fill(ctx, c, tmp, integrity) },
 	})
-	return lib, err
 }
 
 // fill puts libchdb.so, and nothing else, into dir. A source that gives
 // something else is an error, never a reason to ask the next one quietly.
-func fill(ctx context.Context, c Config, dir string) error {
+func fill(ctx context.Context, c Config, dir, integrity string) error {
 	tarball, from := c.Tarball, c.Tarball
 	if tarball == "" {
 		// Beside what is to stay, not in /tmp, which may be small and in memory.
@@ -91,7 +96,7 @@ func fill(ctx context.Context, c Config, dir string) error {
 			return err
 		}
 	}
-	if err := check(tarball, from); err != nil {
+	if err := check(tarball, from, integrity); err != nil {
 		return err
 	}
 	c.progress("Unpacking the ClickHouse engine (566 MB)")
@@ -176,8 +181,8 @@ func largestFile(dir string) int64 {
 	return largest
 }
 
-// check compares a tarball with the pinned checksum.
-func check(tarball, from string) error {
+// check compares a tarball with a checksum in npm's form, sha512-<base64>.
+func check(tarball, from, integrity string) error {
 	f, err := os.Open(tarball)
 	if err != nil {
 		return err
@@ -187,8 +192,8 @@ func check(tarball, from string) error {
 	if _, err := io.Copy(h, f); err != nil {
 		return fmt.Errorf("read %s: %w", tarball, err)
 	}
-	if got := "sha512-" + base64.StdEncoding.EncodeToString(h.Sum(nil)); got != libIntegrity {
-		return fmt.Errorf("%s@%s from %s is not the pinned one: its checksum is %s, expected %s", libPackage, libVersion, from, got, libIntegrity)
+	if got := "sha512-" + base64.StdEncoding.EncodeToString(h.Sum(nil)); got != integrity {
+		return fmt.Errorf("%s@%s from %s is not the pinned one: its checksum is %s, expected %s", libPackage, libVersion, from, got, integrity)
 	}
 	return nil
 }

@@ -44,8 +44,7 @@ const startTimeout = 5 * time.Minute
 // shared are the services of this test binary, zero until asked for.
 var shared struct {
 	sync.Mutex
-	dir      string
-	lock     *host.Lock
+	scratch  *host.Scratch
 	postgres *postgres.Server
 	engine   *clickhouse.Server
 }
@@ -71,9 +70,8 @@ func stop() error {
 	if shared.postgres != nil {
 		err = errors.Join(err, shared.postgres.Stop())
 	}
-	if shared.dir != "" {
-		err = errors.Join(err, os.RemoveAll(shared.dir))
-		shared.lock.Unlock()
+	if shared.scratch != nil {
+		err = errors.Join(err, shared.scratch.Remove())
 	}
 	return err
 }
@@ -85,7 +83,7 @@ func Dir(t testing.TB) string {
 	t.Helper()
 	shared.Lock()
 	defer shared.Unlock()
-	base, err := binaryDir()
+	base, err := scratch()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,61 +102,23 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
-// binaryDir is the directory of this test binary, made at the first call, which
-// also removes those of binaries that are no more. shared is locked.
-func binaryDir() (string, error) {
-	if shared.dir != "" {
-		return shared.dir, nil
+// scratch is the directory of this test binary, made at the first call. shared
+// is locked.
+func scratch() (string, error) {
+	if shared.scratch != nil {
+		return shared.scratch.Path, nil
 	}
 	base, err := host.BaseDir("shelfwire")
 	if err != nil {
 		return "", err
 	}
-	all := filepath.Join(base, "test")
-	if err := host.MkdirAll(all); err != nil {
-		return "", err
-	}
-	// Between the making of a directory and its lock nobody may sweep.
-	guard, err := host.WaitLock(context.Background(), filepath.Join(all, "lock"), func() {})
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	shared.scratch, err = host.NewScratch(ctx, filepath.Join(base, "test"))
 	if err != nil {
 		return "", err
 	}
-	defer guard.Unlock()
-	if err := sweep(all); err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp(all, "binary-")
-	if err != nil {
-		return "", err
-	}
-	lock, err := host.TryLock(filepath.Join(dir, "lock"))
-	if err != nil {
-		return "", err
-	}
-	shared.dir, shared.lock = dir, lock
-	return dir, os.Chmod(dir, 0o755)
-}
-
-func sweep(all string) error {
-	dirs, err := filepath.Glob(filepath.Join(all, "binary-*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		lock, err := host.TryLock(filepath.Join(dir, "lock"))
-		if errors.Is(err, host.ErrLocked) || errors.Is(err, os.ErrNotExist) {
-			continue // alive, or just removed by its owner
-		}
-		if err != nil {
-			return err
-		}
-		err = os.RemoveAll(dir)
-		lock.Unlock()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return shared.scratch.Path, nil
 }
 
 // Postgres is the server that the tests of this binary share. Take a database
@@ -170,7 +130,7 @@ func Postgres(t testing.TB) *postgres.Server {
 	if shared.postgres != nil {
 		return shared.postgres
 	}
-	dir, err := binaryDir()
+	dir, err := scratch()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +214,7 @@ func ClickHouse(t testing.TB) *clickhouse.Server {
 	if shared.engine != nil {
 		return shared.engine
 	}
-	dir, err := binaryDir()
+	dir, err := scratch()
 	if err != nil {
 		t.Fatal(err)
 	}
