@@ -106,11 +106,11 @@ func (c RelayConfig) withDefaults() RelayConfig {
 // Relay sends the outbox of the state to Kafka, each row once. Any number of processes may run one: the lock lets one
 // work, and the others stand by.
 type Relay struct {
-	cfg    RelayConfig
-	kafka  RelayKafka
-	lock   func(context.Context) (relayRight, error)
-	state  relayIncarnation
-	log    *slog.Logger
+	cfg   RelayConfig
+	kafka RelayKafka
+	lock  func(context.Context) (relayRight, error)
+	state relayIncarnation
+	log   *slog.Logger
 
 	waiting atomic.Pointer[string]
 
@@ -296,6 +296,16 @@ func (s *relaySession) send(ctx context.Context, rows []work.Numbered) error {
 	if err != nil {
 		return fail(err)
 	}
+	// A broker that is away makes Commit wait, not fail: somebody should read why.
+	slow := time.AfterFunc(2*time.Second, func() {
+		reason := fmt.Sprintf("Kafka has not acknowledged outbox rows %d to %d yet", rows[0].Number, last)
+		s.waiting.Store(&reason)
+	})
+	defer func() {
+		if !slow.Stop() {
+			s.waiting.Store(nil)
+		}
+	}()
 	if err := s.producer.Begin(); err != nil {
 		return fail(err)
 	}
