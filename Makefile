@@ -1,0 +1,41 @@
+# Shelfwire. `make help` lists what there is.
+GO       ?= go
+ARGS     ?=
+# Tools are pinned here and built by the Go toolchain, so that nothing else needs to be installed.
+LINT     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2
+BIN      := $(CURDIR)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test race lint generate verify bench torture build
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Run the whole pipeline on embedded parts for a minute (ARGS='--for 20s')
+	$(GO) run ./cmd/shelfwire demo $(ARGS)
+
+test: ## Run all tests that need no JVM, with the race detector
+	$(GO) vet ./...
+	$(GO) test -race -timeout 20m $(ARGS) ./...
+
+torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run)
+	SHELFWIRE_TORTURE=1 SEED=$(SEED) $(GO) test -run TestTorture -timeout 30m -v $(ARGS) ./cmd/shelfwire/torture
+
+bench: ## Measure speed and points; prints a table and writes bench.json
+	$(GO) run ./cmd/shelfwire bench --out bench.json $(ARGS)
+
+lint: $(BIN)/golangci-lint ## Check style and the import rules
+	$(BIN)/golangci-lint run ./...
+
+$(BIN)/golangci-lint:
+	GOBIN=$(BIN) $(GO) install $(LINT)
+
+generate: ## Make generated files anew
+	$(GO) generate ./...
+	$(GO) mod tidy
+
+verify: generate ## Fail when generated files are not up to date
+	git diff --exit-code
+
+build: ## Build the binary into bin/
+	$(GO) build -o $(BIN)/shelfwire ./cmd/shelfwire
