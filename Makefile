@@ -2,7 +2,7 @@
 GO       ?= go
 ARGS     ?=
 # Tools are pinned here and built by the Go toolchain, so that nothing else needs to be installed.
-LINT     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2
+LINT     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BIN      := $(CURDIR)/bin
 
 .DEFAULT_GOAL := help

@@ -5,6 +5,7 @@ package change
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -144,12 +145,7 @@ func (s Snapshot) Sees(x XID) bool {
 	case x >= s.Xmax:
 		return false
 	}
-	for _, r := range s.Running {
-		if r == x {
-			return false
-		}
-	}
-	return true
+	return !slices.Contains(s.Running, x)
 }
 
 // Op is what happened to a row, as Debezium names it.

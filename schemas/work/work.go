@@ -72,8 +72,9 @@ func (l Lane) String() string {
 		return "content"
 	case LaneRetry:
 		return "retry"
+	default:
+		return "campaign"
 	}
-	return "campaign"
 }
 
 // Parked is a product that waits in the state instead of in memory.
