@@ -260,7 +260,7 @@ func query(ctx context.Context, pg *pgconn.PgConn, sql string, args [][]byte, ea
 func quoteIdent(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // quoteLiteral quotes a string. The session has standard_conforming_strings on, as every server since 9.1; a
-// backslash in the text makes it an E'' string, which reads the same under either setting.
+// backslash in the text makes it an E” string, which reads the same under either setting.
 func quoteLiteral(text string) string {
 	q := strings.ReplaceAll(text, "'", "''")
 	if strings.Contains(q, `\`) {

@@ -170,10 +170,10 @@ func (s *Source) EnsureSlot(ctx context.Context) (SlotInfo, error) {
 
 func (s *Source) slotInfo(ctx context.Context) (SlotInfo, error) {
 	var (
-		info                                       SlotInfo
-		plugin, kind, database, here               string
+		info                                        SlotInfo
+		plugin, kind, database, here                string
 		confirmed, restart, walStatus, safe, reason *string
-		pid                                        *int32
+		pid                                         *int32
 	)
 	err := s.pool.QueryRow(ctx, `
 		SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), current_database(), confirmed_flush_lsn::text, restart_lsn::text,

@@ -28,10 +28,10 @@ const confirmInterval = time.Second
 // not stay away for longer than a third of that: it calls Next with an expiring ctx while it waits for something
 // else, or puts the wait into Attend.
 type Stream struct {
-	src      *Source
-	wire     *wire
-	decoder  *decoder
-	interval time.Duration // of status messages
+	src       *Source
+	wire      *wire
+	decoder   *decoder
+	interval  time.Duration // of status messages
 	confirmed atomic.Uint64
 	sent      change.LSN // the confirmed position of the last status message
 	sentAt    time.Time
@@ -114,7 +114,7 @@ func (st *Stream) start(ctx context.Context, from change.LSN) error {
 	}
 }
 
-// quoteOption quotes a value for the replication grammar, which knows no E''.
+// quoteOption quotes a value for the replication grammar, which knows no E”.
 func quoteOption(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // settle compares the position asked for with the slot's. The slot is ours by now, so nobody can move it meanwhile.

@@ -3,6 +3,7 @@ package change
 import (
 	"strconv"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -211,8 +212,9 @@ func Image(rel *Relation, t Tuple) map[string]*string {
 
 const hexDigits = "0123456789ABCDEF"
 
-// appendString appends a JSON string. Only what JSON demands is escaped; bytes that are not UTF-8, which a database
-// with SQL_ASCII can hold, become U+FFFD.
+// appendString appends a JSON string. What JSON demands is escaped, and characters beyond U+FFFF as surrogates, as
+// the connector does: keys must be the same bytes, or they fall into other partitions. Bytes that are not UTF-8, which
+// a database with SQL_ASCII can hold, become U+FFFD.
 func appendString[T ~string | ~[]byte](dst []byte, s T) []byte {
 	dst = append(dst, '"')
 	start := 0
@@ -224,12 +226,18 @@ func appendString[T ~string | ~[]byte](dst []byte, s T) []byte {
 			continue
 		case c >= utf8.RuneSelf:
 			r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
-			if r != utf8.RuneError || n != 1 {
+			if n > 1 && r <= 0xFFFF {
 				i += n
 				continue
 			}
 			dst = append(dst, s[start:i]...)
-			dst = append(dst, "\uFFFD"...)
+			if n == 1 {
+				dst = append(dst, "\uFFFD"...)
+				break
+			}
+			hi, lo := utf16.EncodeRune(r)
+			dst = appendUnicode(appendUnicode(dst, hi), lo)
+			i += n - 1
 		default:
 			dst = append(dst, s[start:i]...)
 			dst = appendEscape(dst, c)
@@ -256,5 +264,9 @@ func appendEscape(dst []byte, c byte) []byte {
 	case '\f':
 		return append(dst, `\f`...)
 	}
-	return append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+	return appendUnicode(dst, rune(c))
+}
+
+func appendUnicode(dst []byte, r rune) []byte {
+	return append(dst, '\\', 'u', hexDigits[r>>12&15], hexDigits[r>>8&15], hexDigits[r>>4&15], hexDigits[r&15])
 }

@@ -65,6 +65,7 @@ func TestValuesHaveTheirJSONForm(t *testing.T) {
 		{1001, -1, `{"\\xdead"}`, `["3q0="]`},
 		{1182, -1, `{infinity,2026-11-21}`, `["infinity","2026-11-21Z"]`},
 		{99999, -1, "(1,\"x\")\x01", `"(1,\"x\")\u0001"`},
+		{25, -1, "e\u0301\U0001F994", "\"e\u0301\\uD83E\\uDD94\""},
 		{25, -1, "<é\u2028>\xff", "\"<é\u2028>\uFFFD\""},
 	} {
 		got := string(appendText(nil, c.oid, c.mod, []byte(c.text)))

@@ -291,7 +291,7 @@ func appendMoment(dst []byte, oid uint32, mod int32, text []byte) []byte {
 func appendDecimals(dst, clock []byte, mod int32) []byte {
 	want := 6
 	if mod >= 0 {
-		want = int(mod)
+		want = int(min(mod, 6))
 	}
 	have := 0
 	if i := bytes.IndexByte(clock, '.'); i >= 0 {
