@@ -168,31 +168,31 @@ GROUP BY hour, shop, lane;
 CREATE OR REPLACE VIEW price_history AS
 SELECT
     product_id, shop, variant, sku, timestamp AS since,
-    toDecimal64OrNull(price, 4) AS price, toDecimal64OrNull(previous, 4) AS previous_price,
-    toDecimal64OrNull(compare_at, 4) AS compare_at_price, hash
+    toDecimal64OrNull(now, 4) AS price, toDecimal64OrNull(before, 4) AS previous_price,
+    toDecimal64OrNull(compare_now, 4) AS compare_at_price, hash
 FROM
 (
     SELECT
         *,
-        lagInFrame(price, 1, '') OVER w AS previous,
-        lagInFrame(compare_at, 1, '') OVER w AS previous_compare
+        lagInFrame(now, 1, '') OVER w AS before,
+        lagInFrame(compare_now, 1, '') OVER w AS compare_before
     FROM
     (
         SELECT
             v.product_id AS product_id, v.shop AS shop, v.timestamp AS timestamp, v.hash AS hash,
             (seen.first_seen, v.offset) AS place,
-            variant, sku, price, compare_at
+            variant, sku, now, compare_now
         FROM document_versions AS v
         LEFT JOIN topics AS seen ON seen.topic_id = v.topic_id
         ARRAY JOIN
             v.variant_keys AS variant, v.variant_skus AS sku,
-            v.variant_prices AS price, v.variant_compare AS compare_at
-        WHERE price != ''
+            v.variant_prices AS now, v.variant_compare AS compare_now
+        WHERE now != ''
     )
     WINDOW w AS (
         PARTITION BY product_id, shop, variant ORDER BY place ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
 )
-WHERE price != previous OR compare_at != previous_compare;
+WHERE now != before OR compare_now != compare_before;
 
 -- A row for each time that the stock of a variant at a location of a shop became another one.
 CREATE OR REPLACE VIEW stock_history AS

@@ -1,0 +1,461 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/shelfwire/shelfwire/connectors/kafka"
+	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/schemas/document"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+	"github.com/shelfwire/shelfwire/sinks/clickhouse"
+)
+
+// loadLeases gives all leases to whoever asks last, as when every other worker has died.
+type loadLeases struct {
+	mu     sync.Mutex
+	owner  string
+	epoch  int64
+	leases map[int32]work.Lease
+}
+
+func (l *loadLeases) Renew(_ context.Context, stage work.Stage, owner string, n int32, ttl time.Duration) ([]work.Lease, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.leases == nil {
+		l.leases = map[int32]work.Lease{}
+	}
+	if l.owner == "" {
+		l.owner = owner
+		l.epoch++
+	}
+	if l.owner != owner {
+		return nil, nil
+	}
+	var out []work.Lease
+	for p := range n {
+		lease := l.leases[p]
+		lease.Fence = work.Fence{Stage: stage, Partition: p, Owner: owner, Epoch: l.epoch}
+		lease.Expires = time.Now().Add(ttl)
+		l.leases[p] = lease
+		out = append(out, lease)
+	}
+	return out, nil
+}
+
+// expire ends all leases.
+func (l *loadLeases) expire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.owner = ""
+	l.epoch++
+}
+
+func (l *loadLeases) Release(_ context.Context, fences []work.Fence) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(fences) > 0 && fences[0].Owner == l.owner && fences[0].Epoch == l.epoch {
+		l.owner = ""
+	}
+	return nil
+}
+
+func (l *loadLeases) SavePosition(_ context.Context, fences []work.Fence, positions map[int32]int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range fences {
+		if f.Owner != l.owner || f.Epoch != l.epoch {
+			return fmt.Errorf("save: %w", work.ErrLeaseLost)
+		}
+	}
+	for p, at := range positions {
+		lease := l.leases[p]
+		lease.Position = max(lease.Position, at)
+		l.leases[p] = lease
+	}
+	return nil
+}
+
+// loadKafka adds the topic's id to a cluster.
+type loadKafka struct {
+	*kafka.Cluster
+	adm *kadm.Client
+}
+
+func (k loadKafka) TopicID(ctx context.Context, topic string) ([16]byte, error) {
+	ts, err := k.adm.ListTopics(ctx, topic)
+	if err != nil {
+		return [16]byte{}, err
+	}
+	return ts[topic].ID, ts[topic].Err
+}
+
+// loadWorld is a cluster with topics, a database, and the state.
+type loadWorld struct {
+	t      *testing.T
+	kafka  loadKafka
+	db     *clickhouse.DB
+	conn   driver.Conn
+	leases *loadLeases
+	runs   int
+}
+
+func newLoadWorld(t *testing.T) *loadWorld {
+	t.Helper()
+	broker := embeddedtest.Kafka(t).Addr()
+	c, err := kafka.New(kafka.Config{Brokers: []string{broker}, Partitions: 3})
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	require.NoError(t, c.EnsureTopics(t.Context()))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(broker))
+	require.NoError(t, err)
+	t.Cleanup(cl.Close)
+
+	url := embeddedtest.NewClickHouseDatabase(t, embeddedtest.ClickHouse(t))
+	cfg, err := clickhouse.ParseURL(url)
+	require.NoError(t, err)
+	db, err := clickhouse.Open(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	opts, err := chgo.ParseDSN(url)
+	require.NoError(t, err)
+	conn, err := chgo.Open(opts)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return &loadWorld{t: t, kafka: loadKafka{c, kadm.NewClient(cl)}, db: db, conn: conn, leases: &loadLeases{}}
+}
+
+// start runs a loader over tables and positions until stop.
+func (w *loadWorld) start(cfg LoadConfig, tables loadTables, positions loadPositions) (l *Load, stop func()) {
+	w.runs++
+	cfg.Lease = LeaseConfig{Owner: fmt.Sprint("worker", w.runs), TTL: time.Minute, Every: 20 * time.Millisecond}
+	var topics []LoadTopic
+	var readers []*kafka.Reader
+	for _, kind := range clickhouse.Topics() {
+		name := w.kafka.Topic(kind)
+		r, err := w.kafka.NewReader(name)
+		require.NoError(w.t, err)
+		readers = append(readers, r)
+		partitions := w.kafka.Partitions()
+		if kind == event.Batches {
+			partitions = 1
+		}
+		topics = append(topics, LoadTopic{Kind: kind, Name: name, Partitions: partitions, Reader: r})
+	}
+	l = NewLoad(cfg, topics, w.leases, positions, w.kafka, tables, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		require.NoError(w.t, <-done)
+		for _, r := range readers {
+			r.Close()
+		}
+	})
+	w.t.Cleanup(stop)
+	return l, stop
+}
+
+// loaded waits until the positions have reached the ends of all topics.
+func (w *loadWorld) loaded(l *Load) {
+	w.t.Helper()
+	require.Eventually(w.t, func() bool {
+		w.leases.mu.Lock()
+		defer w.leases.mu.Unlock()
+		for _, t := range l.topics {
+			for p := range t.Partitions {
+				if rs := w.records(t.Kind)[p]; len(rs) > 0 && w.leases.leases[t.first+p].Position <= rs[len(rs)-1].Offset {
+					return false
+				}
+			}
+		}
+		return true
+	}, time.Minute, 20*time.Millisecond, "loaded: %v", l.Waiting())
+}
+
+func (w *loadWorld) records(kind string) map[int32][]event.Record {
+	return relayValues(w.t, w.kafka.Cluster, kind)
+}
+
+// produce writes records of all topics, some in transactions that are aborted, some malformed.
+func (w *loadWorld) produce(rng *rand.Rand, first, n int) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	p, err := w.kafka.OpenProducer(ctx, "load-test")
+	require.NoError(w.t, err)
+	defer p.Close()
+	for i := first; i < first+n; {
+		require.NoError(w.t, p.Begin())
+		for range min(1+rng.IntN(40), first+n-i) {
+			require.NoError(w.t, p.Produce(w.some(rng, i)...))
+			i++
+		}
+		if rng.IntN(5) == 0 {
+			require.NoError(w.t, p.Flush(ctx))
+			require.NoError(w.t, p.Abort(ctx))
+			continue
+		}
+		require.NoError(w.t, p.Commit(ctx))
+	}
+}
+
+// some is one record for each topic.
+func (w *loadWorld) some(rng *rand.Rand, i int) []event.Record {
+	product := fmt.Sprint("p", rng.IntN(20))
+	shop := fmt.Sprint("shop", rng.IntN(2))
+	at := time.Now().Add(-time.Duration(rng.IntN(70*24)) * time.Hour) // several months
+	mk := func(kind, key string, v any) event.Record {
+		r := event.Record{Topic: w.kafka.Topic(kind), Partition: -1, Timestamp: at, Key: []byte(key)}
+		switch v := v.(type) {
+		case nil:
+		case string:
+			r.Value = []byte(v)
+		default:
+			b, err := json.Marshal(v)
+			require.NoError(w.t, err)
+			r.Value = b
+		}
+		return r
+	}
+	var out []event.Record
+	outcome := mk(event.Outcomes, product, event.Outcome{
+		ID: fmt.Sprint("o", i), ProductID: product, Shop: shop, Status: event.Success, Lane: "live",
+		PointsActual: float64(i), SettledAt: at, Changes: 1,
+	})
+	if rng.IntN(20) == 0 {
+		outcome.Value = []byte(`{"broken`)
+	}
+	doc := document.Document{Eligible: true, Variants: document.Of([]document.Variant{{
+		Key: "v1", Price: document.Of(fmt.Sprintf("%d.50", rng.IntN(3))),
+		Stock: document.Of([]document.Level{{Location: "here", Quantity: rng.IntN(3)}}),
+	}})}
+	raw, err := json.Marshal(doc)
+	require.NoError(w.t, err)
+	documentKey := product + "|" + shop
+	documents := mk(event.Documents, documentKey, event.Document{ProductID: product, Shop: shop, Hash: fmt.Sprint("h", i), Document: raw, ReadAt: at})
+	if rng.IntN(10) == 0 {
+		documents.Value = nil
+	}
+	documents.Partition = int32(len(product)+int(product[1])) % 3
+	changed := mk(event.Changes, product, `{"before":null,"after":{"id":"`+fmt.Sprint(i)+`"},"op":"c"}`)
+	changed.Headers = []event.Header{{Key: event.HeaderPosition, Value: fmt.Appendf(nil, "0/%X:1", i+1)}, {Key: event.HeaderTable, Value: []byte("public.products")}}
+	out = append(out, outcome, documents, changed)
+	if i%7 == 0 {
+		out = append(out, mk(event.Batches, "b", event.Batch{Type: event.BatchOpened, ID: "b", At: at}))
+		out = append(out, mk(event.DeadLetters, product, "\x00\xff"))
+	}
+	return out
+}
+
+// loadFaults stands between a loader and its tables and positions, and lets things go wrong.
+type loadFaults struct {
+	*clickhouse.DB
+	positions loadPositions
+	mu        sync.Mutex
+	rng       *rand.Rand
+	dead      atomic.Bool
+	late      []func() // inserts of a process that was stopped before they went out
+}
+
+var errLoadFault = errors.New("fault")
+
+func (f *loadFaults) roll(n int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.rng.IntN(n)
+}
+
+func (f *loadFaults) Insert(ctx context.Context, topic string, id [16]byte, records []event.Record, token string) (int, error) {
+	if f.dead.Load() {
+		return 0, errLoadFault
+	}
+	switch f.roll(6) {
+	case 0:
+		return 0, errLoadFault
+	case 1: // the acknowledgement is lost
+		_, err := f.DB.Insert(ctx, topic, id, records, token)
+		return 0, errors.Join(errLoadFault, err)
+	case 2: // the process stops before it sends, for long
+		f.dead.Store(true)
+		kept := slices.Clone(records)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.late = append(f.late, func() { _, _ = f.DB.Insert(context.Background(), topic, id, kept, token) })
+		return 0, errLoadFault
+	case 3: // the process dies with the answer
+		_, err := f.DB.Insert(ctx, topic, id, records, token)
+		f.dead.Store(true)
+		return 0, errors.Join(errLoadFault, err)
+	}
+	return f.DB.Insert(ctx, topic, id, records, token)
+}
+
+func (f *loadFaults) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
+	if f.dead.Load() || f.roll(4) == 0 {
+		return errLoadFault
+	}
+	return f.positions.SavePosition(ctx, fences, positions)
+}
+
+func TestLoadKilledAtAnyStepShowsExactlyTheTopics(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	w := newLoadWorld(t)
+	var late []func()
+	produced := 0
+	for range 8 {
+		n := 50 + rng.IntN(200)
+		w.produce(rng, produced, n)
+		produced += n
+		faults := &loadFaults{DB: w.db, positions: w.leases, rng: rand.New(rand.NewPCG(rng.Uint64(), 1))}
+		_, stop := w.start(LoadConfig{MaxRows: 1 + rng.IntN(60), Linger: time.Millisecond, Drain: time.Nanosecond}, faults, faults)
+		require.Eventually(t, faults.dead.Load, time.Minute, time.Millisecond)
+		w.leases.expire()
+		stop()
+		late = append(late, faults.late...)
+	}
+	l, stop := w.start(LoadConfig{Linger: 10 * time.Millisecond}, w.db, w.leases)
+	w.loaded(l)
+	stop()
+	for _, insert := range late {
+		insert()
+	}
+	w.requireEqual()
+	require.Greater(t, w.count("outcomes_rows")+w.count("changes_rows"), w.count("outcomes")+w.count("changes"), "the schedule repeated nothing")
+}
+
+func (w *loadWorld) count(from string) (n uint64) {
+	w.t.Helper()
+	require.NoError(w.t, w.conn.QueryRow(w.t.Context(), "SELECT count() FROM "+from).Scan(&n))
+	return n
+}
+
+// rows reads a query's only column of strings.
+func (w *loadWorld) rows(sql string, args ...any) []string {
+	w.t.Helper()
+	var out []string
+	rs, err := w.conn.Query(w.t.Context(), sql, args...)
+	require.NoError(w.t, err, sql)
+	for rs.Next() {
+		var s string
+		require.NoError(w.t, rs.Scan(&s))
+		out = append(out, s)
+	}
+	require.NoError(w.t, rs.Err())
+	return out
+}
+
+// requireEqual compares the views with the topics, row by row.
+func (w *loadWorld) requireEqual() {
+	w.t.Helper()
+	const place = "concat(toString(partition), ' ', toString(offset), ' ')"
+	for _, kind := range clickhouse.Topics() {
+		id, err := w.kafka.TopicID(w.t.Context(), w.kafka.Topic(kind))
+		require.NoError(w.t, err)
+		uuid := fmt.Sprintf("%x-%x-%x-%x-%x", id[0:4], id[4:6], id[6:8], id[8:10], id[10:])
+		view, content := kind, "value"
+		switch kind {
+		case event.Outcomes:
+			content = "id"
+		case event.Documents:
+			view, content = "document_versions", "hash"
+		case event.Batches:
+			content = "batch_id"
+		}
+		where := " WHERE topic_id = {id:UUID} "
+		got := w.rows("SELECT "+place+" || "+content+" FROM "+view+where+
+			"UNION ALL SELECT "+place+" || value FROM malformed"+where+"AND topic = {topic:String}",
+			chgo.Named("id", uuid), chgo.Named("topic", kind))
+		var want []string
+		last := map[string]string{}
+		for p, rs := range w.records(kind) {
+			for _, r := range rs {
+				text := string(r.Value)
+				var fields struct {
+					ID    string `json:"id"`
+					Hash  string `json:"hash"`
+					Batch string `json:"batch_id"`
+				}
+				if json.Unmarshal(r.Value, &fields) == nil && kind != event.Changes && kind != event.DeadLetters {
+					text = fields.ID + fields.Hash + fields.Batch
+				}
+				want = append(want, fmt.Sprintf("%d %d %s", p, r.Offset, text))
+				if r.Value == nil {
+					delete(last, string(r.Key))
+				} else {
+					last[string(r.Key)] = fields.Hash
+				}
+			}
+		}
+		slices.Sort(want)
+		slices.Sort(got)
+		require.NotEmpty(w.t, want, kind)
+		require.Equal(w.t, want, got, kind)
+		if kind == event.Documents {
+			var keys []string
+			for k, hash := range last {
+				keys = append(keys, k+" "+hash)
+			}
+			slices.Sort(keys)
+			stand := w.rows("SELECT concat(key, ' ', hash) FROM documents")
+			slices.Sort(stand)
+			require.Equal(w.t, keys, stand)
+		}
+	}
+	w.requireHistories()
+	require.NoError(w.t, w.db.Refresh(w.t.Context()))
+	require.Equal(w.t, w.rows("SELECT toString(tuple(*)) FROM points_spent ORDER BY 1"), w.rows("SELECT toString(tuple(*)) FROM hourly_points ORDER BY 1"))
+}
+
+// requireHistories follows prices and stock through the topic and compares with the views.
+func (w *loadWorld) requireHistories() {
+	w.t.Helper()
+	var prices, levels []string
+	for _, rs := range w.records(event.Documents) {
+		price, level := map[string]string{}, map[string]string{}
+		for _, r := range rs {
+			var e event.Document
+			var d document.Document
+			if r.Value == nil {
+				continue
+			}
+			require.NoError(w.t, json.Unmarshal(r.Value, &e))
+			require.NoError(w.t, json.Unmarshal(e.Document, &d))
+			v := d.Variants.Value[0]
+			if p := v.Price.Value; p != price[string(r.Key)] {
+				price[string(r.Key)] = p
+				prices = append(prices, fmt.Sprintf("%s %s %s", r.Key, e.Hash, strings.TrimSuffix(p, "0")))
+			}
+			if q := fmt.Sprint(v.Stock.Value[0].Quantity); q != level[string(r.Key)] {
+				level[string(r.Key)] = q
+				levels = append(levels, fmt.Sprintf("%s %s %s", r.Key, e.Hash, q))
+			}
+		}
+	}
+	for view, want := range map[string][]string{"price_history": prices, "stock_history": levels} {
+		value := map[string]string{"price_history": "price", "stock_history": "quantity"}[view]
+		got := w.rows("SELECT concat(product_id, '|', shop, ' ', hash, ' ', toString(" + value + ")) FROM " + view)
+		slices.Sort(want)
+		slices.Sort(got)
+		require.Equal(w.t, want, got, view)
+	}
+}
