@@ -77,7 +77,7 @@ func (s *Store) Load(ctx context.Context, products []string) (work.Loaded, error
 // of their ids (bytewise). shop "" is all shops; a product's records of all shops are then on one page, which may be a
 // little longer. Open intents and the products' own records (without a shop) are left out. Continue with the last ProductID until a page is empty.
 func (s *Store) KnownProducts(ctx context.Context, shop, after string, limit int) ([]work.Known, error) {
-	where, args := `WHERE product_id > $1 AND shop <> '' ORDER BY product_id FETCH FIRST $2::int ROWS WITH TIES`, []any{after, limit}
+	where, args := `WHERE product_id > $1 AND shop <> '' ORDER BY product_id FETCH FIRST ($2::int) ROWS WITH TIES`, []any{after, limit}
 	if shop != "" {
 		where, args = `WHERE product_id > $1 AND shop = $3 ORDER BY product_id LIMIT $2::int`, append(args, shop)
 	}

@@ -183,6 +183,9 @@ func (s *Store) Positions(ctx context.Context, stage work.Stage) (map[int32]int6
 // SavePosition moves the positions of leased partitions forward, for a stage whose output is elsewhere and repeats
 // harmlessly (Load).
 func (s *Store) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
+	if err := checkPositions(fences, positions); err != nil {
+		return fmt.Errorf("save positions: %w", err)
+	}
 	return s.apply(ctx, "save positions", fences, func(b *pgx.Batch) {
 		queuePositions(b, fences, nil, positions, nil)
 	})

@@ -58,8 +58,18 @@ type RelayLock struct {
 	conn *pgx.Conn
 }
 
-// Close gives the lock up.
-func (l *RelayLock) Close(ctx context.Context) error { return l.conn.Close(ctx) }
+// Close gives the lock up. When it returns without an error, another process can have it at once.
+func (l *RelayLock) Close(ctx context.Context) error {
+	// Closing alone would leave the lock with the server's session until that has noticed.
+	_, err := l.conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, lockRelay)
+	if cerr := l.conn.Close(ctx); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("give up the relay's lock: %w", err)
+	}
+	return nil
+}
 
 // LockRelay makes this process the relay, or fails with [work.ErrRelayBusy]. Close it when done.
 func (s *Store) LockRelay(ctx context.Context) (*RelayLock, error) {

@@ -36,6 +36,10 @@ type Store struct {
 // Open prepares the pool. It connects only when the first method needs it, so that an unreachable state is reported by
 // the operation that needs it. The schema must have been brought up by [Store.Migrate].
 func Open(ctx context.Context, c Config) (*Store, error) {
+	return open(ctx, c, func(*pgxpool.Config) {})
+}
+
+func open(ctx context.Context, c Config, tune func(*pgxpool.Config)) (*Store, error) {
 	pc, err := pgxpool.ParseConfig(c.URL)
 	if err != nil {
 		return nil, fmt.Errorf("read the state's URL: %w", err)
@@ -59,6 +63,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	params["tcp_keepalives_idle"] = "10"
 	params["tcp_keepalives_interval"] = "5"
 	params["tcp_keepalives_count"] = "3"
+	tune(pc)
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("open the state: %w", err)

@@ -3,7 +3,7 @@
 
 -- +goose Up
 CREATE TABLE meta (
-    only        boolean PRIMARY KEY DEFAULT true CHECK (only),
+    one         boolean PRIMARY KEY DEFAULT true CHECK (one),
     -- A state that was created anew, or restored and renewed, must not be taken for its predecessor by the relay.
     incarnation uuid        NOT NULL DEFAULT gen_random_uuid(),
     system_id   text        NOT NULL DEFAULT '',
@@ -155,7 +155,7 @@ CREATE TABLE outbox (
 -- The rows that the relay has in hand: ids of the outbox, in the order of the numbers (number - cardinality(taken),
 -- number]. One row is written for each group instead of a number into each record.
 CREATE TABLE relay (
-    only   boolean PRIMARY KEY DEFAULT true CHECK (only),
+    one    boolean PRIMARY KEY DEFAULT true CHECK (one),
     number bigint   NOT NULL DEFAULT 0,
     taken  bigint[] NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);

@@ -1,0 +1,276 @@
+package state
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	"pgregory.net/rapid"
+
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// TestAWorkerWhoseLeaseWasTakenWritesNothing: a worker is stopped for longer than its lease, another takes it, and the
+// first wakes up in the middle of its work.
+func TestAWorkerWhoseLeaseWasTakenWritesNothing(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	old := own(t, s, work.StagePush, "old", 2)
+	require.NoError(t, s.Park(ctx, []work.Parked{{ProductID: "p", Partition: 1, Reason: "REPLAY"}}))
+	seen, err := s.Load(ctx, []string{"p"})
+	require.NoError(t, err)
+	exec(t, s, `UPDATE leases SET expires = clock_timestamp() - interval '1 ms' WHERE partition = 1`)
+
+	writes := map[string]func(f []work.Fence) error{
+		"take in": func(f []work.Fence) error {
+			return s.TakeIn(ctx, work.TakeIn{Fences: f, Parked: []work.Parked{{ProductID: "q", Partition: 1}},
+				TakenIn: map[int32]int64{1: 10}})
+		},
+		"intend": func(f []work.Fence) error {
+			return s.Intend(ctx, f, []work.Intent{{Key: "k", Shop: "s", ProductIDs: []string{"p"}, Mutation: "productSet"}})
+		},
+		"settle": func(f []work.Fence) error {
+			return s.Settle(ctx, work.Settlement{Fences: f, Products: []work.Settled{{Known: work.Known{ProductID: "p", Shop: "s"}}},
+				Unpark: seen.Parked, Positions: map[int32]int64{1: 10}})
+		},
+		"save positions": func(f []work.Fence) error { return s.SavePosition(ctx, f, map[int32]int64{1: 10}) },
+		"processing": func(f []work.Fence) error {
+			return s.Processing(ctx, f, []work.Item{{BatchID: "b", ProductID: "p"}})
+		},
+	}
+	for name, write := range writes {
+		err := write(old)
+		require.ErrorIs(t, err, work.ErrLeaseLost, "%s under a lease that has ended", name)
+		require.ErrorContains(t, err, "push/1")
+	}
+	taken, err := s.Renew(ctx, work.StagePush, "new", 2, time.Minute)
+	require.NoError(t, err)
+	require.Len(t, taken, 1)
+	require.Equal(t, int64(2), taken[0].Epoch)
+	for name, write := range writes {
+		require.ErrorIs(t, write(old), work.ErrLeaseLost, "%s under a lease that was taken", name)
+	}
+	l, err := s.Load(ctx, []string{"p", "q"})
+	require.NoError(t, err)
+	require.Equal(t, seen.Parked, l.Parked)
+	require.Empty(t, l.Known, "nothing was written")
+	for name, write := range writes {
+		require.NoError(t, write(fencesOf(taken)), "%s by the new owner", name)
+	}
+	require.Error(t, s.Settle(ctx, work.Settlement{}), "a write without fences is a mistake")
+	require.ErrorContains(t, s.SavePosition(ctx, fencesOf(taken), map[int32]int64{0: 1}), "without its fence")
+}
+
+// TestAnEndedLeaseComesBackAsANewOne: the holder has dropped its memory by its own clock; what it gets back must look
+// new to it.
+func TestAnEndedLeaseComesBackAsANewOne(t *testing.T) {
+	s := newStore(t)
+	first := own(t, s, work.StagePush, "w", 1)
+	require.Equal(t, first, own(t, s, work.StagePush, "w", 1), "a renewal keeps the epoch")
+	exec(t, s, `UPDATE leases SET expires = clock_timestamp()`)
+	again := own(t, s, work.StagePush, "w", 1)
+	require.Equal(t, first[0].Epoch+1, again[0].Epoch)
+}
+
+// TestWorkersShareLeasesFairly runs real workers against each other: two start together, a third joins, one is killed,
+// one stops cleanly.
+func TestWorkersShareLeasesFairly(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	const n = 7
+	renew := func(owner string) []work.Lease {
+		leases, err := s.Renew(ctx, work.StagePush, owner, n, time.Minute)
+		require.NoError(t, err)
+		return leases
+	}
+	// A drained lease is released as soon as it is seen to be wanted.
+	turn := func(owners ...string) map[string]int {
+		held := make([]int, len(owners))
+		var g errgroup.Group
+		for i, o := range owners {
+			g.Go(func() error {
+				leases, err := s.Renew(ctx, work.StagePush, o, n, time.Minute)
+				var give []work.Fence
+				for _, l := range leases {
+					if l.Wanted {
+						give = append(give, l.Fence)
+					}
+				}
+				held[i] = len(leases) - len(give)
+				if err == nil {
+					err = s.Release(ctx, give)
+				}
+				return err
+			})
+		}
+		require.NoError(t, g.Wait())
+		out := map[string]int{}
+		for i, o := range owners {
+			out[o] = held[i]
+		}
+		require.Zero(t, count(t, s, `SELECT count(*) FROM leases WHERE owner = '' AND wanted_by = ''`), "none lies idle")
+		return out
+	}
+	settle := func(owners ...string) (held map[string]int) {
+		for range 4 {
+			held = turn(owners...)
+		}
+		return held
+	}
+	total := func(held map[string]int) (sum, low, high int) {
+		low = n
+		for _, v := range held {
+			sum, low, high = sum+v, min(low, v), max(high, v)
+		}
+		return sum, low, high
+	}
+	held := settle("a", "b")
+	sum, low, high := total(held)
+	require.Equal(t, []int{n, 3, 4}, []int{sum, low, high}, "two: %v", held)
+	held = settle("a", "b", "c")
+	sum, low, high = total(held)
+	require.Equal(t, []int{n, 2, 3}, []int{sum, low, high}, "three: %v", held)
+	stays := settle("a", "b", "c")
+	require.Equal(t, held, stays, "at rest nothing moves")
+
+	require.NoError(t, s.Release(ctx, fencesOf(renew("b"))))
+	held = settle("a", "c")
+	sum, low, high = total(held)
+	require.Equal(t, []int{n, 3, 4}, []int{sum, low, high}, "one stopped: %v", held)
+
+	exec(t, s, `UPDATE leases SET expires = clock_timestamp() WHERE owner = 'a'`) // killed, and its time is over
+	require.Len(t, renew("c"), n)
+}
+
+// TestAStoppedWorkersTransactionBlocksNobody: a worker is stopped in the middle of a settlement and holds its lease's
+// row; its lease ends, and the others go on without waiting for the row.
+func TestAStoppedWorkersTransactionBlocksNobody(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	own(t, s, work.StagePush, "stopped", 2)
+	tx, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, `SELECT FROM leases WHERE partition = 1 FOR NO KEY UPDATE`)
+	require.NoError(t, err)
+	exec(t, s, `UPDATE leases SET expires = clock_timestamp() WHERE partition = 0`)
+
+	leases, err := s.Renew(ctx, work.StagePush, "other", 2, time.Minute)
+	require.NoError(t, err)
+	require.Len(t, leases, 1)
+	require.NoError(t, tx.Rollback(ctx))
+}
+
+// TestAssignConverges lets any workers join, leave and die in any order, and then come to rest.
+func TestAssignConverges(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 20).Draw(t, "partitions")
+		seats := make([]seat, n)
+		for i := range seats {
+			seats[i].partition = int32(i)
+		}
+		now := time.Unix(1_000_000, 0)
+		const ttl = 10 * time.Second
+		turn := func(me string) {
+			a := assign(seats, me, now)
+			mark := func(ps []int32, f func(*seat)) {
+				for _, p := range ps {
+					f(&seats[p])
+				}
+			}
+			mark(a.renew, func(s *seat) {
+				if s.owner != me || !s.expires.After(now) {
+					t.Fatalf("%s renews %d, which is not its own", me, s.partition)
+				}
+				s.expires = now.Add(ttl)
+			})
+			mark(a.claim, func(s *seat) {
+				if s.owner != "" && s.expires.After(now) {
+					t.Fatalf("%s claims %d from living %s", me, s.partition, s.owner)
+				}
+				*s = seat{partition: s.partition, owner: me, expires: now.Add(ttl)}
+			})
+			mark(a.want, func(s *seat) { s.wantedBy, s.wantedUntil = me, now.Add(ttl) })
+			mark(a.drop, func(s *seat) { s.wantedBy = "" })
+			for i := range seats { // gives up what another waits for, at once
+				if s := &seats[i]; s.owner == me && s.wantedBy != "" && s.wantedBy != me && s.wantedUntil.After(now) {
+					s.owner = ""
+				}
+			}
+		}
+		alive := map[string]bool{}
+		for range rapid.IntRange(0, 60).Draw(t, "steps") {
+			w := fmt.Sprintf("w%d", rapid.IntRange(0, 6).Draw(t, "worker"))
+			switch rapid.IntRange(0, 9).Draw(t, "what") {
+			case 0:
+				delete(alive, w) // killed
+			case 1:
+				for i := range seats { // stopped cleanly
+					if seats[i].owner == w {
+						seats[i].owner = ""
+					}
+				}
+				delete(alive, w)
+			default:
+				alive[w] = true
+				turn(w)
+			}
+			now = now.Add(time.Duration(rapid.IntRange(0, 4).Draw(t, "seconds")) * time.Second)
+		}
+		if len(alive) == 0 {
+			return
+		}
+		now = now.Add(2 * ttl) // what the dead held is free
+		for range 2*n + 10 {
+			for w := range alive {
+				turn(w)
+			}
+			now = now.Add(time.Second)
+		}
+		held := map[string]int{}
+		for _, s := range seats {
+			if s.owner == "" {
+				t.Fatalf("partition %d has no owner: %+v", s.partition, seats)
+			}
+			held[s.owner]++
+		}
+		low, high := n, 0
+		for w := range alive {
+			low, high = min(low, held[w]), max(high, held[w])
+		}
+		if high-low > 1 {
+			t.Fatalf("unfair: %v of %d", held, n)
+		}
+	})
+}
+
+// TestPositionsMoveForwardOnly: a late answer of an earlier write must not undo a later one, and a cursor belongs to
+// its position.
+func TestPositionsMoveForwardOnly(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StageExpand, "w", 2)
+	lease := func() work.Lease {
+		leases, err := s.Renew(ctx, work.StageExpand, "w", 2, time.Minute)
+		require.NoError(t, err)
+		return leases[1]
+	}
+	take := func(in work.TakeIn) {
+		in.Fences = f
+		require.NoError(t, s.TakeIn(ctx, in))
+	}
+	take(work.TakeIn{Cursors: map[int32]string{1: "p100"}})
+	require.Equal(t, "p100", lease().Cursor)
+	take(work.TakeIn{Positions: map[int32]int64{1: 5}})
+	l := lease()
+	require.Equal(t, []any{int64(5), int64(5), ""}, []any{l.Position, l.TakenIn, l.Cursor})
+	take(work.TakeIn{TakenIn: map[int32]int64{1: 9}})
+	take(work.TakeIn{TakenIn: map[int32]int64{1: 7}, Positions: map[int32]int64{1: 3}})
+	l = lease()
+	require.Equal(t, []int64{5, 9}, []int64{l.Position, l.TakenIn})
+	require.NoError(t, s.SavePosition(ctx, f, map[int32]int64{0: 2, 1: 8}))
+	pos, err := s.Positions(ctx, work.StageExpand)
+	require.NoError(t, err)
+	require.Equal(t, map[int32]int64{0: 2, 1: 8}, pos)
+}

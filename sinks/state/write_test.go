@@ -1,0 +1,93 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// cutConn breaks once, at the first request that holds mark: before it is sent, or after the server has answered it
+// and so has done it.
+type cutConn struct {
+	net.Conn
+	mark     []byte
+	cuts     *atomic.Int32
+	answered bool
+	cutting  bool
+}
+
+func (c *cutConn) Write(b []byte) (int, error) {
+	if bytes.Contains(b, c.mark) && c.cuts.CompareAndSwap(0, 1) {
+		if !c.answered {
+			_ = c.Close()
+			return 0, io.ErrUnexpectedEOF
+		}
+		c.cutting = true
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *cutConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.cutting && err == nil {
+		_ = c.Close()
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// TestALostConnectionAppliesAWriteOnce: the connection breaks before the request, or after the commit and before its
+// answer. What a settlement adds (outbox rows, counts of a parked row) must be there once in either case.
+func TestALostConnectionAppliesAWriteOnce(t *testing.T) {
+	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
+	plain := openStore(t, url)
+	require.NoError(t, plain.Migrate(t.Context()))
+	f := own(t, plain, work.StagePush, "w", 1)
+	for _, answered := range []bool{false, true} {
+		key := "product-" + strconv.FormatBool(answered)
+		var cuts atomic.Int32
+		s, err := open(t.Context(), Config{URL: url}, func(c *pgxpool.Config) {
+			dial := c.ConnConfig.DialFunc
+			c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := dial(ctx, network, addr)
+				return &cutConn{Conn: conn, mark: []byte(key), cuts: &cuts, answered: answered}, err
+			}
+		})
+		require.NoError(t, err)
+		require.NoError(t, s.Settle(t.Context(), work.Settlement{
+			Fences: f, Outbox: records(key),
+			Park: []work.Parked{{ProductID: key, Changes: 3}},
+		}))
+		s.Close()
+		require.Equal(t, int32(1), cuts.Load())
+		require.Equal(t, 1, count(t, plain, `SELECT count(*) FROM outbox WHERE key = $1`, []byte(key)), key)
+		require.Equal(t, 3, count(t, plain, `SELECT changes FROM parked WHERE product_id = $1`, key), key)
+	}
+}
+
+// TestAWriteWaitsForTheState: a shutdown of the state is waited for, to the end of the caller's patience.
+func TestAWriteWaitsForTheState(t *testing.T) {
+	s := newStore(t)
+	f := own(t, s, work.StagePush, "w", 1)
+	exec(t, s, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+	require.NoError(t, s.SavePosition(t.Context(), f, map[int32]int64{0: 1}))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	gone, err := Open(t.Context(), Config{URL: "postgres://nobody@127.0.0.1:1/none?connect_timeout=1"})
+	require.NoError(t, err)
+	defer gone.Close()
+	require.ErrorContains(t, gone.SavePosition(ctx, f, map[int32]int64{0: 1}), "save positions: ")
+}
