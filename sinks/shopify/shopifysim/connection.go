@@ -34,14 +34,16 @@ func pageUpTo(a arguments, list []any, limit int64) (any, error) {
 	}
 	from, to := 0, len(list)
 	if c, ok := a["after"].(string); ok {
-		i, err := position(c, list)
+		i, there, err := position(c, list)
 		if err != nil {
 			return nil, err
 		}
-		from = i + 1
+		if from = i; there {
+			from++
+		}
 	}
 	if c, ok := a["before"].(string); ok {
-		i, err := position(c, list)
+		i, _, err := position(c, list)
 		if err != nil {
 			return nil, err
 		}
@@ -77,27 +79,27 @@ func cursor(node any) string {
 	return base64.StdEncoding.EncodeToString(b)
 }
 
-// position finds the index of a cursor's node. A node that is gone is where it would be by id.
-func position(c string, list []any) (int, error) {
+// position finds the index of a cursor's node, and whether it is there. One that is gone is where it would be by id.
+func position(c string, list []any) (index int, there bool, err error) {
 	var at struct {
 		LastID    int64  `json:"last_id"`
 		LastValue string `json:"last_value"`
 	}
 	b, err := base64.StdEncoding.DecodeString(c)
 	if err != nil || json.Unmarshal(b, &at) != nil {
-		return 0, coded("BAD_REQUEST", "Invalid cursor for current pagination sort.")
+		return 0, false, coded("BAD_REQUEST", "Invalid cursor for current pagination sort.")
 	}
 	for i, n := range list {
 		if numberOf(n) == at.LastID && textOf(n) == at.LastValue {
-			return i, nil
+			return i, true, nil
 		}
 	}
 	for i, n := range list {
 		if numberOf(n) > at.LastID {
-			return i - 1, nil
+			return i, false, nil
 		}
 	}
-	return len(list), nil
+	return len(list), false, nil
 }
 
 // numberOf returns the id of a node; 0 where it has none.

@@ -1,6 +1,10 @@
 package shopifysim
 
-import "strconv"
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
 
 func collectionTypes() map[string]fields {
 	return map[string]fields{"Collection": merged(collectionFields(), publishedFields(), ownedMetafields())}
@@ -43,12 +47,71 @@ func collectionQueries() fields {
 			return x.store.collections[idOf("Collection", a["id"])], nil
 		},
 		"collections": func(x *execution, _ any, a arguments) (any, error) {
-			list := make([]any, len(x.collOrder))
-			for i, id := range x.collOrder {
-				list[i] = x.store.collections[id]
-			}
-			return page(a, list)
+			return page(a, x.foundCollections(a))
 		},
-		"collectionsCount": func(x *execution, _ any, _ arguments) (any, error) { return exactly(len(x.collOrder)), nil },
+		"collectionsCount": func(x *execution, _ any, a arguments) (any, error) {
+			return limited(len(x.foundCollections(a)), a), nil
+		},
+		"collectionByHandle": func(x *execution, _ any, a arguments) (any, error) {
+			return x.collectionByHandle(input(a).text("handle")), nil
+		},
+		"collectionByIdentifier": func(x *execution, _ any, a arguments) (any, error) {
+			in := input(a).object("identifier")
+			if in.given("customId") {
+				return nil, notImplemented("collections by custom id")
+			}
+			if in.given("handle") {
+				return x.collectionByHandle(in.text("handle")), nil
+			}
+			return x.store.collections[idOf("Collection", in["id"])], nil
+		},
+	}
+}
+
+func (x *execution) collectionByHandle(handle string) *collection {
+	for _, c := range x.store.collections {
+		if c.handle == handle {
+			return c
+		}
+	}
+	return nil
+}
+
+// foundCollections lists the collections of a search, sorted.
+func (x *execution) foundCollections(a arguments) []any {
+	text, _ := a["query"].(string)
+	q := parseQuery(text)
+	var list []*collection
+	for _, id := range x.collOrder {
+		c := x.store.collections[id]
+		if strings.TrimSpace(text) == "" || q.matches(func(t term) bool { return x.holdsCollection(c, t) }) {
+			list = append(list, c)
+		}
+	}
+	switch a["sortKey"] {
+	case "TITLE":
+		slices.SortStableFunc(list, func(a, b *collection) int { return strings.Compare(strings.ToLower(a.title), strings.ToLower(b.title)) })
+	case "UPDATED_AT":
+		slices.SortStableFunc(list, func(a, b *collection) int { return a.updatedAt.Compare(b.updatedAt) })
+	}
+	return nodes(list)
+}
+
+func (x *execution) holdsCollection(c *collection, t term) bool {
+	switch t.field {
+	case "", "title":
+		return hasWord(c.title, t.value)
+	case "handle":
+		return equal(c.handle, t.value)
+	case "id":
+		return compareNumber(c.id, t)
+	case "collection_type":
+		return equal("custom", t.value)
+	case "product_id":
+		return slices.ContainsFunc(c.products, func(id int64) bool { return compareNumber(id, t) })
+	case "updated_at":
+		return compareTime(c.updatedAt, x.now, t)
+	default:
+		return !t.not
 	}
 }

@@ -53,9 +53,9 @@ func itemFields() fields {
 			}
 			return l, nil
 		}),
-		"inventoryLevels": with(func(_ *execution, t *inventoryItem, a arguments) (any, error) {
+		"inventoryLevels": with(func(x *execution, t *inventoryItem, a arguments) (any, error) {
 			inactive, _ := a["includeInactive"].(bool)
-			return page(a, nodes(t.activeLevels(inactive)))
+			return page(a, x.foundLevels(t.activeLevels(inactive), a))
 		}),
 	}
 }

@@ -4,13 +4,11 @@ import (
 	"fmt"
 	"net/url"
 	"path"
-	"slices"
 	"strings"
 )
 
 func mediaTypes() map[string]fields {
-	out := map[string]fields{"Image": nil}
-	delete(out, "Image") // images are rendered as records
+	out := map[string]fields{} // images are rendered as records
 	for _, kind := range []string{"MediaImage", "Video", "ExternalVideo", "Model3d", "GenericFile"} {
 		out[kind] = mediaFields(kind)
 	}
@@ -22,20 +20,20 @@ func mediaFields(kind string) fields {
 		"id":               get(func(m *media) any { return gid(kind, m.id) }),
 		"alt":              get(func(m *media) any { return m.alt }),
 		"mediaContentType": get(func(m *media) any { return m.contentType() }),
-		"status":           get(func(m *media) any { return m.status }),
-		"fileStatus":       get(func(m *media) any { return m.status }),
+		"status":           with(func(x *execution, m *media, _ arguments) (any, error) { return x.state(m), nil }),
+		"fileStatus":       with(func(x *execution, m *media, _ arguments) (any, error) { return x.state(m), nil }),
 		"createdAt":        get(func(m *media) any { return m.createdAt }),
 		"updatedAt":        get(func(m *media) any { return m.updatedAt }),
 		"mediaWarnings":    get(func(*media) any { return []any{} }),
-		"mediaErrors":      get(func(m *media) any { return m.errors() }),
-		"fileErrors":       get(func(m *media) any { return m.errors() }),
-		"mimeType":         get(func(m *media) any { return m.mime() }),
+		"mediaErrors":      with(func(x *execution, m *media, _ arguments) (any, error) { return x.mediaErrors(m), nil }),
+		"fileErrors":       with(func(x *execution, m *media, _ arguments) (any, error) { return x.mediaErrors(m), nil }),
+		"mimeType":         with(func(x *execution, m *media, _ arguments) (any, error) { return x.mime(m), nil }),
 		"originalSource": get(func(m *media) any {
 			return record{"url": m.source, "fileSize": nil}
 		}),
 		"image": with(func(x *execution, m *media, _ arguments) (any, error) { return x.image(m), nil }),
 		"preview": with(func(x *execution, m *media, _ arguments) (any, error) {
-			return record{"image": x.image(m), "status": m.status}, nil
+			return record{"image": x.image(m), "status": x.state(m)}, nil
 		}),
 		"url": with(func(x *execution, m *media, _ arguments) (any, error) { return x.cdn(m), nil }),
 	}
@@ -54,15 +52,27 @@ func (m *media) contentType() string {
 	}
 }
 
-func (m *media) errors() []any {
-	if m.status != "FAILED" {
+// state is a file's status now: uploaded, then processed, then what became of it.
+func (s *store) state(m *media) string {
+	switch age := s.now.Sub(m.createdAt); {
+	case age < s.mediaDelay/2:
+		return "UPLOADED"
+	case age < s.mediaDelay:
+		return "PROCESSING"
+	default:
+		return m.status
+	}
+}
+
+func (s *store) mediaErrors(m *media) []any {
+	if s.state(m) != "FAILED" {
 		return []any{}
 	}
 	return []any{record{"code": "IMAGE_DOWNLOAD_FAILURE", "message": "Image could not be downloaded", "details": nil}}
 }
 
-func (m *media) mime() any {
-	if m.status != "READY" {
+func (s *store) mime(m *media) any {
+	if s.state(m) != "READY" {
 		return nil
 	}
 	switch strings.ToLower(path.Ext(m.filename)) {
@@ -83,7 +93,7 @@ func (m *media) mime() any {
 
 // image renders the picture of a media image; nil until it is ready.
 func (x *execution) image(m *media) any {
-	if m.kind != "MediaImage" || m.status != "READY" {
+	if m.kind != "MediaImage" || x.state(m) != "READY" {
 		return nil
 	}
 	at := x.cdn(m)
@@ -95,14 +105,14 @@ func (x *execution) image(m *media) any {
 
 // cdn is where a file is served once it is ready.
 func (s *store) cdn(m *media) any {
-	if m.status != "READY" {
+	if s.state(m) != "READY" {
 		return nil
 	}
 	return fmt.Sprintf("https://cdn.shopify.com/s/files/1/%d/files/%s?v=%d", s.shopID(), url.PathEscape(m.filename), m.updatedAt.Unix())
 }
 
 // newMedia makes a file, which keep adds to the shop. A source whose host ends in .invalid cannot be downloaded (RFC 2606) and FAILED;
-// all others are READY at once, where Shopify takes seconds.
+// all others are READY after Config.MediaDelay.
 func (s *store) newMedia(kind, source, alt, filename string) *media {
 	m := &media{id: s.ids.take(), imageID: s.ids.take(), kind: kind, alt: alt, source: source, status: "READY", createdAt: s.now, updatedAt: s.now}
 	m.filename = filename
@@ -162,9 +172,8 @@ func (s *store) mediaByGID(v any) *media {
 func mediaQueries() fields {
 	return fields{
 		"files": func(x *execution, _ any, a arguments) (any, error) {
-			ids := slices.Clone(x.mediaOrder)
-			list := make([]any, len(ids))
-			for i, id := range ids {
+			list := make([]any, len(x.mediaOrder))
+			for i, id := range x.mediaOrder {
 				list[i] = x.store.media[id]
 			}
 			return page(a, list)

@@ -1,6 +1,7 @@
 package shopifysim
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -34,7 +35,7 @@ func metafieldFields() fields {
 		"id":               get(func(m *metafield) any { return gid("Metafield", m.id) }),
 		"legacyResourceId": get(func(m *metafield) any { return strconv.FormatInt(m.id, 10) }),
 		"namespace":        get(func(m *metafield) any { return m.namespace }),
-		"key":              get(func(m *metafield) any { return m.key }),
+		"key":              get(func(m *metafield) any { return cmp.Or(m.shown, m.key) }),
 		"type":             get(func(m *metafield) any { return m.kind }),
 		"value":            get(func(m *metafield) any { return m.value }),
 		"jsonValue":        get(func(m *metafield) any { return m.jsonValue() }),
@@ -181,22 +182,34 @@ func ownedMetafields() fields {
 			return find(*metafieldsOf(self), namespaceOf(in), in.text("key")), nil
 		},
 		"metafields": func(_ *execution, self any, a arguments) (any, error) {
-			var list []any
-			keys := texts(a["keys"])
-			namespace, narrowed := a["namespace"].(string)
-			for _, m := range *metafieldsOf(self) {
-				full := m.namespace + "." + m.key
-				if narrowed && m.namespace != namespaceOf(input{"namespace": namespace}) {
-					continue
-				}
-				if len(keys) > 0 && !slices.Contains(keys, full) && (!narrowed || !slices.Contains(keys, m.key)) {
-					continue
-				}
-				list = append(list, m)
+			list := *metafieldsOf(self)
+			if n, ok := a["namespace"].(string); ok {
+				list = slices.DeleteFunc(slices.Clone(list), func(m *metafield) bool {
+					return m.namespace != namespaceOf(input{"namespace": n})
+				})
 			}
-			return page(a, list)
+			if a["keys"] != nil {
+				return page(a, qualified(list, texts(a["keys"])))
+			}
+			return page(a, nodes(list))
 		},
 	}
+}
+
+// qualified selects metafields by "namespace.key", in the order of the keys, and shows them under the key as it was
+// asked for. A key without its namespace finds nothing.
+func qualified(list []*metafield, keys []string) []any {
+	out := []any{}
+	for _, k := range keys {
+		for _, m := range list {
+			if m.namespace+"."+m.key == k {
+				shown := *m
+				shown.shown = k
+				out = append(out, &shown)
+			}
+		}
+	}
+	return out
 }
 
 // metafieldsOf returns where an owner's metafields are kept.

@@ -105,7 +105,7 @@ func locationFields() fields {
 		}),
 		"inventoryLevels": with(func(x *execution, l *location, a arguments) (any, error) {
 			inactive, _ := a["includeInactive"].(bool)
-			return page(a, nodes(x.levelsAt(l, inactive)))
+			return page(a, x.foundLevels(x.levelsAt(l, inactive), a))
 		}),
 	}
 }

@@ -103,7 +103,7 @@ func (x *execution) checkFileUpdate(in input, i int, errs *userErrors) {
 	case m == nil:
 		errs.add("FILE_DOES_NOT_EXIST", fmt.Sprintf("File id %s does not exist.", quoted([]string{in.text("id")})), "files", i, "id")
 		return
-	case m.status != "READY":
+	case x.state(m) != "READY":
 		errs.add("NON_READY_STATE", "Non-ready files cannot be updated.", "files", i, "id")
 		return
 	case in.given("originalSource") && in.given("previewImageSource"):

@@ -36,9 +36,6 @@ func (l *level) adjust(name string, delta int64, now time.Time) {
 	}
 	l.quantities[name] += delta
 	l.changed[name] = now
-	if name != "incoming" {
-		l.changed["on_hand"] = now
-	}
 	l.updatedAt = now
 	l.item.updatedAt = now
 }

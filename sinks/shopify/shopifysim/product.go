@@ -42,6 +42,7 @@ func (x *execution) stock(t *inventoryItem, l *location) *level {
 		id: x.ids.take(), item: t, location: l, active: true, quantities: map[string]int64{}, changed: map[string]time.Time{},
 		createdAt: x.now, updatedAt: x.now,
 	}
+	v.changed["available"] = x.now
 	t.levels = append(t.levels, v)
 	return v
 }

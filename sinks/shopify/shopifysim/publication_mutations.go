@@ -49,7 +49,6 @@ func publicationMutations() fields {
 	return fields{
 		"publishablePublish":   publishablePublish,
 		"publishableUnpublish": publishableUnpublish,
-		"publicationCreate":    publicationCreate,
 	}
 }
 
@@ -126,10 +125,4 @@ func (x *execution) publish(a arguments, change func(self any, p *publication, i
 	}
 	touch(self, x.now)
 	return x.payload(nil, record{"publishable": self, "shop": &shopNode{x.store}})
-}
-
-func publicationCreate(x *execution, _ any, _ arguments) (any, error) {
-	p := &publication{id: x.ids.take(), name: "Publication"}
-	x.channels = append(x.channels, p)
-	return x.payload(nil, record{"publication": p})
 }

@@ -220,6 +220,8 @@ func (x *execution) holdsProduct(p *product, t term) bool {
 		id, err := strconv.ParseInt(t.value, 10, 64)
 		c := x.store.collections[id]
 		return err == nil && c != nil && slices.Contains(c.products, p.id)
+	case "published_at":
+		return p.publishedAt != nil && compareTime(*p.publishedAt, x.now, t)
 	default:
 		return x.holdsMetafield(p.metafields, t)
 	}
@@ -284,4 +286,34 @@ func (x *execution) holdsItem(i *inventoryItem, t term) bool {
 	default:
 		return !t.not
 	}
+}
+
+// holdsLevel evaluates one term on an inventory level.
+func (x *execution) holdsLevel(l *level, t term) bool {
+	switch t.field {
+	case "id":
+		return compareNumber(l.id, t)
+	case "inventory_item_id":
+		return compareNumber(l.item.id, t)
+	case "location_id":
+		return compareNumber(l.location.id, t)
+	case "created_at":
+		return compareTime(l.createdAt, x.now, t)
+	case "updated_at":
+		return compareTime(l.updatedAt, x.now, t)
+	default:
+		return !t.not
+	}
+}
+
+// foundLevels filters levels by a search.
+func (x *execution) foundLevels(list []*level, a arguments) []any {
+	text, _ := a["query"].(string)
+	if strings.TrimSpace(text) == "" {
+		return nodes(list)
+	}
+	q := parseQuery(text)
+	return nodes(slices.DeleteFunc(list, func(l *level) bool {
+		return !q.matches(func(t term) bool { return x.holdsLevel(l, t) })
+	}))
 }

@@ -74,7 +74,7 @@ func (s *Shop) found(now time.Time) {
 		c.Publications = []string{"Online Store"}
 	}
 	s.store = newStore(c.Domain, c.Name, c.Currency)
-	s.store.now = now
+	s.store.now, s.store.mediaDelay = now, s.sim.cfg.MediaDelay
 	for _, name := range c.Locations {
 		s.store.addLocation(name, map[string]any{"countryCode": "US"}, true)
 	}

@@ -25,6 +25,8 @@ type bench struct {
 	shop *shopifysim.Shop
 	now  time.Time
 	keys int
+
+	domain string
 }
 
 func newBench(t *testing.T, change ...func(*shopifysim.Config)) *bench {
@@ -42,7 +44,7 @@ func newBench(t *testing.T, change ...func(*shopifysim.Config)) *bench {
 	sim, err := shopifysim.New(cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, sim.Close()) })
-	b.sim, b.shop = sim, sim.Shop(domain)
+	b.sim, b.shop, b.domain = sim, sim.Shop(domain), domain
 	return b
 }
 
@@ -67,7 +69,7 @@ func (b *bench) try(query string, variables map[string]any) (answer, error) {
 	b.t.Helper()
 	body, err := json.Marshal(map[string]any{"query": query, "variables": variables})
 	require.NoError(b.t, err)
-	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodPost, "https://"+domain+"/admin/api/2026-10/graphql.json", bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodPost, "https://"+b.domain+"/admin/api/2026-10/graphql.json", bytes.NewReader(body))
 	require.NoError(b.t, err)
 	r.Header.Set("X-Shopify-Access-Token", token)
 	res, err := b.sim.Client().Do(r)

@@ -27,6 +27,8 @@ type Config struct {
 	Faults Faults
 	// Latency is how long an answer takes, evenly between Min and Max. Zero answers at once.
 	Latency Latency
+	// MediaDelay is how long a new file takes from UPLOADED to READY. Default 0: at once.
+	MediaDelay time.Duration
 	// Shops exist from the start. Shops found in Dir exist too; a shop in both keeps what the journal says of its
 	// locations and publications and takes token and plan from here.
 	Shops []ShopConfig

@@ -13,6 +13,7 @@ type store struct {
 	now          time.Time // of the request that is being executed
 	name, domain string
 	currency     string
+	mediaDelay   time.Duration // how long a new file takes to be ready
 
 	products    map[int64]*product
 	order       []int64 // product ids, ascending: the order of creation
@@ -144,6 +145,7 @@ type metafield struct {
 	owner                int64
 	namespace, key       string
 	kind, value          string
+	shown                string // the key under which a query by keys shows it
 	createdAt, updatedAt time.Time
 }
 

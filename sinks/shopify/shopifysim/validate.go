@@ -10,6 +10,7 @@ import (
 	"github.com/vektah/gqlparser/v2/gqlerror"
 	"github.com/vektah/gqlparser/v2/parser"
 	"github.com/vektah/gqlparser/v2/validator"
+	"github.com/vektah/gqlparser/v2/validator/core"
 	"github.com/vektah/gqlparser/v2/validator/rules"
 )
 
@@ -42,10 +43,23 @@ func (a *api) parse(text string) *document {
 		return &document{errs: []*apiError{e}}
 	}
 	var errs []*apiError
-	for _, g := range validator.ValidateWithRules(a.schema, doc, rules.NewDefaultRules()) {
+	checks := rules.NewDefaultRules()
+	checks.AddRule(globalIDs, checkGlobalIDs)
+	for _, g := range validator.ValidateWithRules(a.schema, doc, checks) {
 		errs = append(errs, translate(a.schema, doc, g))
 	}
 	return &document{doc: doc, errs: errs}
+}
+
+// globalIDs is the rule that Shopify adds to GraphQL's own: an ID literal must be a global id.
+const globalIDs = "GlobalIDs"
+
+func checkGlobalIDs(observers *core.Events, addError core.AddErrFunc) {
+	observers.OnValue(func(_ *core.Walker, v *ast.Value) {
+		if v.Definition != nil && v.Definition.Name == "ID" && v.Kind == ast.StringValue && !validGID.MatchString(v.Raw) {
+			addError(core.Message("Invalid global id '%s'", v.Raw), core.At(v.Position))
+		}
+	})
 }
 
 func errorLocations(g *gqlerror.Error) []map[string]int {
@@ -87,6 +101,16 @@ func translate(schema *ast.Schema, doc *ast.QueryDocument, g *gqlerror.Error) *a
 		}
 	case "ProvidedRequiredArguments":
 		missingArguments(e, at.field)
+	case globalIDs:
+		e.Extensions["code"], e.Extensions["typeName"] = "argumentLiteralsIncompatible", "CoercionError"
+		if n := len(e.Path); n > 0 {
+			if _, index := e.Path[n-1].(int); index {
+				e.Path = e.Path[:n-1]
+			}
+		}
+		if at.field != nil {
+			e.Locations = locations(at.field.Position)
+		}
 	case "ValuesOfCorrectType":
 		incompatible(e, at)
 	default:

@@ -1,0 +1,292 @@
+package shopify
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/shelfwire/shelfwire/schemas/document"
+)
+
+// scalar is a field of the product itself.
+type scalar struct {
+	name  string // in the shadow and in words
+	field document.Field[string]
+	put   func(product map[string]any, v string)
+}
+
+// scalars lists the product's own fields in the form that productSet and productUpdate share.
+func scalars(doc *document.Document) []scalar {
+	plain := func(name string) func(map[string]any, string) {
+		return func(p map[string]any, v string) { p[name] = v }
+	}
+	seo := func(name string) func(map[string]any, string) {
+		return func(p map[string]any, v string) {
+			in, ok := p["seo"].(map[string]any)
+			if !ok {
+				in = map[string]any{}
+				p["seo"] = in
+			}
+			in[name] = v
+		}
+	}
+	listing := doc.SEO.Value
+	if doc.SEO.Null {
+		listing = document.SEO{Title: document.Cleared[string](), Description: document.Cleared[string]()}
+	}
+	return []scalar{
+		{"title", doc.Title, plain("title")},
+		{"descriptionHtml", doc.DescriptionHTML, plain("descriptionHtml")},
+		{"vendor", doc.Vendor, plain("vendor")},
+		{"productType", doc.ProductType, plain("productType")},
+		{"handle", doc.Handle, plain("handle")},
+		{"seo.title", listing.Title, seo("title")},
+		{"seo.description", listing.Description, seo("description")},
+	}
+}
+
+// scalarMark is the mark of a scalar; a cleared text is the empty one.
+func scalarMark(f scalar) string {
+	if f.field.Null {
+		return mark("")
+	}
+	return mark(f.field.Value)
+}
+
+// product compares scalars and status, and sends them with the new images in one productUpdate.
+func (u *update) product(images []document.Image) {
+	input := map[string]any{}
+	marks := map[string]string{}
+	var names []string
+	for _, f := range scalars(u.doc) {
+		if !f.field.Owned || f.name == "handle" && f.field.Null { // every product has a handle: it cannot be cleared
+			delete(u.d.shadow.Fields, f.name)
+			continue
+		}
+		if m := scalarMark(f); u.old.Fields[f.name] != m {
+			f.put(input, f.field.Value)
+			marks[f.name] = m
+			names = append(names, f.name)
+		}
+	}
+	status := u.old.Status
+	if !u.old.onSale() {
+		input["status"] = statusActive
+		status = statusActive
+		u.say("back on sale")
+		u.urgent()
+	}
+	if len(names) > 0 {
+		u.say("%s", strings.Join(names, ", "))
+	}
+	if len(images) > 0 {
+		u.say("%s", count(len(images), "new image"))
+	}
+	if len(input) == 0 && len(images) == 0 {
+		return
+	}
+	u.add(updateOp(u.old.ID, input, mediaInput(images), func(s *Shadow, payload map[string]any) {
+		maps.Copy(s.Fields, marks)
+		s.Status = status
+		ids := nodeIDs(payload, "product", "media")
+		for i, image := range images {
+			added := ShadowImage{URL: image.URL, Alt: image.Alt}
+			if len(ids) == len(images) {
+				added.ID = ids[i]
+			}
+			s.Images = append(s.Images, added)
+		}
+	}))
+}
+
+func mediaInput(images []document.Image) []any {
+	var media []any
+	for _, image := range images {
+		in := map[string]any{"originalSource": image.URL, "mediaContentType": "IMAGE"}
+		if image.Alt != "" {
+			in["alt"] = image.Alt
+		}
+		media = append(media, in)
+	}
+	return media
+}
+
+// tags adds and removes only our own: the merchant's stand in no list that is sent.
+func (u *update) tags() {
+	if !u.doc.Tags.Owned {
+		u.d.shadow.Tags = nil
+		return
+	}
+	want := normalTags(u.doc.Tags.Value)
+	var added, removed []any
+	for _, t := range want {
+		if !containsFold(u.old.Tags, t) {
+			added = append(added, t)
+		}
+	}
+	for _, t := range u.old.Tags {
+		if !containsFold(want, t) {
+			removed = append(removed, t)
+		}
+	}
+	id := u.old.ID
+	if len(removed) > 0 {
+		o := newOp("tagsRemove", map[string]any{"id": id, "tags": removed})
+		o.done = func(s *Shadow, _ map[string]any) {
+			s.Tags = slices.DeleteFunc(s.Tags, func(t string) bool { return slices.Contains(removed, any(t)) })
+		}
+		u.add(o)
+		u.say("%s removed", count(len(removed), "tag"))
+	}
+	if len(added) > 0 {
+		o := newOp("tagsAdd", map[string]any{"id": id, "tags": added})
+		o.done = func(s *Shadow, _ map[string]any) {
+			for _, t := range added {
+				s.Tags = append(s.Tags, t.(string))
+			}
+		}
+		u.add(o)
+		u.say("%s added", count(len(added), "tag"))
+	}
+}
+
+// metafieldChange is one metafield that differs, of the product or of a variant.
+type metafieldChange struct {
+	owner   string // gid
+	variant string // key; empty for the product
+	field   document.Metafield
+}
+
+func (c metafieldChange) marks(s *Shadow) map[string]string {
+	if c.variant == "" {
+		return s.Metafields
+	}
+	if v := s.Variants[c.variant]; v != nil {
+		return v.Metafields
+	}
+	return map[string]string{}
+}
+
+// metafields sets and deletes owned metafields of the product and of variants that exist.
+func (u *update) metafields() {
+	var set, remove []metafieldChange
+	compare := func(owner, variant string, want document.Field[[]document.Metafield], have, next map[string]string) {
+		if !want.Owned {
+			clear(next)
+			return
+		}
+		for _, m := range want.Value {
+			key := metafieldKey(m)
+			_, there := have[key]
+			switch {
+			case !m.Value.Null && m.Value.Value != "" && have[key] != metafieldMark(m):
+				set = append(set, metafieldChange{owner, variant, m})
+			case (m.Value.Null || m.Value.Value == "") && there:
+				remove = append(remove, metafieldChange{owner, variant, m})
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(have)) {
+			if !slices.ContainsFunc(want.Value, func(m document.Metafield) bool { return metafieldKey(m) == key }) {
+				namespace, name := splitMetafieldKey(key)
+				remove = append(remove, metafieldChange{owner, variant, document.Metafield{Namespace: namespace, Key: name}})
+			}
+		}
+	}
+	compare(u.old.ID, "", u.doc.Metafields, u.old.Metafields, u.d.shadow.Metafields)
+	for i := range u.doc.Variants.Value {
+		v := &u.doc.Variants.Value[i]
+		if sv := u.d.shadow.Variants[v.Key]; sv != nil && sv.ID != "" {
+			compare(sv.ID, v.Key, v.Metafields, cloneMap(sv.Metafields), sv.Metafields)
+		}
+	}
+	for chunk := range slices.Chunk(remove, maxMetafields) {
+		u.add(metafieldsDelete(chunk))
+	}
+	for chunk := range slices.Chunk(set, maxMetafields) {
+		u.add(metafieldsSet(chunk))
+	}
+	if n := len(set) + len(remove); n > 0 {
+		u.say("%s", count(n, "metafield"))
+	}
+}
+
+func metafieldsSet(changes []metafieldChange) *op {
+	list := make([]any, 0, len(changes))
+	for _, c := range changes {
+		list = append(list, map[string]any{
+			"ownerId": c.owner, "namespace": c.field.Namespace, "key": c.field.Key, "type": c.field.Type, "value": c.field.Value.Value,
+		})
+	}
+	o := newOp("metafieldsSet", map[string]any{"metafields": list})
+	o.done = func(s *Shadow, _ map[string]any) {
+		for _, c := range changes {
+			c.marks(s)[metafieldKey(c.field)] = metafieldMark(c.field)
+		}
+	}
+	return o
+}
+
+func metafieldsDelete(changes []metafieldChange) *op {
+	list := make([]any, 0, len(changes))
+	for _, c := range changes {
+		list = append(list, map[string]any{"ownerId": c.owner, "namespace": c.field.Namespace, "key": c.field.Key})
+	}
+	o := newOp("metafieldsDelete", map[string]any{"metafields": list})
+	o.done = func(s *Shadow, _ map[string]any) {
+		for _, c := range changes {
+			delete(c.marks(s), metafieldKey(c.field))
+		}
+	}
+	return o
+}
+
+// metafieldMark covers the type too: another type is another value.
+func metafieldMark(m document.Metafield) string { return mark(m.Type + ":" + m.Value.Value) }
+
+// splitMetafieldKey splits at the last dot: keys have none, namespaces may.
+func splitMetafieldKey(k string) (namespace, key string) {
+	i := strings.LastIndexByte(k, '.')
+	return k[:max(i, 0)], k[i+1:]
+}
+
+// publications publishes to the channels that are new in the document and leaves those that left it.
+func (u *update) publications() {
+	if !u.doc.Publications.Owned {
+		u.d.shadow.Publications = nil
+		return
+	}
+	want := u.doc.Publications.Value
+	var added, removed []string
+	for _, name := range want {
+		if !slices.Contains(u.old.Publications, name) && !slices.Contains(added, name) {
+			added = append(added, name)
+		}
+	}
+	for _, name := range u.old.Publications {
+		if !slices.Contains(want, name) {
+			removed = append(removed, name)
+		}
+	}
+	if len(removed) > 0 {
+		o := newOp("publishableUnpublish", map[string]any{"id": u.old.ID, "input": publicationInput(removed)})
+		o.done = func(s *Shadow, _ map[string]any) {
+			s.Publications = slices.DeleteFunc(s.Publications, func(n string) bool { return slices.Contains(removed, n) })
+		}
+		u.add(o)
+		u.say("unpublish from %s", strings.Join(removed, ", "))
+	}
+	if len(added) > 0 {
+		o := newOp("publishablePublish", map[string]any{"id": u.old.ID, "input": publicationInput(added)})
+		o.done = func(s *Shadow, _ map[string]any) { s.Publications = append(s.Publications, added...) }
+		u.add(o)
+		u.say("publish to %s", strings.Join(added, ", "))
+	}
+}
+
+func publicationInput(names []string) []any {
+	var in []any
+	for _, n := range names {
+		in = append(in, map[string]any{"publicationId": ref{refPublication, n}})
+	}
+	return in
+}

@@ -1,0 +1,330 @@
+package shopify
+
+import (
+	"maps"
+	"math"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/shelfwire/shelfwire/schemas/document"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// reading is one product that is being read from the shop, over as many pages as its variants need.
+type reading struct {
+	doc   *document.Document
+	old   *Shadow
+	set   *settings
+	node  map[string]any // the product as the first page gave it
+	nodes []any          // the variants of all pages
+	after string
+}
+
+// readVariants is the page of a product's variants; 100 keep a product of 2,048 variants at 21 requests.
+const readVariants = 100
+
+// op is the read of the next page.
+func (r *reading) op(id string) *op {
+	keys, variantKeys := r.metafieldKeys()
+	expected := max(len(r.doc.Variants.Value), len(r.old.Variants)) + 1
+	vars := map[string]any{
+		"id": id, "variants": min(expected, readVariants),
+		"levels": max(1, min(50, len(r.set.locations))), "withLevels": r.ownsStock(),
+		"images": maxImages, "withImages": r.doc.Images.Owned && r.after == "",
+		"metafields": max(1, len(keys)), "keys": anys(keys), "withMetafields": len(keys) > 0 && r.after == "",
+		"variantMetafields": max(1, len(variantKeys)), "variantKeys": anys(variantKeys), "withVariantMetafields": len(variantKeys) > 0,
+		"publications":     max(1, min(maxInputRows, len(r.set.publications))),
+		"withPublications": r.doc.Publications.Owned && r.after == "",
+	}
+	if r.after != "" {
+		vars["after"] = r.after
+	}
+	return newOp("product", vars)
+}
+
+// take adds a page; true when there are more.
+func (r *reading) take(product map[string]any) bool {
+	if r.node == nil {
+		r.node = product
+	}
+	variants := object(product["variants"])
+	r.nodes = append(r.nodes, list(variants["nodes"])...)
+	info := object(variants["pageInfo"])
+	next := text(info["endCursor"])
+	more := truth(info["hasNextPage"]) && next != "" && next != r.after
+	r.after = next
+	return more
+}
+
+func (r *reading) ownsStock() bool {
+	return slices.ContainsFunc(r.doc.Variants.Value, func(v document.Variant) bool { return v.Stock.Owned })
+}
+
+// metafieldKeys lists the metafields that are ours: those of the document and those that were pushed before.
+func (r *reading) metafieldKeys() (product, variant []string) {
+	ofProduct, ofVariants := map[string]bool{}, map[string]bool{}
+	if r.doc.Metafields.Owned {
+		for _, m := range r.doc.Metafields.Value {
+			ofProduct[metafieldKey(m)] = true
+		}
+		for k := range r.old.Metafields {
+			ofProduct[k] = true
+		}
+	}
+	for _, v := range r.doc.Variants.Value {
+		for _, m := range v.Metafields.Value {
+			ofVariants[metafieldKey(m)] = true
+		}
+	}
+	for _, v := range r.old.Variants {
+		for k := range v.Metafields {
+			ofVariants[k] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(ofProduct)), slices.Sorted(maps.Keys(ofVariants))
+}
+
+// shadow is what the shop has of what the document owns. What was ours before and is still there stays ours; what the
+// shop has beyond that is the merchant's.
+func (r *reading) shadow() *Shadow {
+	s := newShadow(text(r.node["id"]))
+	s.Status = text(r.node["status"])
+	for _, f := range scalars(r.doc) {
+		if f.field.Owned {
+			s.Fields[f.name] = mark(productText(r.node, f.name))
+		}
+	}
+	wanted := normalTags(r.doc.Tags.Value)
+	for _, t := range list(r.node["tags"]) {
+		if tag := text(t); r.doc.Tags.Owned && (containsFold(wanted, tag) || containsFold(r.old.Tags, tag)) {
+			s.Tags = append(s.Tags, tag)
+		}
+	}
+	readMetafields(s.Metafields, object(r.node["metafields"]))
+	s.Options = readOptions(list(r.node["options"]))
+	r.images(s)
+	for _, n := range list(object(r.node["resourcePublicationsV2"])["nodes"]) {
+		name := r.set.channels[text(object(object(n)["publication"])["id"])]
+		ours := slices.Contains(r.doc.Publications.Value, name) || slices.Contains(r.old.Publications, name)
+		if truth(object(n)["isPublished"]) && ours {
+			s.Publications = append(s.Publications, name)
+		}
+	}
+	r.variants(s)
+	return s
+}
+
+func productText(node map[string]any, field string) string {
+	if name, ok := strings.CutPrefix(field, "seo."); ok {
+		return text(object(node["seo"])[name])
+	}
+	return text(node[field])
+}
+
+func readMetafields(into map[string]string, connection map[string]any) {
+	for _, n := range list(connection["nodes"]) {
+		m := object(n)
+		into[text(m["namespace"])+"."+text(m["key"])] = mark(text(m["type"]) + ":" + text(m["value"]))
+	}
+}
+
+func readOptions(options []any) []ShadowOption {
+	var out []ShadowOption
+	for _, o := range options {
+		option := ShadowOption{ID: text(object(o)["id"]), Name: text(object(o)["name"])}
+		for _, v := range list(object(o)["optionValues"]) {
+			option.Values = append(option.Values, ShadowValue{ID: text(object(v)["id"]), Name: text(object(v)["name"])})
+		}
+		out = append(out, option)
+	}
+	return out
+}
+
+// variants finds our variants among the shop's: by id where the id is known, else by their options, which are unique
+// in a product.
+func (r *reading) variants(s *Shadow) {
+	byID := map[string]string{}
+	for key, v := range r.old.Variants {
+		byID[v.ID] = key
+	}
+	byOptions := map[string]string{}
+	for _, v := range r.doc.Variants.Value {
+		if r.old.Variants[v.Key] == nil {
+			byOptions[tuple(v.Options)] = v.Key
+		}
+	}
+	var rest []map[string]any
+	for _, n := range r.nodes {
+		node := object(n)
+		if key, ok := byID[text(node["id"])]; ok {
+			s.Variants[key] = r.variant(key, node)
+		} else {
+			rest = append(rest, node)
+		}
+	}
+	// A variant of ours whose id is gone was replaced in the shop by one with the same options.
+	for _, v := range r.doc.Variants.Value {
+		if s.Variants[v.Key] == nil {
+			byOptions[tuple(v.Options)] = v.Key
+		}
+	}
+	for _, node := range rest {
+		key, ok := byOptions[tuple(selectedOptions(node))]
+		if !ok || s.Variants[key] != nil {
+			s.foreign++
+			continue
+		}
+		s.Variants[key] = r.variant(key, node)
+	}
+}
+
+func selectedOptions(node map[string]any) []string {
+	var out []string
+	for _, o := range list(node["selectedOptions"]) {
+		out = append(out, text(object(o)["value"]))
+	}
+	return out
+}
+
+func (r *reading) variant(key string, node map[string]any) *ShadowVariant {
+	item := object(node["inventoryItem"])
+	sv := &ShadowVariant{
+		ID: text(node["id"]), Item: text(item["id"]), Options: selectedOptions(node),
+		Fields: readVariantFields(node, item), Metafields: map[string]string{}, Stock: map[string]ShadowLevel{},
+	}
+	readMetafields(sv.Metafields, object(node["metafields"]))
+	names := map[string]string{} // of the quantity that is ours, by location
+	if old := r.old.Variants[key]; old != nil {
+		for location, l := range old.Stock {
+			names[location] = levelName(l.Name)
+		}
+	}
+	for _, v := range r.doc.Variants.Value {
+		if v.Key == key {
+			for _, l := range v.Stock.Value {
+				names[l.Location] = levelName(l.Name)
+			}
+		}
+	}
+	for _, n := range list(object(item["inventoryLevels"])["nodes"]) {
+		location := r.set.names[text(object(object(n)["location"])["id"])]
+		name, ours := names[location]
+		if !ours {
+			continue
+		}
+		if q, ok := quantity(object(n), name); ok {
+			sv.Stock[location] = shadowLevel(document.Level{Quantity: q, Name: name})
+		}
+	}
+	return sv
+}
+
+// quantity finds one named quantity of a level.
+func quantity(level map[string]any, name string) (int, bool) {
+	for _, q := range list(level["quantities"]) {
+		if text(object(q)["name"]) == name {
+			return int(number(object(q)["quantity"])), true
+		}
+	}
+	return 0, false
+}
+
+// readVariantFields are the marks of what the shop has, in the form of variantFields.
+func readVariantFields(node, item map[string]any) map[string]string {
+	optional := func(v any, as func(string) string) string {
+		if s := text(v); s != "" {
+			return as(s)
+		}
+		return nothing
+	}
+	weight := object(object(item["measurement"])["weight"])
+	return map[string]string{
+		"price":            markDecimal(text(node["price"])),
+		"compareAtPrice":   optional(node["compareAtPrice"], markDecimal),
+		"barcode":          optional(node["barcode"], mark),
+		"sku":              optional(item["sku"], mark),
+		"cost":             optional(object(item["unitCost"])["amount"], markDecimal),
+		"policy":           mark(text(node["inventoryPolicy"])),
+		"taxable":          boolMark(truth(node["taxable"])),
+		"requiresShipping": boolMark(truth(item["requiresShipping"])),
+		"weight":           weightMark(grams(number(weight["value"]), text(weight["unit"]))),
+		"tracked":          boolMark(truth(item["tracked"])),
+	}
+}
+
+// grams converts a weight. Rounded to a milligram, so that a conversion makes no difference.
+func grams(value float64, unit string) float64 {
+	factor := map[string]float64{"KILOGRAMS": 1000, "OUNCES": 28.349523125, "POUNDS": 453.59237}[unit]
+	if factor == 0 {
+		factor = 1
+	}
+	return math.Round(value*factor*1000) / 1000
+}
+
+// images finds our images among the product's media. Ids decide where they are known. Otherwise (the answer to an
+// upload was lost) the file's name does, which Shopify keeps, with a suffix where it was taken; a picture that is
+// still being processed has none yet and is recognised by its alt text.
+func (r *reading) images(s *Shadow) {
+	if !r.doc.Images.Owned {
+		return
+	}
+	byID := map[string]ShadowImage{}
+	for _, i := range r.old.Images {
+		if i.ID != "" {
+			byID[i.ID] = i
+		}
+	}
+	var open []document.Image // without a known id
+	for _, i := range uniqueImages(r.doc.Images.Value) {
+		known := slices.ContainsFunc(r.old.Images, func(o ShadowImage) bool { return o.URL == i.URL && o.ID != "" })
+		if !known {
+			open = append(open, i)
+		}
+	}
+	for _, o := range r.old.Images {
+		if o.ID == "" && !slices.ContainsFunc(open, func(i document.Image) bool { return i.URL == o.URL }) {
+			open = append(open, document.Image{URL: o.URL, Alt: o.Alt})
+		}
+	}
+	for _, n := range list(object(r.node["media"])["nodes"]) {
+		node := object(n)
+		id, alt := text(node["id"]), text(node["alt"])
+		if ours, ok := byID[id]; ok {
+			s.Images = append(s.Images, ShadowImage{URL: ours.URL, Alt: alt, ID: id})
+			continue
+		}
+		at := slices.IndexFunc(open, func(i document.Image) bool { return sameImage(i, node) })
+		if at >= 0 {
+			s.Images = append(s.Images, ShadowImage{URL: open[at].URL, Alt: alt, ID: id})
+			open = slices.Delete(open, at, at+1)
+		}
+	}
+}
+
+func sameImage(image document.Image, node map[string]any) bool {
+	served := text(object(node["image"])["url"])
+	if served == "" {
+		return text(node["status"]) != "FAILED" && text(node["alt"]) == image.Alt
+	}
+	want, have := stem(image.URL), stem(served)
+	return want != "" && (have == want || strings.HasPrefix(have, want+"_"))
+}
+
+// stem is the file name of a URL without its extension.
+func stem(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	base := path.Base(u.Path)
+	return strings.TrimSuffix(base, path.Ext(base))
+}
+
+// customID addresses a product by our metafield.
+func (sh *shop) customID(p work.Push) map[string]any {
+	return map[string]any{"customId": map[string]any{
+		"namespace": sh.cfg.Namespace, "key": sh.cfg.Key, "value": p.ProductID,
+	}}
+}

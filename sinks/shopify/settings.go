@@ -1,0 +1,194 @@
+package shopify
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// settings is what a shop's own configuration tells: ids behind the names that documents use.
+type settings struct {
+	locations    map[string]string // gid by name
+	names        map[string]string // location name by gid
+	publications map[string]string // gid by name
+	channels     map[string]string // publication name by gid
+	at           time.Time
+}
+
+// settingsAge is how soon settings are read again when a name is not among them.
+const settingsAge = time.Minute
+
+// learnSettings returns the shop's settings, reading them and ensuring the custom id's definition on the first use.
+// fresh asks for settings that are not older than settingsAge.
+func (s *Shops) learnSettings(ctx context.Context, sh *shop, lane work.Lane, fresh bool) (*settings, *failure) {
+	select { // one reader at a time, and the others find its result
+	case sh.learn <- struct{}{}:
+		defer func() { <-sh.learn }()
+	case <-ctx.Done():
+		return nil, unsent(ctx.Err().Error())
+	}
+	sh.mu.Lock()
+	known := sh.settings
+	sh.mu.Unlock()
+	if known != nil && (!fresh || time.Since(known.at) < settingsAge) {
+		return known, nil
+	}
+	if known == nil {
+		if f := s.ensureDefinition(ctx, sh, lane); f != nil {
+			return nil, f
+		}
+	}
+	next := &settings{at: time.Now()}
+	var f *failure
+	if next.locations, f = s.names(ctx, sh, lane, "locations"); f != nil {
+		return nil, f
+	}
+	if next.publications, f = s.names(ctx, sh, lane, "publications"); f != nil {
+		return nil, f
+	}
+	next.names, next.channels = invert(next.locations), invert(next.publications)
+	sh.mu.Lock()
+	sh.settings = next
+	sh.mu.Unlock()
+	return next, nil
+}
+
+func invert(m map[string]string) map[string]string {
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		out[v] = k
+	}
+	return out
+}
+
+// names reads a whole connection of things with id and name.
+func (s *Shops) names(ctx context.Context, sh *shop, lane work.Lane, document string) (map[string]string, *failure) {
+	out := map[string]string{}
+	vars := map[string]any{}
+	for {
+		fields, err := s.query(ctx, sh, lane, []*op{newOp(document, vars)})
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range list(fields[0]["nodes"]) {
+			if name := text(object(n)["name"]); out[name] == "" { // of two with one name the first is meant
+				out[name] = text(object(n)["id"])
+			}
+		}
+		info := object(fields[0]["pageInfo"])
+		after := text(info["endCursor"])
+		if !truth(info["hasNextPage"]) || after == "" || after == text(vars["after"]) {
+			return out, nil
+		}
+		vars = map[string]any{"after": after}
+	}
+}
+
+// query sends reads and returns the answers' fields in the order of ops.
+func (s *Shops) query(ctx context.Context, sh *shop, lane work.Lane, ops []*op) ([]map[string]any, *failure) {
+	a := s.call(ctx, sh, lane, ops, nil, 0)
+	if a.whole != nil {
+		a.whole.unanswered = false // a read leaves nothing behind
+		return nil, a.whole
+	}
+	out := make([]map[string]any, len(ops))
+	for i := range ops {
+		alias := fmt.Sprintf("m%d", i)
+		if f := a.problems[alias]; f != nil && !f.reread {
+			f.unanswered = false
+			return nil, f
+		}
+		out[i] = a.fields[alias]
+	}
+	return out, nil
+}
+
+// ensureDefinition creates the definition of the metafield that identifies our products, unless it is there. Shopify
+// keeps its values unique, which is what makes a second product of the same id impossible.
+func (s *Shops) ensureDefinition(ctx context.Context, sh *shop, lane work.Lane) *failure {
+	o := newOp("metafieldDefinitionCreate", map[string]any{"definition": map[string]any{
+		"name": "Product id of the source (Shelfwire)", "namespace": sh.cfg.Namespace, "key": sh.cfg.Key,
+		"type": "id", "ownerType": "PRODUCT",
+	}})
+	a := s.call(ctx, sh, lane, []*op{o}, nil, 0)
+	if a.whole == nil {
+		a.whole = a.problems["m0"]
+	}
+	if a.whole != nil {
+		a.whole.unanswered = false // asked again next time; a second creation says TAKEN
+		return a.whole
+	}
+	for _, e := range userErrors(a.fields["m0"]) {
+		if e.code != "TAKEN" {
+			f := classifyUser("metafieldDefinitionCreate", e)
+			f.dead = true // nothing can be created safely in this shop
+			f.message = "The definition of the product id's metafield was refused: " + f.message
+			return f
+		}
+	}
+	s.cfg.Logger.Info("the product id's metafield is defined", "shop", sh.name, "namespace", sh.cfg.Namespace, "key", sh.cfg.Key)
+	return nil
+}
+
+// resolve replaces the refs in an op's variables by the shop's ids. It returns a copy.
+func (sh *shop) resolve(o *op, set *settings) (map[string]any, *refusal) {
+	var missing *refusal
+	var walk func(v any) any
+	walk = func(v any) any {
+		switch v := v.(type) {
+		case map[string]any:
+			out := make(map[string]any, len(v))
+			for k, e := range v {
+				out[k] = walk(e)
+			}
+			return out
+		case []any:
+			out := make([]any, len(v))
+			for i, e := range v {
+				out[i] = walk(e)
+			}
+			return out
+		case ref:
+			id, r := sh.lookup(v, set)
+			if r != nil {
+				missing = r
+			}
+			return id
+		}
+		return v
+	}
+	out, _ := walk(o.vars).(map[string]any)
+	return out, missing
+}
+
+func (sh *shop) lookup(r ref, set *settings) (string, *refusal) {
+	switch r.kind {
+	case refLocation:
+		if id := set.locations[r.name]; id != "" {
+			return id, nil
+		}
+		return "", refuse("stock.location", "the shop has no location %q; it has %s", r.name, quoted(set.locations))
+	case refPublication:
+		if id := set.publications[r.name]; id != "" {
+			return id, nil
+		}
+		return "", refuse("publications", "the shop has no sales channel %q; it has %s", r.name, quoted(set.publications))
+	}
+	if r.name == "namespace" {
+		return sh.cfg.Namespace, nil
+	}
+	return sh.cfg.Key, nil
+}
+
+func quoted(m map[string]string) string {
+	var names []string
+	for _, n := range slices.Sorted(maps.Keys(m)) {
+		names = append(names, fmt.Sprintf("%q", n))
+	}
+	return strings.Join(names, ", ")
+}
