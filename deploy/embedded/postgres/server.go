@@ -260,11 +260,11 @@ func (s *Server) Log() string { return s.proc.Log() }
 
 // Stop disconnects the clients, writes a checkpoint and ends the server. A
 // logical replication client holds that up until it has been sent everything:
-// close it first, or after 10 s the server is ended without a checkpoint, and an
+// close it first, or after 4 s the server is ended without a checkpoint, and an
 // error says so. The next start then recovers; nothing committed is lost.
 func (s *Server) Stop() error {
 	err := s.proc.Stop(
-		s.proc.Signal(syscall.SIGINT, 10*time.Second),
+		s.proc.Signal(syscall.SIGINT, 4*time.Second),
 		s.proc.Signal(syscall.SIGQUIT, 6*time.Second),
 	)
 	<-s.done
