@@ -150,7 +150,8 @@ func queueUnpark(b *pgx.Batch, refs []work.ParkedRef) {
 // each and deals them out: lane by lane, the shops of a lane in turns. What waits for excluded shops costs one step
 // for each shop, however many rows it has.
 //
-// A shop that is paused, or dead with its probe not due, is not served whatever the caller knows of it.
+// A shop that is paused, or dead with its probe not due, is not served whatever the caller knows of it; a dead one
+// whose probe is due gets one product of each partition and lane, as all but one would come back unsent.
 const pullSQL = `WITH RECURSIVE heads AS (
 		SELECT o.partition, o.lane, h.shop
 		FROM (SELECT p, l FROM unnest($1::int[]) p, unnest('{0,1,2,3}'::smallint[]) l) o(partition, lane)
@@ -161,9 +162,9 @@ const pullSQL = `WITH RECURSIVE heads AS (
 		CROSS JOIN LATERAL (SELECT k.shop FROM parked k WHERE k.partition = g.partition AND k.lane = g.lane
 			AND k.shop > g.shop ORDER BY k.shop LIMIT 1) h
 	), served AS MATERIALIZED (
-		SELECT * FROM heads g WHERE g.shop <> ALL($2::text[])
-			AND NOT EXISTS (SELECT FROM shops s WHERE s.shop = g.shop
-				AND (s.paused OR s.dead_since IS NOT NULL AND s.next_probe > statement_timestamp()))
+		SELECT g.*, s.dead_since IS NOT NULL AS dead FROM heads g LEFT JOIN shops s USING (shop)
+		WHERE g.shop <> ALL($2::text[]) AND s.paused IS NOT TRUE
+			AND (s.dead_since IS NULL OR s.next_probe <= statement_timestamp())
 			AND EXISTS (SELECT FROM parked k WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop
 				AND k.due <= statement_timestamp())
 	)
@@ -171,7 +172,8 @@ const pullSQL = `WITH RECURSIVE heads AS (
 	FROM (SELECT k.*, row_number() OVER (PARTITION BY k.lane, k.shop ORDER BY k.due) AS turn
 		FROM served g CROSS JOIN LATERAL (SELECT * FROM parked k
 			WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop AND k.due <= statement_timestamp()
-			ORDER BY k.due LIMIT (SELECT least($3::int, greatest(16, 4 * $3::int / greatest(count(*), 1))) FROM served)
+			ORDER BY k.due LIMIT CASE WHEN g.dead THEN 1 ELSE
+				(SELECT least($3::int, greatest(16, 4 * $3::int / greatest(count(*), 1))) FROM served) END
 		) k) dealt
 	ORDER BY lane, turn, due LIMIT $3::int`
 

@@ -54,3 +54,90 @@ func (s *Store) updateBucket(ctx context.Context, shop string, f func(now time.T
 	write.Queue(`COMMIT`)
 	return conn.SendBatch(ctx, &write).Close()
 }
+
+// Shops returns what is known of every shop that has a bucket or was ever dead or paused. Times are in the caller's
+// clock.
+func (s *Store) Shops(ctx context.Context) ([]work.ShopHealth, error) {
+	rows, err := s.pool.Query(ctx, `SELECT shop, clock_timestamp() - h.dead_since, coalesce(h.reason, ''),
+			h.next_probe - clock_timestamp(), coalesce(h.paused, false), b.bucket
+		FROM shops h FULL JOIN buckets b USING (shop) ORDER BY shop`)
+	if err != nil {
+		return nil, fmt.Errorf("read the shops: %w", err)
+	}
+	now := time.Now()
+	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (work.ShopHealth, error) {
+		var h work.ShopHealth
+		var dead, probe *time.Duration
+		var bucket []byte
+		if err := row.Scan(&h.Shop, &dead, &h.Reason, &probe, &h.Paused, &bucket); err != nil {
+			return h, err
+		}
+		if dead != nil {
+			h.DeadSince = now.Add(-*dead)
+		}
+		if probe != nil {
+			h.NextProbe = now.Add(*probe)
+		}
+		if bucket != nil {
+			if err := json.Unmarshal(bucket, &h.Bucket); err != nil {
+				return h, fmt.Errorf("bucket of shop %s: %w", h.Shop, err)
+			}
+		}
+		return h, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the shops: %w", err)
+	}
+	return out, nil
+}
+
+// reviveSpread is over what time the products of a shop that answers again come due: all at once would be another
+// reason for it to refuse.
+const reviveSpread = time.Minute
+
+// SetShopDead notes that a shop refuses everything, and when one product may be tried on it; or that it answers again.
+// Then the products that have waited for it come due, spread over a minute. Until nextProbe, [Store.Pull] leaves out
+// what waits for a dead shop, and afterwards returns one product for each partition and lane.
+func (s *Store) SetShopDead(ctx context.Context, shop, reason string, dead bool, nextProbe time.Time) error {
+	probe := max(time.Until(nextProbe), 0)
+	_, err := s.pool.Exec(ctx, `INSERT INTO shops AS s (shop, dead_since, reason, next_probe)
+			SELECT $1, CASE WHEN $3 THEN clock_timestamp() END, $2, CASE WHEN $3 THEN clock_timestamp() + $4::interval END
+		ON CONFLICT (shop) DO UPDATE SET reason = EXCLUDED.reason, next_probe = EXCLUDED.next_probe,
+			dead_since = CASE WHEN $3 THEN coalesce(s.dead_since, EXCLUDED.dead_since) END`,
+		shop, clean(reason), dead, probe)
+	if err == nil && !dead {
+		err = s.revive(ctx, shop)
+	}
+	if err != nil {
+		return fmt.Errorf("set shop %s dead=%t: %w", shop, dead, err)
+	}
+	return nil
+}
+
+// revive spreads waiting products, the latest due first and for 2 s at the most: a worker waits for it. What it does
+// not reach is due soonest by itself. Pieces and SKIP LOCKED keep settlements from waiting.
+func (s *Store) revive(ctx context.Context, shop string) error {
+	for start := time.Now(); time.Since(start) < 2*time.Second; {
+		tag, err := s.pool.Exec(ctx, `WITH n AS (SELECT product_id FROM parked WHERE shop = $1 AND reason = $2
+				ORDER BY due DESC LIMIT 5000 FOR UPDATE SKIP LOCKED)
+			UPDATE parked p SET reason = $3, due = clock_timestamp() + random() * $4::interval
+			FROM n WHERE p.product_id = n.product_id AND p.shop = $1`, shop, reasonShopDead, reasonRetry, reviveSpread)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// Pause stops, or lets go on, all pushes to a shop.
+func (s *Store) Pause(ctx context.Context, shop string, paused bool) error {
+	_, err := s.pool.Exec(ctx, `INSERT INTO shops (shop, paused) VALUES ($1, $2)
+		ON CONFLICT (shop) DO UPDATE SET paused = EXCLUDED.paused`, shop, paused)
+	if err != nil {
+		return fmt.Errorf("set shop %s paused=%t: %w", shop, paused, err)
+	}
+	return nil
+}

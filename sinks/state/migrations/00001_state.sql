@@ -88,7 +88,7 @@ CREATE TABLE parked (
 -- Pull walks (partition, lane, shop) by skipping, so that what waits for a shop that is not served costs one probe
 -- and not one step for each of its rows.
 CREATE INDEX parked_due ON parked (partition, lane, shop, due);
-CREATE INDEX parked_blocked ON parked (shop, reason) WHERE reason IN ('SHOP_DEAD', 'HELD');
+CREATE INDEX parked_blocked ON parked (shop, reason, due) WHERE reason IN ('SHOP_DEAD', 'HELD');
 
 CREATE TABLE batches (
     id           text COLLATE "C" PRIMARY KEY,

@@ -1,0 +1,227 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// TestABucketIsNeverOverdrawn: processes take from one bucket at the same time; each update sees the one before.
+func TestABucketIsNeverOverdrawn(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	var g errgroup.Group
+	for w := range 8 {
+		g.Go(func() error {
+			for i := range 25 {
+				err := s.UpdateBucket(ctx, "shop", func(now time.Time, b *work.Bucket) {
+					if b.At.After(now) {
+						panic("the clock went back")
+					}
+					if b.Leases == nil {
+						b.Leases = map[string]work.BucketLease{}
+					}
+					b.Level--
+					b.At = now
+					b.Leases[fmt.Sprintf("%d/%d", w, i)] = work.BucketLease{Points: 1, Until: now.Add(time.Minute)}
+				})
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, g.Wait())
+	shops, err := s.Shops(ctx)
+	require.NoError(t, err)
+	require.Len(t, shops, 1)
+	require.InDelta(t, -200, shops[0].Bucket.Level, 0)
+	require.Len(t, shops[0].Bucket.Leases, 200)
+}
+
+// TestAShopThatAnswersAgain gets its products spread over a minute, however late they were due.
+func TestAShopThatAnswersAgain(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	var rows []work.Parked
+	for i := range 200 {
+		rows = append(rows, work.Parked{
+			ProductID: fmt.Sprint(i), Shop: "s", Reason: reasonShopDead, Due: time.Now().Add(2 * time.Hour),
+		})
+	}
+	require.NoError(t, s.SetShopDead(ctx, "s", "402", true, time.Now().Add(time.Minute)))
+	since := health(t, s, "s").DeadSince
+	require.WithinDuration(t, time.Now(), since, 5*time.Second)
+	require.NoError(t, s.Park(ctx, append(rows, work.Parked{ProductID: "x", Shop: "s", Reason: "RETRY", Due: time.Now().Add(2 * time.Hour)})))
+	require.NoError(t, s.SetShopDead(ctx, "s", "still 402", true, time.Now().Add(time.Minute)))
+	h := health(t, s, "s")
+	require.WithinDuration(t, since, h.DeadSince, time.Second, "dead since the first refusal")
+	require.Equal(t, "still 402", h.Reason)
+	require.WithinDuration(t, time.Now().Add(time.Minute), h.NextProbe, 5*time.Second)
+
+	require.NoError(t, s.SetShopDead(ctx, "s", "", false, time.Time{}))
+	require.True(t, health(t, s, "s").DeadSince.IsZero())
+	n := `SELECT count(*) FROM parked WHERE due <= clock_timestamp() + $1::interval`
+	require.Equal(t, 200, count(t, s, n, time.Minute))
+	require.Less(t, count(t, s, n, 20*time.Second), 150)
+}
+
+func health(t *testing.T, s *Store, shop string) work.ShopHealth {
+	t.Helper()
+	shops, err := s.Shops(t.Context())
+	require.NoError(t, err)
+	for _, h := range shops {
+		if h.Shop == shop {
+			return h
+		}
+	}
+	return work.ShopHealth{}
+}
+
+// live puts n products on sale in a shop.
+func live(t *testing.T, s *Store, shop string, n int) {
+	t.Helper()
+	exec(t, s, `INSERT INTO products (product_id, shop, shopify_id) SELECT 'p' || i, $1, 'gid' FROM generate_series(1, $2::int) i`, shop, n)
+}
+
+func requests(effect work.Effect, from, to int) (reqs []work.GuardRequest) {
+	for i := from; i < to; i++ {
+		reqs = append(reqs, work.GuardRequest{ProductID: fmt.Sprintf("p%d", i+1), Effect: effect})
+	}
+	return reqs
+}
+
+var limits = work.GuardLimits{Window: 10 * time.Minute, Share: 0.20, Floor: 50}
+
+// TestTheGuardCountsOverAllWorkers: ten workers take one product after the other off sale. 200 of 1,000 pass, no
+// matter who asks, and the rest is held.
+func TestTheGuardCountsOverAllWorkers(t *testing.T) {
+	s := newStore(t)
+	live(t, s, "s", 1000)
+	var g errgroup.Group
+	passed := make([]int, 10)
+	for w := range passed {
+		g.Go(func() error {
+			for i := range 50 {
+				reqs := requests(work.EffectOffSale, w*50+i, w*50+i+1)
+				held, err := s.Guard(context.WithoutCancel(t.Context()), "s", reqs, limits)
+				if err != nil {
+					return err
+				}
+				if !held[reqs[0]] {
+					passed[w]++
+					exec(t, s, `UPDATE products SET off_sale = true WHERE product_id = $1`, reqs[0].ProductID)
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, g.Wait())
+	sum := 0
+	for _, n := range passed {
+		sum += n
+	}
+	require.Equal(t, 200, sum)
+	holds, err := s.Holds(t.Context())
+	require.NoError(t, err)
+	require.Len(t, holds, 1)
+	h := holds[0]
+	require.Equal(t, []any{"s", work.EffectOffSale, 300, 1000, 200}, []any{h.Shop, h.Effect, h.Products, h.Live, h.Threshold})
+	require.Len(t, h.Examples, 5)
+}
+
+// TestTheGuardsBounds: the floor protects small shops' daily work, the same product counts once, other shops and
+// effects do not count along, and what is older than the window is forgotten.
+func TestTheGuardsBounds(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	live(t, s, "s", 60)
+	ask := func(shop string, reqs []work.GuardRequest) int {
+		held, err := s.Guard(ctx, shop, reqs, limits)
+		require.NoError(t, err)
+		return len(held)
+	}
+	require.Zero(t, ask("s", requests(work.EffectOffSale, 0, 50)))
+	require.Zero(t, ask("s", requests(work.EffectOffSale, 0, 50)), "asked again")
+	require.Zero(t, ask("other", requests(work.EffectOffSale, 50, 60)))
+	require.Zero(t, ask("s", requests(work.EffectZeroPrice, 50, 60)))
+	exec(t, s, `UPDATE guard_products SET at = at - interval '10 minutes' WHERE product_id IN ('p1', 'p2')`)
+	require.Zero(t, ask("s", requests(work.EffectOffSale, 50, 52)))
+	mixed := append(requests(work.EffectOffSale, 52, 54), requests(work.EffectZeroPrice, 52, 54)...)
+	require.Equal(t, 2, ask("s", mixed))
+	require.Equal(t, 1, ask("s", requests(work.EffectOffSale, 0, 1)), "while a hold stands, all of its kind join it")
+}
+
+// TestAHoldIsReleased: what was held goes, uncounted; the next incident is caught anew.
+func TestAHoldIsReleased(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	live(t, s, "s", 100)
+	all := requests(work.EffectZeroPrice, 0, 80)
+	held, err := s.Guard(ctx, "s", all, limits)
+	require.NoError(t, err)
+	require.Len(t, held, 80)
+	require.NoError(t, s.Park(ctx, []work.Parked{
+		{ProductID: "p1", Shop: "s", Reason: reasonHeld}, {ProductID: "p90", Shop: "s", Reason: "RETRY", Due: time.Now().Add(time.Hour)},
+	}))
+	require.Empty(t, pullAll(t, s, "s"), "held products are not read again in a circle")
+	require.ErrorIs(t, s.ReleaseHold(ctx, "s", work.EffectOffSale), ErrNoHold)
+	require.NoError(t, s.ReleaseHold(ctx, "s", work.EffectZeroPrice))
+	require.Len(t, pullAll(t, s, "s"), 1)
+	held, err = s.Guard(ctx, "s", all, limits)
+	require.NoError(t, err)
+	require.Empty(t, held)
+	held, err = s.Guard(ctx, "s", all, limits)
+	require.NoError(t, err)
+	require.Empty(t, held, "a retry of a released push passes as well")
+	holds, err := s.Holds(ctx)
+	require.NoError(t, err)
+	require.Empty(t, holds)
+	held, err = s.Guard(ctx, "s", requests(work.EffectZeroPrice, 80, 140), limits)
+	require.NoError(t, err)
+	require.Len(t, held, 60)
+	exec(t, s, `UPDATE guard_products SET free_until = clock_timestamp() - interval '1 s', at = at - interval '1 hour' WHERE NOT held`)
+	held, err = s.Guard(ctx, "s", all[:1], limits)
+	require.NoError(t, err)
+	require.Len(t, held, 1, "freedom ends")
+}
+
+// TestAHoldIsRejected: what was held is dropped and said to be cancelled; what another hold has caught goes on waiting.
+func TestAHoldIsRejected(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StagePush, "w", 1)
+	both := append(requests(work.EffectOffSale, 0, 60), requests(work.EffectZeroPrice, 50, 110)...)
+	held, err := s.Guard(ctx, "s", both, limits)
+	require.NoError(t, err)
+	require.Len(t, held, 120)
+	require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: f, Batches: []event.Batch{{ID: "b"}}}))
+	require.NoError(t, s.Settle(ctx, work.Settlement{
+		Fences: f, Items: []work.Item{
+			{BatchID: "b", ProductID: "p1", Shop: "s", Status: work.ItemHeld}, {BatchID: "b", ProductID: "p1", Shop: "z", Status: work.ItemHeld},
+			{BatchID: "b", ProductID: "p100", Shop: "s", Status: work.ItemHeld},
+		},
+		Park: []work.Parked{
+			{ProductID: "p1", Shop: "s", Reason: reasonHeld}, {ProductID: "p55", Shop: "s", Reason: reasonHeld},
+			{ProductID: "p100", Shop: "s", Reason: reasonHeld},
+		},
+	}))
+	require.NoError(t, s.RejectHold(ctx, "s", work.EffectOffSale))
+	require.Equal(t, 2, count(t, s, `SELECT count(*) FROM parked WHERE product_id IN ('p55', 'p100')`))
+	require.Equal(t, 2, count(t, s, `SELECT count(*) FROM parked`))
+	items, err := s.Items(ctx, "b", ItemFilter{Statuses: []work.ItemStatus{work.ItemCancelled}})
+	require.NoError(t, err)
+	require.Len(t, items, 1)
+	require.Equal(t, []string{"p1", "s", "REJECTED"}, []string{items[0].ProductID, items[0].Shop, items[0].Reason})
+	holds, err := s.Holds(ctx)
+	require.NoError(t, err)
+	require.Len(t, holds, 1)
+}
