@@ -123,10 +123,14 @@ func productText(node map[string]any, field string) string {
 	return text(node[field])
 }
 
+// readMetafields marks a connection's metafields. Asked for by keys, Shopify answers keys in the form that they were
+// asked for in: "namespace.key".
 func readMetafields(into map[string]string, connection map[string]any) {
 	for _, n := range list(connection["nodes"]) {
 		m := object(n)
-		into[text(m["namespace"])+"."+text(m["key"])] = mark(text(m["type"]) + ":" + text(m["value"]))
+		namespace := text(m["namespace"])
+		key := strings.TrimPrefix(text(m["key"]), namespace+".")
+		into[namespace+"."+key] = mark(text(m["type"]) + ":" + text(m["value"]))
 	}
 }
 
