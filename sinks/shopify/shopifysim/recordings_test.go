@@ -110,7 +110,7 @@ func TestRecordedExchangesAreAnsweredAlike(t *testing.T) {
 }
 
 // floorAlike is the share measured when it was last raised.
-const floorAlike = 0.5
+const floorAlike = 0.88
 
 // replay is one shop with the ids that recordings use for its objects.
 type replay struct {
