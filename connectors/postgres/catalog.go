@@ -103,7 +103,7 @@ func columnType(ctx context.Context, pg *pgconn.PgConn, name, column string) (ty
 			return nil
 		})
 	if err == nil && typ == "" {
-		err = fmt.Errorf("there is no column %s in %s", column, name)
+		err = fmt.Errorf("%s.%s: %w", name, column, ErrNoColumn)
 	}
 	return typ, err
 }

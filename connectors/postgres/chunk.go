@@ -2,38 +2,32 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 )
 
-// Chunk is a run of rows of one table in primary key order, as one snapshot saw them.
-type Chunk struct {
-	Relation *change.Relation
-	// Rows hold the values in the text form of the stream, byte for byte. The caller owns them.
-	Rows []change.Tuple
-	// LastKey is the primary key of the last row in its text form, for the next call; what the call was given where
-	// there is no row.
-	LastKey []string
-	// Done says that no row stood behind the last one.
-	Done bool
-	// Snapshot says which transactions the rows contain.
-	Snapshot change.Snapshot
-	// ReadAt is when the snapshot was taken, by the database's clock.
-	ReadAt time.Time
-}
+// tableError is something about a table that no second try will mend.
+type tableError string
 
-// ErrNoPrimaryKey is returned for a table whose rows have no key to go on from.
-var ErrNoPrimaryKey = errors.New("the table has no primary key, so a snapshot of it could not be resumed: add one, or leave the table out of the routes")
+func (e tableError) Error() string { return string(e) }
 
-// ErrNoTable is returned for a table that does not exist.
-var ErrNoTable = errors.New("there is no such table")
+// Permanent says that trying again does not help.
+func (tableError) Permanent() bool { return true }
+
+// Errors about a table. They are Permanent.
+var (
+	// ErrNoPrimaryKey is returned for a table whose rows have no key to go on from.
+	ErrNoPrimaryKey error = tableError("the table has no primary key, so a snapshot of it could not be resumed: add one, or leave the table out of the routes")
+	// ErrNoTable is returned for a table that does not exist.
+	ErrNoTable error = tableError("there is no such table")
+	// ErrNoColumn is returned for a column that does not exist.
+	ErrNoColumn error = tableError("there is no such column")
+)
 
 // ReadChunk reads up to limit rows of a table ("schema.name") whose primary key is greater than after, in one
 // REPEATABLE READ READ ONLY transaction; an empty after begins at the first. A partitioned table is read through its
@@ -42,8 +36,8 @@ var ErrNoTable = errors.New("there is no such table")
 //
 // The rows are as the snapshot saw them, which is some moment, not that of any position: whoever merges them with the
 // stream needs marks around the call ([Source.EmitMessage]) and the snapshot.
-func (s *Source) ReadChunk(ctx context.Context, name string, after []string, limit int) (Chunk, error) {
-	c := Chunk{LastKey: after}
+func (s *Source) ReadChunk(ctx context.Context, name string, after []string, limit int) (change.Chunk, error) {
+	c := change.Chunk{LastKey: after}
 	m, err := s.read(ctx, "read a chunk of "+name, func(pg *pgconn.PgConn) error {
 		t, err := s.describe(ctx, pg, name)
 		if err != nil {
@@ -64,7 +58,7 @@ func (s *Source) ReadChunk(ctx context.Context, name string, after []string, lim
 		})
 	})
 	if err != nil {
-		return Chunk{}, err
+		return change.Chunk{}, err
 	}
 	c.Snapshot, c.ReadAt = m.snapshot, m.at
 	if c.Done = len(c.Rows) <= limit; !c.Done {
@@ -150,6 +144,9 @@ func (s *Source) EmitMessage(ctx context.Context, prefix string, content []byte)
 	if s.version < 170000 {
 		// A commit flushes what stands before it, provided that its transaction has an id.
 		sql = "SELECT lsn FROM (SELECT pg_logical_emit_message(false, $1, $2::bytea) AS lsn, pg_current_xact_id() AS id, set_config('synchronous_commit', 'local', true) OFFSET 0) m"
+	}
+	if content == nil {
+		content = []byte{} // a NULL would write nothing
 	}
 	var lsn string
 	if err := s.pool.QueryRow(ctx, sql, prefix, content).Scan(&lsn); err != nil {

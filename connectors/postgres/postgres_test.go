@@ -38,7 +38,7 @@ func newDatabase(t *testing.T, sql ...string) *database {
 // exec runs one or more statements; without BEGIN each is a transaction of its own only when given alone.
 func (d *database) exec(sql string) {
 	d.t.Helper()
-	_, err := d.conn.PgConn().Exec(d.t.Context(), sql).ReadAll()
+	_, err := d.conn.PgConn().Exec(context.WithoutCancel(d.t.Context()), sql).ReadAll() // also in a cleanup
 	require.NoError(d.t, err, sql)
 }
 

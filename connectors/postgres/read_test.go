@@ -161,7 +161,7 @@ func TestParentKeys(t *testing.T) {
 	require.True(t, q.Data())
 	p.ID = "nope"
 	_, _, err = src.ParentKeys(t.Context(), p, []string{"1"})
-	require.ErrorContains(t, err, "no column nope")
+	require.ErrorIs(t, err, postgres.ErrNoColumn)
 }
 
 func TestPage(t *testing.T) {
