@@ -153,3 +153,81 @@ func inDomain(names []string) bool {
 	}
 	return false
 }
+
+// points computes the requested cost of a document.
+func points(t *testing.T, document string, variables map[string]any) int {
+	t.Helper()
+	schema, err := admin.Schema()
+	require.NoError(t, err)
+	doc, err := parser.ParseQuery(&ast.Source{Input: document})
+	require.NoError(t, err)
+	got, err := cost.Requested(schema, doc, doc.Operations[0], variables)
+	require.NoError(t, err)
+	return got
+}
+
+type vars = map[string]any
+
+func repeat(n int, v vars) []any {
+	out := make([]any, n)
+	for i := range out {
+		out[i] = v
+	}
+	return out
+}
+
+func TestConnectionsCostTheLogarithmOfTheirPage(t *testing.T) {
+	for first, want := range map[int]int{1: 3, 2: 3, 3: 4, 5: 5, 10: 6, 20: 7, 50: 9, 100: 11, 250: 13, 2000: 13} {
+		require.Equal(t, want, points(t, `query($n: Int!) { products(first: $n) { nodes { id } } }`, vars{"n": first}), "first %d", first)
+	}
+	require.Equal(t, 2, points(t, `{ products { nodes { id } } }`, nil), "no page size: refused, and charged without nodes")
+}
+
+func TestProductSetChargesByInput(t *testing.T) {
+	const doc = `mutation($in: ProductSetInput!) { productSet(input: $in) { product { id } userErrors { code } } }`
+	require.Equal(t, 10, points(t, doc, vars{"in": vars{"title": "t"}}))
+	require.Equal(t, 310, points(t, doc, vars{"in": vars{"variants": repeat(1499, vars{})}}))
+	require.Equal(t, 420, points(t, doc, vars{"in": vars{"variants": repeat(2049, vars{})}}))
+	// 10 + 3·(0.2 + 0.6 + 2·0.4) + 5·0.4 + 2·1.9 = 20.6
+	variant := vars{"file": vars{"id": "x"}, "metafields": repeat(2, vars{})}
+	require.Equal(t, 21, points(t, doc, vars{"in": vars{
+		"variants": repeat(3, variant), "metafields": repeat(5, vars{}), "files": repeat(2, vars{}),
+	}}))
+}
+
+func TestVariantsBulkAndProductUpdateChargeByInput(t *testing.T) {
+	require.Equal(t, 60, points(t, `mutation($v: [ProductVariantsBulkInput!]!) { productVariantsBulkUpdate(productId: "gid://shopify/Product/1", variants: $v) { userErrors { code } } }`,
+		vars{"v": repeat(250, vars{})}))
+	require.Equal(t, 14, points(t, `mutation($p: ProductUpdateInput!, $m: [CreateMediaInput!]) { productUpdate(product: $p, media: $m) { userErrors { message } } }`,
+		vars{"p": vars{"metafields": repeat(1, vars{})}, "m": repeat(2, vars{})}))
+}
+
+func TestMetafieldsSetChargesByDistinctOwner(t *testing.T) {
+	const doc = `mutation($m: [MetafieldsSetInput!]!) { metafieldsSet(metafields: $m) { userErrors { code } } }`
+	owners := func(ids ...string) vars {
+		var list []any
+		for _, id := range ids {
+			list = append(list, vars{"ownerId": "gid://shopify/" + id})
+		}
+		return vars{"m": list}
+	}
+	require.Equal(t, 14, points(t, doc, owners("Product/1", "Product/1")))
+	require.Equal(t, 20, points(t, doc, owners("Product/1", "Product/2", "ProductVariant/1")))
+	require.Equal(t, 11, points(t, doc, owners("Shop/1")))
+	require.Equal(t, 10, points(t, doc, owners("Location/1")))
+}
+
+func TestAliasesAddUpAndQuantitiesAreFlat(t *testing.T) {
+	const set = `inventorySetQuantities(input: $in) @idempotent(key: "k") { userErrors { code } }`
+	v := vars{"in": vars{"quantities": repeat(250, vars{})}}
+	require.Equal(t, 10, points(t, `mutation($in: InventorySetQuantitiesInput!) { `+set+` }`, v))
+	require.Equal(t, 20, points(t, `mutation($in: InventorySetQuantitiesInput!) { a: `+set+` b: `+set+` }`, v))
+}
+
+func TestCountsAndValueObjects(t *testing.T) {
+	require.Equal(t, 10, points(t, `{ productsCount { count } }`, nil))
+	require.Equal(t, 2, points(t, `{ product(id: "gid://shopify/Product/1") { variantsCount { count } } }`, nil))
+	require.Equal(t, 2, points(t, `{ product(id: "gid://shopify/Product/1") { priceRangeV2 { minVariantPrice { amount } } } }`, nil))
+	require.Equal(t, 2, points(t, `{ location(id: "gid://shopify/Location/1") { hasUnfulfilledOrders address { city } } }`, nil))
+	require.Equal(t, 1, points(t, `query($s: Boolean!) { product(id: "gid://shopify/Product/1") @skip(if: $s) { seo { title } } }`, vars{"s": true}))
+}

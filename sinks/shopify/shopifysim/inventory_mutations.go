@@ -56,10 +56,9 @@ func (x *execution) once(name string, a arguments, run func() (any, error)) (any
 	if !x.keyed || x.key == "" {
 		return nil, coded("BAD_REQUEST", "The @idempotent directive is required for this mutation but was not provided.")
 	}
-	for k, v := range x.keys {
-		if x.now.Sub(v.at) > keyLife {
-			delete(x.keys, k)
-		}
+	for len(x.keyOrder) > 0 && x.now.Sub(x.keys[x.keyOrder[0]].at) > keyLife {
+		delete(x.keys, x.keyOrder[0])
+		x.keyOrder = x.keyOrder[1:]
 	}
 	body, err := json.Marshal(a)
 	if err != nil {
@@ -79,6 +78,7 @@ func (x *execution) once(name string, a arguments, run func() (any, error)) (any
 	if err != nil {
 		return nil, err
 	}
+	x.keyOrder = append(x.keyOrder, x.key)
 	x.keys[x.key] = idempotent{hash: hash, answer: answer, at: x.now}
 	return answer, nil
 }

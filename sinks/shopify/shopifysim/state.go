@@ -31,6 +31,7 @@ type store struct {
 	definitions []*definition
 	metafields  []*metafield          // of the shop itself
 	keys        map[string]idempotent // @idempotent keys of the last 24 hours
+	keyOrder    []string              // the same, oldest first
 	redirects   []redirect
 	operations  map[int64]*operation
 }
