@@ -42,6 +42,21 @@ func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.
 	})
 }
 
+// queueCloseIntents deletes intents for the products that they list: others of the same request may wait for their
+// own answer.
+func queueCloseIntents(b *pgx.Batch, intents []work.Intent) {
+	var ids, shops, keys []string
+	for _, in := range intents {
+		for _, id := range in.ProductIDs {
+			ids, shops, keys = append(ids, id), append(shops, in.Shop), append(keys, in.Key)
+		}
+	}
+	if len(ids) > 0 {
+		b.Queue(`DELETE FROM intents i USING unnest($1::text[], $2::text[], $3::text[]) n(product_id, shop, key)
+			WHERE i.product_id = n.product_id AND i.shop = n.shop AND i.key = n.key`, ids, shops, keys)
+	}
+}
+
 // Settle writes what a group of finished pushes has changed, in one transaction and one round trip, valid only under
 // its fences.
 //
@@ -61,9 +76,7 @@ func (s *Store) Settle(ctx context.Context, t work.Settlement) error {
 		queueProducts(b, t.Products, t.Forget)
 		queueUnpark(b, t.Unpark) // before Park: that is how a product is pushed back, see mergeParked
 		queuePark(b, t.Park)
-		if len(t.Intents) > 0 {
-			b.Queue(`DELETE FROM intents WHERE key = ANY($1)`, t.Intents)
-		}
+		queueCloseIntents(b, t.Intents)
 		outbox.queue(b)
 		queuePositions(b, t.Fences, nil, t.Positions, nil)
 	})
