@@ -52,7 +52,7 @@ func connect(t *testing.T) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), embeddedtest.NewDatabase(t, embeddedtest.Postgres(t)))
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, conn.Close(context.Background())) })
+	t.Cleanup(func() { require.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) })
 	exec(t, conn, reference.SchemaSQL())
 	exec(t, conn, reference.ReplicaIdentitySQL())
 	return conn

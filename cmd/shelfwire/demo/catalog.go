@@ -178,6 +178,7 @@ func (g *generator) addVariants(p *product, s shape) {
 	p.options = []string{"Title"}
 	choices := [][]string{{"Default Title"}}
 	switch s {
+	case plain:
 	case sized:
 		p.options, choices = []string{"Size", "Colour"}, nil
 		shades := g.rng.IntN(len(colours) - 3)
@@ -207,7 +208,7 @@ func (g *generator) addVariants(p *product, s shape) {
 		}
 		g.nextVariant++
 		v.reserved = g.rng.IntN(max(v.main/4, 1))
-		v.withoutStockOther = g.rng.IntN(10) < 3
+		v.withoutStock, v.withoutStockOther = g.rng.IntN(30) == 0, g.rng.IntN(10) < 3
 		if g.rng.IntN(5) == 0 {
 			v.compareAt = money(cents*5/4 + i*100)
 		}

@@ -23,7 +23,7 @@ func install(t *testing.T) (*pgx.Conn, string) {
 	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
 	conn, err := pgx.Connect(t.Context(), url)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, conn.Close(context.Background())) })
+	t.Cleanup(func() { require.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) })
 	require.NoError(t, demo.Install(t.Context(), conn))
 	return conn, url
 }

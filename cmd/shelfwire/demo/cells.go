@@ -55,7 +55,8 @@ const (
 	colMaterial
 )
 
-// headings are the columns' names in exports before 2025 and since; the first stands in messages about a missing one.
+// columnHeadings are the columns' names in exports before 2025 and since; the first stands in messages about a missing
+// one.
 var columnHeadings = map[column][]string{
 	colHandle:           {"Handle", "URL handle"},
 	colTitle:            {"Title"},

@@ -1,7 +1,6 @@
 package demo
 
 import (
-	"errors"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -13,7 +12,7 @@ const header = "Handle,Title,Body (HTML),Vendor,Type,Tags,Published,Option1 Name
 	"Variant SKU,Variant Grams,Variant Inventory Qty,Variant Inventory Policy,Variant Price,Variant Compare At Price," +
 	"Image Src,Image Position,Image Alt Text,Gift Card,Variant Image,Status\n"
 
-func read(t testing.TB, text string) *export {
+func read(t *testing.T, text string) *export {
 	t.Helper()
 	e, err := readExport(strings.NewReader(text), "x.csv")
 	require.NoError(t, err)
@@ -108,7 +107,7 @@ func TestReadExportSaysWhatIsWrongWhere(t *testing.T) {
 			var e *CSVError
 			require.ErrorAs(t, err, &e)
 			require.Equal(t, []any{"x.csv", c.line, c.column}, []any{e.File, e.Line, e.Column}, err.Error())
-			require.Contains(t, err.Error(), c.words)
+			require.ErrorContains(t, err, c.words)
 		})
 	}
 }
@@ -121,7 +120,7 @@ func FuzzReadExport(f *testing.F) {
 		e, err := readExport(strings.NewReader(text), "x.csv")
 		if err != nil {
 			var bad *CSVError
-			require.True(t, errors.As(err, &bad), "%T %v", err, err)
+			require.ErrorAs(t, err, &bad)
 			require.Positive(t, bad.Line)
 			require.NotEmpty(t, bad.Expected)
 			return

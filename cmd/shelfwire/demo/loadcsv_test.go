@@ -14,7 +14,7 @@ import (
 )
 
 // wide is a large export with 80 columns, in the disorder of real ones.
-func wide(t testing.TB, products int) string {
+func wide(t *testing.T, products int) string {
 	t.Helper()
 	var b strings.Builder
 	w := csv.NewWriter(&b)
@@ -78,7 +78,7 @@ func TestLoadCSVWritesNothingOfABadFile(t *testing.T) {
 }
 
 // samples are the published catalogs that lie beside the checkout of a developer.
-func samples(t testing.TB) []string {
+func samples(t *testing.T) []string {
 	t.Helper()
 	dir := os.Getenv("SHELFWIRE_SHARED")
 	if dir == "" {

@@ -38,9 +38,9 @@ type variant struct {
 	policy                          string // empty: DENY
 	untaxed, digital                bool
 	approvedAt                      time.Time
-	main, reserve                   int // approved units in the two warehouses
-	reserved                        int // of the main warehouse
-	withoutStock, withoutStockOther bool
+	main, reserve                   int  // approved units in the two warehouses
+	reserved                        int  // of the main warehouse
+	withoutStock, withoutStockOther bool // no row in the main or the reserve warehouse
 }
 
 // insertCategories writes a tree, parents first, and its routing.
