@@ -360,8 +360,12 @@ func (w *world) Settle(_ context.Context, s work.Settlement) error {
 		}
 	}
 	w.park(s.Park)
-	for _, key := range s.Intents {
-		delete(w.intents, key)
+	for _, i := range s.Intents {
+		old := w.intents[i.Key]
+		old.ProductIDs = slices.DeleteFunc(slices.Clone(old.ProductIDs), func(id string) bool { return slices.Contains(i.ProductIDs, id) })
+		if w.intents[i.Key] = old; len(old.ProductIDs) == 0 {
+			delete(w.intents, i.Key)
+		}
 	}
 	w.outbox = append(w.outbox, s.Outbox...)
 	w.forward(s.Positions, nil)

@@ -255,26 +255,27 @@ func (s *settlement) late(j *job) time.Time {
 	return at
 }
 
-// intents closes the requests whose answer is known, and older ones that can no longer land.
+// intents closes, for each product, the requests whose answer is known, and older ones that can no longer land.
 func (s *settlement) intents(jobs []*job, asked []work.Intent) {
-	unanswered := map[string]bool{}
-	for _, j := range jobs {
-		if j.result.Unanswered {
-			unanswered[j.push.ProductID] = true
-			continue
-		}
-		if j.ready || j.park != "" {
-			continue
-		}
-		for _, i := range j.push.Known.Intents {
-			if !i.At.Add(s.r.p.cfg.LateRequest).After(s.now) {
-				s.Intents = append(s.Intents, i.Key)
-			}
+	sent := map[string][]work.Intent{}
+	for _, i := range asked {
+		for _, id := range i.ProductIDs {
+			sent[id] = append(sent[id], i)
 		}
 	}
-	for _, i := range asked {
-		if !slices.ContainsFunc(i.ProductIDs, func(id string) bool { return unanswered[id] }) {
-			s.Intents = append(s.Intents, i.Key)
+	for _, j := range jobs {
+		if j.ready && !j.plan.Nothing || j.park != "" || j.result.Unanswered {
+			continue
+		}
+		answered := sent[j.push.ProductID]
+		for _, i := range j.push.Known.Intents {
+			if !i.At.Add(s.r.p.cfg.LateRequest).After(s.now) {
+				answered = append(answered, i)
+			}
+		}
+		for _, i := range answered {
+			i.ProductIDs, i.Shop = []string{j.push.ProductID}, j.push.Shop
+			s.Intents = append(s.Intents, i)
 		}
 	}
 }

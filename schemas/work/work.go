@@ -284,8 +284,9 @@ type Settlement struct {
 	SplitItems []Item
 	Park       []Parked
 	Unpark     []ParkedRef
-	// Intents are the keys of requests whose answer is known now.
-	Intents   []string
+	// Intents are closed for the products that they list: the answer of their request is known now, or it can no
+	// longer land.
+	Intents   []Intent
 	Outbox    []event.Record
 	Positions map[int32]int64
 }
