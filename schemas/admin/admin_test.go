@@ -5,6 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/vektah/gqlparser/v2"
+	"github.com/vektah/gqlparser/v2/validator/rules"
 
 	"github.com/shelfwire/shelfwire/schemas/admin"
 )
@@ -26,10 +27,10 @@ func TestSchemaLoadsOnceAndKnowsWhatShelfwireSends(t *testing.T) {
 func TestSchemaValidatesIdempotentMutations(t *testing.T) {
 	schema, err := admin.Schema()
 	require.NoError(t, err)
-	_, errs := gqlparser.LoadQuery(schema, `mutation($key: String!, $input: InventorySetQuantitiesInput!) {
+	_, errs := gqlparser.LoadQueryWithRules(schema, `mutation($key: String!, $input: InventorySetQuantitiesInput!) {
 		inventorySetQuantities(input: $input) @idempotent(key: $key) { userErrors { code field message } }
-	}`)
+	}`, rules.NewDefaultRules())
 	require.Empty(t, errs)
-	_, errs = gqlparser.LoadQuery(schema, `{ product(id: "gid://shopify/Product/1") { noSuchField } }`)
+	_, errs = gqlparser.LoadQueryWithRules(schema, `{ product(id: "gid://shopify/Product/1") { noSuchField } }`, rules.NewDefaultRules())
 	require.NotEmpty(t, errs)
 }

@@ -244,7 +244,7 @@ func (w *walker) page(f *field, value any) (float64, error) {
 	if w.measured {
 		factor = math.Min(factor, 2*math.Log(size)*float64(returned)/size)
 	}
-	return connectionPoints + other + factor*(math.Max(node, 1)), nil
+	return connectionPoints + other + factor*math.Max(node, 1), nil
 }
 
 // node costs one node of a connection with what lies below it; through edges when edge is set.

@@ -47,7 +47,7 @@ func recordings(t *testing.T) []recording {
 		}
 		t.Skipf("recorded exchanges are not here: %v", err)
 	}
-	defer f.Close()
+	defer func() { require.NoError(t, f.Close()) }()
 	z, err := gzip.NewReader(f)
 	require.NoError(t, err)
 	lines := bufio.NewScanner(z)

@@ -1,6 +1,7 @@
 package shopifysim
 
 import (
+	"maps"
 	"sync"
 
 	"github.com/vektah/gqlparser/v2/ast"
@@ -30,9 +31,7 @@ func newAPI(schema *ast.Schema) *api {
 	for _, group := range []map[string]fields{
 		productTypes(), variantTypes(), inventoryTypes(), metafieldTypes(), mediaTypes(), shopTypes(), collectionTypes(),
 	} {
-		for name, f := range group {
-			a.types[name] = f
-		}
+		maps.Copy(a.types, group)
 	}
 	a.queries = merged(productQueries(), inventoryQueries(), metafieldQueries(), shopQueries(), collectionQueries(), mediaQueries())
 	a.mutations = merged(
@@ -46,9 +45,7 @@ func newAPI(schema *ast.Schema) *api {
 func merged(groups ...fields) fields {
 	out := fields{}
 	for _, g := range groups {
-		for name, r := range g {
-			out[name] = r
-		}
+		maps.Copy(out, g)
 	}
 	return out
 }
@@ -104,10 +101,10 @@ func (a *api) missingField(doc *ast.QueryDocument, f *ast.Field, def *ast.Defini
 		return nil
 	}
 	known, typed := a.types[def.Name]
-	switch {
-	case def == a.schema.Query:
+	switch def {
+	case a.schema.Query:
 		known, typed = a.queries, true
-	case def == a.schema.Mutation:
+	case a.schema.Mutation:
 		known, typed = a.mutations, true
 	}
 	if typed && known[f.Name] == nil {

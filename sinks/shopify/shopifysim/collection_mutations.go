@@ -45,7 +45,7 @@ func collectionCreate(x *execution, _ any, a arguments) (any, error) {
 			c.products = append(c.products, p.id)
 		}
 	}
-	x.store.collections[c.id] = c
+	x.collections[c.id] = c
 	x.collOrder = append(x.collOrder, c.id)
 	return x.payload(nil, record{"collection": c})
 }
@@ -53,7 +53,7 @@ func collectionCreate(x *execution, _ any, a arguments) (any, error) {
 func collectionUpdate(x *execution, _ any, a arguments) (any, error) {
 	var errs userErrors
 	in := collectionInput(a)
-	c := x.store.collections[idOf("Collection", in["id"])]
+	c := x.collections[idOf("Collection", in["id"])]
 	if c == nil {
 		errs.add("", "Collection does not exist", "id")
 		return x.payload(errs, record{"collection": nil, "job": nil})
@@ -74,13 +74,13 @@ func collectionUpdate(x *execution, _ any, a arguments) (any, error) {
 func collectionDelete(x *execution, _ any, a arguments) (any, error) {
 	var errs userErrors
 	id := input(a).object("input").text("id")
-	c := x.store.collections[idOf("Collection", id)]
+	c := x.collections[idOf("Collection", id)]
 	done := record{"deletedCollectionId": nil, "shop": &shopNode{x.store}}
 	if c == nil {
 		errs.add("", "Collection does not exist", "id")
 		return x.payload(errs, done)
 	}
-	delete(x.store.collections, c.id)
+	delete(x.collections, c.id)
 	x.collOrder = slices.DeleteFunc(x.collOrder, func(e int64) bool { return e == c.id })
 	done["deletedCollectionId"] = id
 	return x.payload(nil, done)

@@ -2,6 +2,7 @@ package shopifysim
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -188,10 +189,5 @@ func matches(field string, roots []string) bool {
 	if field == "" {
 		return true
 	}
-	for _, r := range roots {
-		if r == field {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(roots, field)
 }

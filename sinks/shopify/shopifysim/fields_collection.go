@@ -31,12 +31,7 @@ func collectionFields() fields {
 		}),
 		"hasProduct": with(func(_ *execution, c *collection, a arguments) (any, error) {
 			id := idOf("Product", a["id"])
-			for _, p := range c.products {
-				if p == id {
-					return true, nil
-				}
-			}
-			return false, nil
+			return slices.Contains(c.products, id), nil
 		}),
 	}
 }
@@ -44,7 +39,7 @@ func collectionFields() fields {
 func collectionQueries() fields {
 	return fields{
 		"collection": func(x *execution, _ any, a arguments) (any, error) {
-			return x.store.collections[idOf("Collection", a["id"])], nil
+			return x.collections[idOf("Collection", a["id"])], nil
 		},
 		"collections": func(x *execution, _ any, a arguments) (any, error) {
 			return page(a, x.foundCollections(a))
@@ -63,13 +58,13 @@ func collectionQueries() fields {
 			if in.given("handle") {
 				return x.collectionByHandle(in.text("handle")), nil
 			}
-			return x.store.collections[idOf("Collection", in["id"])], nil
+			return x.collections[idOf("Collection", in["id"])], nil
 		},
 	}
 }
 
 func (x *execution) collectionByHandle(handle string) *collection {
-	for _, c := range x.store.collections {
+	for _, c := range x.collections {
 		if c.handle == handle {
 			return c
 		}
@@ -83,7 +78,7 @@ func (x *execution) foundCollections(a arguments) []any {
 	q := parseQuery(text)
 	var list []*collection
 	for _, id := range x.collOrder {
-		c := x.store.collections[id]
+		c := x.collections[id]
 		if strings.TrimSpace(text) == "" || q.matches(func(t term) bool { return x.holdsCollection(c, t) }) {
 			list = append(list, c)
 		}

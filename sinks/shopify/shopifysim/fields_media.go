@@ -174,7 +174,7 @@ func mediaQueries() fields {
 		"files": func(x *execution, _ any, a arguments) (any, error) {
 			list := make([]any, len(x.mediaOrder))
 			for i, id := range x.mediaOrder {
-				list[i] = x.store.media[id]
+				list[i] = x.media[id]
 			}
 			return page(a, list)
 		},

@@ -106,14 +106,14 @@ func productListFields() fields {
 		"collections": with(func(x *execution, p *product, a arguments) (any, error) {
 			var list []any
 			for _, id := range x.collOrder {
-				if c := x.store.collections[id]; slices.Contains(c.products, p.id) {
+				if c := x.collections[id]; slices.Contains(c.products, p.id) {
 					list = append(list, c)
 				}
 			}
 			return page(a, list)
 		}),
 		"inCollection": with(func(x *execution, p *product, a arguments) (any, error) {
-			c := x.store.collections[idOf("Collection", a["id"])]
+			c := x.collections[idOf("Collection", a["id"])]
 			return c != nil && slices.Contains(c.products, p.id), nil
 		}),
 	}

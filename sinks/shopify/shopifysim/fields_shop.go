@@ -85,7 +85,7 @@ func locationFields() fields {
 		"updatedAt":            get(func(l *location) any { return l.updatedAt }),
 		"deactivatedAt":        get(func(*location) any { return nil }),
 		"isPrimary": with(func(x *execution, l *location, _ arguments) (any, error) {
-			return x.store.locations[0] == l, nil
+			return x.locations[0] == l, nil
 		}),
 		"address": get(func(l *location) any { return address(l.address) }),
 		"hasActiveInventory": with(func(x *execution, l *location, _ arguments) (any, error) {
@@ -165,14 +165,14 @@ func shopQueries() fields {
 		"shop": func(x *execution, _ any, _ arguments) (any, error) { return &shopNode{x.store}, nil },
 		"location": func(x *execution, _ any, a arguments) (any, error) {
 			if a["id"] == nil {
-				return x.store.locations[0], nil
+				return x.locations[0], nil
 			}
 			return x.location(a["id"]), nil
 		},
 		"locations": func(x *execution, _ any, a arguments) (any, error) {
 			inactive, _ := a["includeInactive"].(bool)
 			var list []*location
-			for _, l := range x.store.locations {
+			for _, l := range x.locations {
 				if l.active || inactive {
 					list = append(list, l)
 				}
@@ -182,7 +182,7 @@ func shopQueries() fields {
 			}
 			return page(a, nodes(list))
 		},
-		"locationsCount":    func(x *execution, _ any, _ arguments) (any, error) { return exactly(len(x.store.locations)), nil },
+		"locationsCount":    func(x *execution, _ any, _ arguments) (any, error) { return exactly(len(x.locations)), nil },
 		"publication":       func(x *execution, _ any, a arguments) (any, error) { return x.publication(a["id"]), nil },
 		"publications":      func(x *execution, _ any, a arguments) (any, error) { return page(a, nodes(x.channels)) },
 		"publicationsCount": func(x *execution, _ any, _ arguments) (any, error) { return exactly(len(x.channels)), nil },
@@ -219,9 +219,9 @@ func (x *execution) node(v any) any {
 	case "Publication":
 		return x.publication(s)
 	case "Collection":
-		return x.store.collections[id]
+		return x.collections[id]
 	case "MediaImage", "Video", "ExternalVideo", "Model3d", "GenericFile":
-		if m := x.store.media[id]; m != nil && m.kind == kind {
+		if m := x.media[id]; m != nil && m.kind == kind {
 			return m
 		}
 		return nil

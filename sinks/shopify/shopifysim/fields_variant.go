@@ -46,7 +46,7 @@ func variantFields() fields {
 		"media": with(func(x *execution, v *variant, a arguments) (any, error) {
 			list := []any{}
 			for _, id := range v.media {
-				if m := x.store.media[id]; m != nil {
+				if m := x.media[id]; m != nil {
 					list = append(list, m)
 				}
 			}
@@ -54,7 +54,7 @@ func variantFields() fields {
 		}),
 		"image": with(func(x *execution, v *variant, _ arguments) (any, error) {
 			for _, id := range v.media {
-				if m := x.store.media[id]; m != nil {
+				if m := x.media[id]; m != nil {
 					return x.image(m), nil
 				}
 			}

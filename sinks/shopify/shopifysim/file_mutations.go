@@ -160,7 +160,7 @@ func fileDelete(x *execution, _ any, a arguments) (any, error) {
 				})
 			}
 		}
-		delete(x.store.media, m.id)
+		delete(x.media, m.id)
 		x.mediaOrder = slices.DeleteFunc(x.mediaOrder, func(e int64) bool { return e == m.id })
 	}
 	return x.payload(nil, record{"deletedFileIds": nodes(ids)})

@@ -98,7 +98,7 @@ func (x *execution) createOptions(p *product, in input, errs *userErrors) {
 func (x *execution) collectionsOf(in input, field string, errs *userErrors) []*collection {
 	var out []*collection
 	for i, id := range in.list(field) {
-		c := x.store.collections[idOf("Collection", id)]
+		c := x.collections[idOf("Collection", id)]
 		if c == nil {
 			errs.add("", "Collection does not exist", field, i)
 			continue

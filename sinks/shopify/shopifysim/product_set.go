@@ -129,7 +129,7 @@ func (x *execution) setDraft(old *product, in input, errs *userErrors) (*product
 	}
 	x.applyProduct(draft, in, creating, prefix, errs)
 	for i, c := range in.list("collections") {
-		if x.store.collections[idOf("Collection", c)] == nil {
+		if x.collections[idOf("Collection", c)] == nil {
 			errs.add("NOT_FOUND", "Collection does not exist", "input", "collections", i)
 		}
 	}
@@ -456,7 +456,7 @@ func (x *execution) setCollections(p *product, in input) {
 	for _, c := range in.list("collections") {
 		wanted[idOf("Collection", c)] = true
 	}
-	for id, c := range x.store.collections {
+	for id, c := range x.collections {
 		has := slices.Contains(c.products, p.id)
 		if wanted[id] && !has {
 			c.products = append(c.products, p.id)

@@ -39,7 +39,7 @@ func recordings(t *testing.T) [][]recording {
 		}
 		t.Skipf("recorded exchanges are not here: %v", err)
 	}
-	defer f.Close()
+	defer func() { require.NoError(t, f.Close()) }()
 	z, err := gzip.NewReader(f)
 	require.NoError(t, err)
 	lines := bufio.NewScanner(z)
@@ -122,6 +122,7 @@ type replay struct {
 
 // newReplay founds a shop with the domain and the locations that a file's answers show and its steps do not make.
 func newReplay(t *testing.T, file []recording) *replay {
+	t.Helper()
 	own := shopifysim.ShopConfig{Domain: domain, Token: token}
 	var ids []string
 	made := map[string]bool{}

@@ -23,7 +23,6 @@ type prepared struct {
 // refusal is an answer to a request that is not executed.
 type refusal struct {
 	errors []*apiError
-	cost   bool // says whether extensions.cost belongs to the answer
 }
 
 func (r *refusal) String() string {

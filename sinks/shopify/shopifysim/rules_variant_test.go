@@ -1,6 +1,7 @@
 package shopifysim_test
 
 import (
+	"maps"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -163,9 +164,7 @@ func TestMetafieldsSetComparesDigestsAndIsAtomic(t *testing.T) {
 	m := func(value string, more ...vars) vars {
 		in := vars{"ownerId": p["id"], "namespace": "spec", "key": "fabric", "type": "single_line_text_field", "value": value}
 		for _, x := range more {
-			for k, v := range x {
-				in[k] = v
-			}
+			maps.Copy(in, x)
 		}
 		return in
 	}

@@ -218,7 +218,7 @@ func (x *execution) holdsProduct(p *product, t term) bool {
 		return compareTime(p.updatedAt, x.now, t)
 	case "collection_id":
 		id, err := strconv.ParseInt(t.value, 10, 64)
-		c := x.store.collections[id]
+		c := x.collections[id]
 		return err == nil && c != nil && slices.Contains(c.products, p.id)
 	case "published_at":
 		return p.publishedAt != nil && compareTime(*p.publishedAt, x.now, t)

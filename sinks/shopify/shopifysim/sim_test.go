@@ -20,7 +20,7 @@ const (
 
 // bench is one shop with a clock that stands still until it is moved.
 type bench struct {
-	t    *testing.T
+	t    testing.TB
 	sim  *shopifysim.Simulator
 	shop *shopifysim.Shop
 	now  time.Time
@@ -29,9 +29,9 @@ type bench struct {
 	domain string
 }
 
-func newBench(t *testing.T, change ...func(*shopifysim.Config)) *bench {
-	t.Helper()
-	b := &bench{t: t, now: time.Date(2026, 11, 2, 9, 0, 0, 0, time.UTC)}
+func newBench(tb testing.TB, change ...func(*shopifysim.Config)) *bench {
+	tb.Helper()
+	b := &bench{t: tb, now: time.Date(2026, 11, 2, 9, 0, 0, 0, time.UTC)}
 	cfg := shopifysim.Config{
 		Now: func() time.Time { return b.now },
 		Shops: []shopifysim.ShopConfig{{
@@ -42,8 +42,8 @@ func newBench(t *testing.T, change ...func(*shopifysim.Config)) *bench {
 		c(&cfg)
 	}
 	sim, err := shopifysim.New(cfg)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, sim.Close()) })
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, sim.Close()) })
 	b.sim, b.shop, b.domain = sim, sim.Shop(domain), domain
 	return b
 }

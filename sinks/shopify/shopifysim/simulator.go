@@ -193,7 +193,9 @@ func (sim *Simulator) Serve(ctx context.Context, ln net.Listener) error {
 	if err := server.Shutdown(grace); err != nil {
 		_ = server.Close() // a hanging request is cut: that is what it was there for
 	}
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return errors.Join(fmt.Errorf("serve the simulator on %s: %w", ln.Addr(), err), sim.Close())
+	}
 	return sim.Close()
 }
 

@@ -36,8 +36,7 @@ func (a *api) parse(text string) *document {
 	doc, err := parser.ParseQuery(&ast.Source{Input: text})
 	if err != nil {
 		e := &apiError{Message: err.Error(), whole: true}
-		var g *gqlerror.Error
-		if errors.As(err, &g) {
+		if g, ok := errors.AsType[*gqlerror.Error](err); ok {
 			e.Message, e.Locations = g.Message, errorLocations(g)
 		}
 		return &document{errs: []*apiError{e}}
