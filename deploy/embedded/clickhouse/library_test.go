@@ -13,10 +13,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/deploy/embedded/internal/npm"
 )
 
 // npmPackage is one like the real one, with a library of a few bytes.
-func npmPackage(t *testing.T) (content []byte, integrity string) {
+func npmPackage(t *testing.T) (content []byte, p npm.Package) {
 	t.Helper()
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
@@ -29,13 +31,15 @@ func npmPackage(t *testing.T) (content []byte, integrity string) {
 	require.NoError(t, tw.Close())
 	require.NoError(t, z.Close())
 	sum := sha512.Sum512(b.Bytes())
-	return b.Bytes(), "sha512-" + base64.StdEncoding.EncodeToString(sum[:])
+	p = pinned
+	p.Integrity = "sha512-" + base64.StdEncoding.EncodeToString(sum[:])
+	return b.Bytes(), p
 }
 
 func registry(t *testing.T, content []byte) (url string) {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/"+libPackage+"/-/lib-linux-x64-gnu-"+libVersion+".tgz" {
+		if r.URL.Path != "/"+pinned.Name+"/-/lib-linux-x64-gnu-"+pinned.Version+".tgz" {
 			http.NotFound(w, r)
 			return
 		}
@@ -47,13 +51,13 @@ func registry(t *testing.T, content []byte) (url string) {
 
 func TestInstall(t *testing.T) {
 	t.Setenv("PATH", "/nonexistent") // no npm
-	content, integrity := npmPackage(t)
+	content, p := npmPackage(t)
 	file := filepath.Join(t.TempDir(), "package.tgz")
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	for name, c := range map[string]Config{"registry": {RegistryURL: registry(t, content)}, "tarball": {Tarball: file}} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "new", "lib")
-			require.NoError(t, install(t.Context(), c, dir, integrity))
+			require.NoError(t, install(t.Context(), c, dir, p))
 			entries, err := os.ReadDir(dir)
 			require.NoError(t, err)
 			require.Len(t, entries, 1, "neither the download nor its cache stay")
@@ -66,14 +70,14 @@ func TestInstall(t *testing.T) {
 
 func TestAnotherChecksumIsRefused(t *testing.T) {
 	t.Setenv("PATH", "/nonexistent")
-	content, integrity := npmPackage(t)
+	content, p := npmPackage(t)
 	content[len(content)-1] ^= 1
 	file := filepath.Join(t.TempDir(), "package.tgz")
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	for name, c := range map[string]Config{"registry": {RegistryURL: registry(t, content)}, "tarball": {Tarball: file}} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "lib")
-			require.ErrorContains(t, install(t.Context(), c, dir, integrity), "is not the pinned one")
+			require.ErrorContains(t, install(t.Context(), c, dir, p), "is not the pinned one")
 			require.NoDirExists(t, dir)
 			require.NoDirExists(t, dir+".partial")
 		})
@@ -82,9 +86,9 @@ func TestAnotherChecksumIsRefused(t *testing.T) {
 
 func TestNothingToBeHadSaysWhatToInstall(t *testing.T) {
 	t.Setenv("PATH", "/nonexistent")
-	err := install(t.Context(), Config{}, filepath.Join(t.TempDir(), "lib"), "")
+	err := install(t.Context(), Config{}, filepath.Join(t.TempDir(), "lib"), pinned)
 	require.ErrorIs(t, err, ErrNoLibrary)
-	for _, hint := range []string{"apt-get install npm", "address", "libchdb.so", libVersion} {
+	for _, hint := range []string{"apt-get install npm", "address", "libchdb.so", pinned.Version} {
 		require.ErrorContains(t, err, hint)
 	}
 }

