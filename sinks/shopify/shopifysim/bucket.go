@@ -1,6 +1,7 @@
 package shopifysim
 
 import (
+	"fmt"
 	"math"
 	"time"
 )
@@ -76,5 +77,17 @@ func (b *bucket) setRate(rate float64, now time.Time) {
 func (b *bucket) status() map[string]any {
 	return map[string]any{
 		"maximumAvailable": b.max, "currentlyAvailable": math.Floor(b.level), "restoreRate": b.rate,
+	}
+}
+
+// ParsePlan reads a plan's name; empty is Standard.
+func ParsePlan(name string) (Plan, error) {
+	switch p := Plan(name); p {
+	case "":
+		return Standard, nil
+	case Standard, Advanced, Plus, Enterprise:
+		return p, nil
+	default:
+		return "", fmt.Errorf("plan %q is none of %s, %s, %s, %s", name, Standard, Advanced, Plus, Enterprise)
 	}
 }
