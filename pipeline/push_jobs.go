@@ -11,10 +11,12 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// The reasons of skipped products that the pipeline itself gives.
+// The reasons of skipped products that the pipeline itself gives, and the one by which the sender says that a request
+// never left (no points in time, or a stop).
 const (
 	reasonNoRow  = "NO_ROW"
 	reasonNoShop = "NO_SHOP"
+	reasonUnsent = "UNSENT"
 )
 
 // jobs turns flights and their rows into what each shop must be asked for.

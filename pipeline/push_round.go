@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,9 +18,10 @@ import (
 // round is one turn of a group of due products: load what is known, read the documents in one snapshot, plan, send
 // shop by shop, settle.
 type round struct {
-	p       *Push
-	owned   map[int32]*ownedPartition
-	started time.Time
+	p     *Push
+	owned map[int32]*ownedPartition
+	// stop ends when the worker is told to: nothing new is sent then.
+	stop context.Context //nolint:containedctx // the round itself must outlive it
 
 	snapshot change.Snapshot
 	readAt   time.Time
@@ -271,7 +273,12 @@ func (r *round) send(ctx context.Context, jobs []*job) {
 		g.Go(func() error { r.settle(ctx, idle, nil); return nil })
 	}
 	for shop, js := range byShop {
-		g.Go(func() error { r.sendTo(ctx, shop, js); return nil })
+		g.Go(func() error {
+			for group := range slices.Chunk(js, r.p.cfg.Group) {
+				r.sendTo(ctx, shop, group)
+			}
+			return nil
+		})
 	}
 	_ = g.Wait() // settle and sendTo mark what did not land
 }
@@ -301,9 +308,12 @@ func (r *round) sendTo(ctx context.Context, shop string, jobs []*job) {
 		asked = append(asked, intents...)
 		return r.p.parts.Fenced.Intend(ctx, all, intents)
 	}
-	results := r.p.parts.Sender.Send(ctx, shop, plans, intend)
-	for i := range jobs {
-		jobs[i].result = results[i]
+	results := r.p.parts.Sender.Send(r.stop, shop, plans, intend)
+	for i, j := range jobs {
+		j.result = results[i]
+		if j.result.Status == event.Retrying && j.result.Reason == reasonUnsent {
+			j.park = "SHOP_BUSY" // nothing has happened that would be worth an outcome
+		}
 	}
 	r.p.noteHealth(ctx, shop, results)
 	r.settle(ctx, jobs, asked)

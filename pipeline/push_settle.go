@@ -31,6 +31,9 @@ func (r *round) settle(ctx context.Context, jobs []*job, asked []work.Intent) {
 	offsets := s.finish()
 	err := s.err
 	if err == nil {
+		// Beyond the leases nothing could be settled any more.
+		ctx, cancel := context.WithTimeout(ctx, r.p.cfg.Lease.TTL)
+		defer cancel()
 		err = retry(ctx, r.p.log, "settle", func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s.Settlement) })
 	}
 	if err != nil {

@@ -222,7 +222,9 @@ const maxAnswer = 64 << 20
 
 // post sends one request and reads its answer. The answer's whole failure says what went wrong, if anything did.
 func (s *Shops) post(ctx context.Context, sh *shop, body []byte) *answer {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	// A caller that stops no longer waits for points, but a request that has begun is awaited: cutting it would only
+	// leave its outcome unknown.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Timeout)
 	defer cancel()
 	token, err := sh.cfg.Token(ctx)
 	if err != nil {
