@@ -100,7 +100,7 @@ func TestLoadCSVOfPublishedCatalogs(t *testing.T) {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			f, err := os.Open(file)
 			require.NoError(t, err)
-			defer f.Close()
+			defer func() { require.NoError(t, f.Close()) }()
 			conn, _ := install(t)
 			loaded, err := demo.LoadCSV(t.Context(), conn, f, file)
 			require.NoError(t, err)

@@ -259,8 +259,7 @@ func (w *writer) do(ctx context.Context, a action) error {
 // conflict reports whether a transaction has met another one: a deadlock, a serialization failure, or a row that a
 // MERGE found missing and another writer has inserted.
 func conflict(err error) bool {
-	var p *pgconn.PgError
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return p.Code == "40P01" || p.Code == "40001" || p.Code == "23505"
 	}
 	return errors.Is(err, errConflict)
