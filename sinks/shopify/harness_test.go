@@ -285,7 +285,7 @@ func shirt(n int) *document.Document {
 }
 
 // requireEqual holds a product in the shop against its document, by fields that the document owns.
-func requireEqual(t testing.TB, doc *document.Document, p shopifysim.Product) {
+func requireEqual(t checker, doc *document.Document, p shopifysim.Product) {
 	t.Helper()
 	for _, f := range []struct {
 		name string
@@ -328,7 +328,7 @@ func requireEqual(t testing.TB, doc *document.Document, p shopifysim.Product) {
 	}
 }
 
-func requireVariants(t testing.TB, doc *document.Document, p shopifysim.Product) {
+func requireVariants(t checker, doc *document.Document, p shopifysim.Product) {
 	t.Helper()
 	require.Len(t, p.Options, len(doc.Options.Value))
 	used := make([]map[string]bool, len(p.Options))
@@ -365,7 +365,7 @@ func requireVariants(t testing.TB, doc *document.Document, p shopifysim.Product)
 	}
 }
 
-func requireVariant(t testing.TB, v document.Variant, got shopifysim.Variant) {
+func requireVariant(t checker, v document.Variant, got shopifysim.Variant) {
 	t.Helper()
 	if price, ok := v.Price.Get(); ok {
 		require.Equal(t, price, got.Price, "price of %s", v.Key)
@@ -402,7 +402,7 @@ func requireVariant(t testing.TB, v document.Variant, got shopifysim.Variant) {
 	}
 }
 
-func requireMetafields(t testing.TB, want document.Field[[]document.Metafield], have []shopifysim.Metafield) {
+func requireMetafields(t checker, want document.Field[[]document.Metafield], have []shopifysim.Metafield) {
 	t.Helper()
 	by := map[string]string{}
 	for _, m := range have {
@@ -415,4 +415,10 @@ func requireMetafields(t testing.TB, want document.Field[[]document.Metafield], 
 			require.NotContains(t, by, m.Namespace+"."+m.Key)
 		}
 	}
+}
+
+// checker is what *testing.T and *rapid.T have in common.
+type checker interface {
+	require.TestingT
+	Helper()
 }

@@ -11,13 +11,14 @@ import (
 )
 
 // creation is one productSet that brings a whole product into the shop. What would make it dearer than a request may
-// be is left out in this order: metafields of variants, metafields, images; the next round adds it by id.
+// be is left out in this order: metafields of variants, metafields, images; the next round adds it by id. The keys of
+// variants go last: without them a lost answer to this creation is resolved by the variants' options.
 func creation(p work.Push) (*op, string) {
 	doc := p.Document
 	words := fmt.Sprintf("create with %s", count(len(doc.Variants.Value), "variant"))
-	c := creationParts{variantMetafields: true, metafields: true, images: true}
+	c := creationParts{variantMetafields: true, metafields: true, images: true, keys: true}
 	o := c.op(p)
-	for _, drop := range []*bool{&c.variantMetafields, &c.metafields, &c.images} {
+	for _, drop := range []*bool{&c.variantMetafields, &c.metafields, &c.images, &c.keys} {
 		if o.points <= cost.MaxPerRequest {
 			break
 		}
@@ -28,11 +29,11 @@ func creation(p work.Push) (*op, string) {
 }
 
 // creationParts says which of the optional parts a creation carries.
-type creationParts struct{ variantMetafields, metafields, images bool }
+type creationParts struct{ variantMetafields, metafields, images, keys bool }
 
 func (c creationParts) op(p work.Push) *op {
 	doc := p.Document
-	identity := map[string]any{
+	customID := map[string]any{
 		"namespace": ref{refCustomID, "namespace"}, "key": ref{refCustomID, "key"}, "value": p.ProductID,
 	}
 	input := map[string]any{
@@ -40,14 +41,14 @@ func (c creationParts) op(p work.Push) *op {
 		"productOptions": optionInput(doc.Options.Value, nil),
 	}
 	for _, f := range scalars(doc) {
-		if f.field.Owned && !f.field.Null {
+		if f.field.Owned && (f.name != "handle" || !f.field.Null) { // cleared is sent too: the shop's name is the default vendor
 			f.put(input, f.field.Value)
 		}
 	}
 	if tags := normalTags(doc.Tags.Value); len(tags) > 0 {
 		input["tags"] = anys(tags)
 	}
-	own := maps.Clone(identity)
+	own := maps.Clone(customID)
 	own["type"] = "id"
 	metafields := []any{own}
 	if c.metafields {
@@ -74,10 +75,15 @@ func (c creationParts) op(p work.Push) *op {
 		v := &doc.Variants.Value[i]
 		in := variantInput(v, nil)
 		in["optionValues"] = optionValues(doc.Options.Value, v.Options)
+		var own []any
+		if c.keys {
+			own = identity(v)
+		}
 		if c.variantMetafields {
-			if list := metafieldInput(v.Metafields); len(list) > 0 {
-				in["metafields"] = list
-			}
+			own = append(own, metafieldInput(v.Metafields)...)
+		}
+		if len(own) > 0 {
+			in["metafields"] = own
 		}
 		if levels := v.Stock.Value; len(levels) > 0 {
 			in["inventoryQuantities"] = setQuantities(levels)
@@ -86,7 +92,7 @@ func (c creationParts) op(p work.Push) *op {
 	}
 	input["variants"] = variants
 	o := newOp("productSet", map[string]any{
-		"identifier": map[string]any{"customId": identity}, "input": input,
+		"identifier": map[string]any{"customId": customID}, "input": input,
 		"variants": min(maxInputRows, len(variants)), "images": max(1, len(images)), "withImages": len(images) > 0,
 	})
 	o.heavy = true

@@ -10,8 +10,11 @@ import (
 // uploaded again: the URL is an image's identity, whatever its alt text and place.
 func (u *update) images() []document.Image {
 	if !u.doc.Images.Owned {
-		u.d.shadow.Images = nil
+		u.d.shadow.release("images", true) // also without a list: an earlier life of the state may have uploaded some
 		return nil
+	}
+	if u.old.Released["images"] { // a second upload would stand beside the first
+		u.read()
 	}
 	want := uniqueImages(u.doc.Images.Value)
 	var files []any

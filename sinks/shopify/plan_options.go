@@ -140,17 +140,11 @@ func (u *update) trading(plan *optionPlan, c *variantChanges) bool {
 	}
 	for i := range u.doc.Variants.Value {
 		v := &u.doc.Variants.Value[i]
+		// A new variant comes after the updates: whoever had its options has left them by then. (One that is being
+		// removed cannot have them, as it would have been given to the new key.)
 		holder, held := now[tuple(v.Options)]
-		if held && holder != v.Key {
+		if held && holder != v.Key && u.d.shadow.Variants[v.Key] != nil {
 			return true
-		}
-		// Where everything is replaced, removals come last: the old variants still hold their options then.
-		if len(c.removed) == len(u.d.shadow.Variants) && u.d.shadow.Variants[v.Key] == nil {
-			for _, key := range c.removed {
-				if slices.Equal(u.d.shadow.Variants[key].Options, v.Options) {
-					return true
-				}
-			}
 		}
 	}
 	return false
@@ -213,19 +207,7 @@ func (u *update) optionUpdate(i int, want document.Option, renames map[string]st
 				sv.Options[i] = to
 			}
 		}
-		if options := readOptions(list(object(payload["product"])["options"])); len(options) == len(s.Options) {
-			s.Options = options
-			return
-		}
-		s.Options[i].Name = want.Name
-		for k, v := range s.Options[i].Values {
-			if to, ok := renames[v.Name]; ok {
-				s.Options[i].Values[k].Name = to
-			}
-		}
-		for _, v := range fresh {
-			s.Options[i].Values = append(s.Options[i].Values, ShadowValue{Name: v})
-		}
+		s.takeOptions(payload)
 	}
 	return o, true
 }
@@ -244,19 +226,26 @@ func (u *update) restructure(c *variantChanges) {
 		return
 	}
 	have, want := u.d.shadow.Options, u.doc.Options.Value
+	// Shopify takes an entry without an id for the variant that has its options now. Where a new variant gets the
+	// options that another one leaves, it has to wait for the next round.
+	later := u.inherits()
+	created := c.created
+	if later {
+		created = nil
+	}
 	var variants []any
 	for i := range u.doc.Variants.Value {
 		v := &u.doc.Variants.Value[i]
 		sv := u.d.shadow.Variants[v.Key]
 		var in map[string]any
+		if sv == nil && later {
+			continue
+		}
 		if sv == nil {
 			in = variantInput(v, nil)
-			if m := metafieldInput(v.Metafields); len(m) > 0 {
-				in["metafields"] = m
-			}
-			if len(v.Stock.Value) > 0 {
-				in["inventoryQuantities"] = setQuantities(v.Stock.Value)
-			}
+			in["metafields"] = append(identity(v), metafieldInput(v.Metafields)...)
+			// No stock: a productSet that updates takes quantities only at locations where the item is stocked
+			// already. The next round sets it.
 		} else {
 			in = variantInput(v, append([]string{}, c.fields[v.Key]...))
 			in["id"] = sv.ID
@@ -270,9 +259,25 @@ func (u *update) restructure(c *variantChanges) {
 		"variants":   min(maxInputRows, len(variants)), "images": 1, "withImages": false,
 	})
 	o.heavy = true
-	doc, created, fields := u.doc, c.created, c.fields
+	doc, fields := u.doc, c.fields
 	o.done = func(s *Shadow, payload map[string]any) { restructured(s, doc, created, fields, payload) }
 	u.add(o)
+}
+
+// inherits reports whether a new variant gets options that a variant of the shop has and leaves.
+func (u *update) inherits() bool {
+	for i := range u.doc.Variants.Value {
+		v := &u.doc.Variants.Value[i]
+		if u.d.shadow.Variants[v.Key] != nil {
+			continue
+		}
+		for _, sv := range u.d.shadow.Variants {
+			if slices.Equal(sv.Options, v.Options) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // restructured brings a productSet by id into the shadow.
@@ -302,6 +307,7 @@ func restructured(s *Shadow, doc *document.Document, created []*document.Variant
 			continue
 		}
 		next[v.Key] = createdVariant(v, node, true)
+		next[v.Key].Stock = map[string]ShadowLevel{}
 	}
 	s.Variants = next
 }

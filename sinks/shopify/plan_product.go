@@ -114,13 +114,14 @@ func mediaInput(images []document.Image) []any {
 // tags adds and removes only our own: the merchant's stand in no list that is sent.
 func (u *update) tags() {
 	if !u.doc.Tags.Owned {
-		u.d.shadow.Tags = nil
+		u.d.shadow.release("tags", len(u.old.Tags) > 0)
 		return
 	}
 	want := normalTags(u.doc.Tags.Value)
+	again := u.old.Released["tags"]
 	var added, removed []any
 	for _, t := range want {
-		if !containsFold(u.old.Tags, t) {
+		if again || !containsFold(u.old.Tags, t) {
 			added = append(added, t)
 		}
 	}
@@ -142,8 +143,11 @@ func (u *update) tags() {
 		o := newOp("tagsAdd", map[string]any{"id": id, "tags": added})
 		o.done = func(s *Shadow, _ map[string]any) {
 			for _, t := range added {
-				s.Tags = append(s.Tags, t.(string))
+				if !containsFold(s.Tags, text(t)) {
+					s.Tags = append(s.Tags, text(t))
+				}
 			}
+			delete(s.Released, "tags")
 		}
 		u.add(o)
 		u.say("%s added", count(len(added), "tag"))
@@ -172,7 +176,9 @@ func (u *update) metafields() {
 	var set, remove []metafieldChange
 	compare := func(owner, variant string, want document.Field[[]document.Metafield], have, next map[string]string) {
 		if !want.Owned {
-			clear(next)
+			for key := range next {
+				next[key] = unknown
+			}
 			return
 		}
 		for _, m := range want.Value {
@@ -252,13 +258,14 @@ func splitMetafieldKey(k string) (namespace, key string) {
 // publications publishes to the channels that are new in the document and leaves those that left it.
 func (u *update) publications() {
 	if !u.doc.Publications.Owned {
-		u.d.shadow.Publications = nil
+		u.d.shadow.release("publications", len(u.old.Publications) > 0)
 		return
 	}
 	want := u.doc.Publications.Value
+	again := u.old.Released["publications"]
 	var added, removed []string
 	for _, name := range want {
-		if !slices.Contains(u.old.Publications, name) && !slices.Contains(added, name) {
+		if (again || !slices.Contains(u.old.Publications, name)) && !slices.Contains(added, name) {
 			added = append(added, name)
 		}
 	}
@@ -277,7 +284,14 @@ func (u *update) publications() {
 	}
 	if len(added) > 0 {
 		o := newOp("publishablePublish", map[string]any{"id": u.old.ID, "input": publicationInput(added)})
-		o.done = func(s *Shadow, _ map[string]any) { s.Publications = append(s.Publications, added...) }
+		o.done = func(s *Shadow, _ map[string]any) {
+			for _, name := range added {
+				if !slices.Contains(s.Publications, name) {
+					s.Publications = append(s.Publications, name)
+				}
+			}
+			delete(s.Released, "publications")
+		}
 		u.add(o)
 		u.say("publish to %s", strings.Join(added, ", "))
 	}

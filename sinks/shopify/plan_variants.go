@@ -140,6 +140,16 @@ func variantInput(v *document.Variant, only []string) map[string]any {
 	return in
 }
 
+// variantKey is the metafield, beside the product id's, that carries a variant's key. By it a variant is known again
+// when an answer was lost or the state is empty, and told from one that a merchant has added.
+const variantKey = "variant_key"
+
+func identity(v *document.Variant) []any {
+	return []any{map[string]any{
+		"namespace": ref{refCustomID, "namespace"}, "key": variantKey, "type": "single_line_text_field", "value": v.Key,
+	}}
+}
+
 func levelName(name string) string {
 	if name == "" {
 		return available
@@ -160,7 +170,10 @@ func (u *update) variants() {
 	next := u.d.shadow
 	if !u.doc.Variants.Owned {
 		for _, sv := range next.Variants { // ids stay: they are needed when the variants are ours again
-			sv.Fields, sv.Metafields, sv.Stock = map[string]string{}, map[string]string{}, map[string]ShadowLevel{}
+			sv.Fields, sv.Stock = map[string]string{}, map[string]ShadowLevel{}
+			for key := range sv.Metafields {
+				sv.Metafields[key] = unknown
+			}
 		}
 		return
 	}
@@ -301,11 +314,12 @@ func (c *variantChanges) sendRemovals(u *update) {
 		for _, key := range keys {
 			ids = append(ids, u.d.shadow.Variants[key].ID)
 		}
-		o := newOp("productVariantsBulkDelete", map[string]any{"productId": u.old.ID, "variantsIds": ids})
-		o.done = func(s *Shadow, _ map[string]any) {
+		o := newOp("productVariantsBulkDelete", map[string]any{"productId": u.old.ID, "variantsIds": ids, "withOptions": true})
+		o.done = func(s *Shadow, payload map[string]any) {
 			for _, key := range keys {
 				delete(s.Variants, key)
 			}
+			s.takeOptions(payload)
 		}
 		u.add(o)
 	}
@@ -316,31 +330,34 @@ func (c *variantChanges) sendUpdates(u *update, plan *optionPlan) {
 		variant *document.Variant
 		input   map[string]any
 		fields  []string
+		moves   bool
 	}
 	var changes []change
 	for _, key := range c.keys {
 		v := u.variant(key)
 		in := variantInput(v, append([]string{}, c.fields[key]...))
-		if !slices.Equal(plan.renamed(u.d.shadow.Variants[key].Options), v.Options) {
+		moves := !slices.Equal(plan.renamed(u.d.shadow.Variants[key].Options), v.Options)
+		if moves {
 			in["optionValues"] = optionValues(u.doc.Options.Value, v.Options)
 		} else if len(c.fields[key]) == 0 {
 			continue // the renamed option value has moved it
 		}
 		in["id"] = u.d.shadow.Variants[key].ID
-		changes = append(changes, change{v, in, c.fields[key]})
+		changes = append(changes, change{v, in, c.fields[key], moves})
 	}
 	for chunk := range slices.Chunk(changes, maxInputRows) {
 		var variants []any
+		moves := false
 		for _, ch := range chunk {
 			variants = append(variants, ch.input)
+			moves = moves || ch.moves
 		}
-		o := newOp("productVariantsBulkUpdate", map[string]any{"productId": u.old.ID, "variants": variants})
-		o.done = func(s *Shadow, _ map[string]any) {
+		o := newOp("productVariantsBulkUpdate", map[string]any{"productId": u.old.ID, "variants": variants, "withOptions": moves})
+		o.done = func(s *Shadow, payload map[string]any) {
 			for _, ch := range chunk {
-				sv := s.Variants[ch.variant.Key]
-				sv.update(ch.variant, ch.fields)
-				s.noteValues(ch.variant.Options)
+				s.Variants[ch.variant.Key].update(ch.variant, ch.fields)
 			}
+			s.takeOptions(payload)
 		}
 		u.add(o)
 	}
@@ -361,9 +378,7 @@ func (c *variantChanges) sendCreations(u *update) {
 		for _, v := range chunk {
 			in := variantInput(v, nil)
 			in["optionValues"] = optionValues(u.doc.Options.Value, v.Options)
-			if m := metafieldInput(v.Metafields); len(m) > 0 {
-				in["metafields"] = m
-			}
+			in["metafields"] = append(identity(v), metafieldInput(v.Metafields)...)
 			// A new variant has nothing committed, so on hand and available are the same number.
 			var levels []any
 			for _, l := range v.Stock.Value {
@@ -374,7 +389,7 @@ func (c *variantChanges) sendCreations(u *update) {
 			}
 			variants = append(variants, in)
 		}
-		o := newOp("productVariantsBulkCreate", map[string]any{"productId": u.old.ID, "variants": variants})
+		o := newOp("productVariantsBulkCreate", map[string]any{"productId": u.old.ID, "variants": variants, "withOptions": true})
 		o.heavy = len(variants) > 10
 		o.done = func(s *Shadow, payload map[string]any) {
 			byTitle := nodesByTitle(list(payload["productVariants"]))
@@ -385,8 +400,8 @@ func (c *variantChanges) sendCreations(u *update) {
 					continue
 				}
 				s.Variants[v.Key] = createdVariant(v, node, true)
-				s.noteValues(v.Options)
 			}
+			s.takeOptions(payload)
 		}
 		u.add(o)
 	}
@@ -400,13 +415,11 @@ func nodesByTitle(nodes []any) map[string]map[string]any {
 	return out
 }
 
-// noteValues appends values that came into being with a variant.
-func (s *Shadow) noteValues(values []string) {
-	for i := range min(len(values), len(s.Options)) {
-		o := &s.Options[i]
-		if !slices.ContainsFunc(o.Values, func(v ShadowValue) bool { return v.Name == values[i] }) {
-			o.Values = append(o.Values, ShadowValue{Name: values[i]})
-		}
+// takeOptions takes over the options of a payload that has them: values come and go with the variants, in an order
+// that only the shop knows.
+func (s *Shadow) takeOptions(payload map[string]any) {
+	if options := readOptions(list(object(payload["product"])["options"])); len(options) > 0 {
+		s.Options = options
 	}
 }
 

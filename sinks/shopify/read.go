@@ -37,6 +37,7 @@ func (r *reading) op(id string) *op {
 		"variantMetafields": max(1, len(variantKeys)), "variantKeys": anys(variantKeys), "withVariantMetafields": len(variantKeys) > 0,
 		"publications":     max(1, min(maxInputRows, len(r.set.publications))),
 		"withPublications": r.doc.Publications.Owned && r.after == "",
+		"namespace":        ref{refCustomID, "namespace"}, "variantKey": variantKey,
 	}
 	if r.after != "" {
 		vars["after"] = r.after
@@ -113,7 +114,29 @@ func (r *reading) shadow() *Shadow {
 		}
 	}
 	r.variants(s)
+	r.released(s)
 	return s
+}
+
+// released keeps on record what the document does not own now: it was not read.
+func (r *reading) released(s *Shadow) {
+	if !r.doc.Tags.Owned {
+		s.Tags = r.old.Tags
+		s.release("tags", len(s.Tags) > 0)
+	}
+	if !r.doc.Images.Owned {
+		s.Images = r.old.Images
+		s.release("images", true)
+	}
+	if !r.doc.Publications.Owned {
+		s.Publications = r.old.Publications
+		s.release("publications", len(s.Publications) > 0)
+	}
+	if !r.doc.Metafields.Owned {
+		for key := range r.old.Metafields {
+			s.Metafields[key] = unknown
+		}
+	}
 }
 
 func productText(node map[string]any, field string) string {
@@ -146,29 +169,27 @@ func readOptions(options []any) []ShadowOption {
 	return out
 }
 
-// variants finds our variants among the shop's: by id where the id is known, else by their options, which are unique
-// in a product.
+// variants finds our variants among the shop's: by id where the id is known, else by the key that they carry, else by
+// their options, which are unique in a product. What none of these finds is the merchant's.
 func (r *reading) variants(s *Shadow) {
 	byID := map[string]string{}
 	for key, v := range r.old.Variants {
 		byID[v.ID] = key
 	}
 	byOptions := map[string]string{}
-	for _, v := range r.doc.Variants.Value {
-		if r.old.Variants[v.Key] == nil {
-			byOptions[tuple(v.Options)] = v.Key
-		}
-	}
 	var rest []map[string]any
 	for _, n := range r.nodes {
 		node := object(n)
-		if key, ok := byID[text(node["id"])]; ok {
+		key, ok := byID[text(node["id"])]
+		if !ok {
+			key = text(object(node["ours"])["value"])
+		}
+		if key != "" && s.Variants[key] == nil {
 			s.Variants[key] = r.variant(key, node)
 		} else {
 			rest = append(rest, node)
 		}
 	}
-	// A variant of ours whose id is gone was replaced in the shop by one with the same options.
 	for _, v := range r.doc.Variants.Value {
 		if s.Variants[v.Key] == nil {
 			byOptions[tuple(v.Options)] = v.Key

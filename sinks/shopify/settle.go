@@ -234,6 +234,7 @@ func (d *delivery) readProducts(ctx context.Context, jobs []*job) (gone []*job) 
 		points := 0
 		for _, j := range jobs {
 			o := readings[j].op(j.known.shadow.ID)
+			o.vars, _ = d.shop.resolve(o, d.set)
 			if len(ops) > 0 && points+o.points > maxReadPoints {
 				break
 			}

@@ -31,6 +31,10 @@ type Shadow struct {
 	Options      []ShadowOption    `json:"options,omitempty"`
 	// Variants are by the document's key.
 	Variants map[string]*ShadowVariant `json:"variants,omitempty"`
+	// Released names the lists ("tags", "images", "publications") that the document has stopped owning. What was put
+	// there before stays on record, so that it can be removed when they are owned again; until then the shop's own
+	// state of them is not known.
+	Released map[string]bool `json:"released,omitempty"`
 	// Doubt says that the shop contradicted this shadow: read it before the next write.
 	Doubt bool `json:"doubt,omitempty"`
 
@@ -80,7 +84,7 @@ type ShadowImage struct {
 func newShadow(id string) *Shadow {
 	return &Shadow{
 		Version: shadowVersion, ID: id,
-		Fields: map[string]string{}, Metafields: map[string]string{}, Variants: map[string]*ShadowVariant{},
+		Fields: map[string]string{}, Metafields: map[string]string{}, Variants: map[string]*ShadowVariant{}, Released: map[string]bool{},
 	}
 }
 
@@ -128,6 +132,7 @@ func (s *Shadow) clone() *Shadow {
 	c.Images = slices.Clone(s.Images)
 	c.Publications = slices.Clone(s.Publications)
 	c.Options = cloneOptions(s.Options)
+	c.Released = cloneMap(s.Released)
 	c.Variants = make(map[string]*ShadowVariant, len(s.Variants))
 	for key, v := range s.Variants {
 		c.Variants[key] = v.clone()
@@ -184,8 +189,18 @@ func (s *Shadow) variantIDs(doc *document.Document) []string {
 	return ids
 }
 
-// nothing is the mark of a value that was cleared.
-const nothing = "~"
+// Marks that stand for no value.
+const (
+	nothing = "~" // it was cleared
+	unknown = "?" // it was ours, is not now, and may have any value
+)
+
+// release notes that a list is not owned any more.
+func (s *Shadow) release(part string, anything bool) {
+	if anything {
+		s.Released[part] = true
+	}
+}
 
 // mark stands for a value in a shadow: itself while that is short, else its hash.
 func mark(v string) string {
