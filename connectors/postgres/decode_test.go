@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -124,10 +125,10 @@ func agree(t *testing.T, theirs pglogrepl.Message, m *message) {
 		require.True(t, x.CommitTime.Equal(m.at))
 	case *pglogrepl.RelationMessage:
 		require.Equal(t, x.RelationID, m.relation.OID)
-		require.Equal(t, x.Namespace+"."+x.RelationName, m.relation.Table())
+		require.Equal(t, cmp.Or(x.Namespace, "pg_catalog")+"."+x.RelationName, m.relation.Table())
 		require.Equal(t, x.ReplicaIdentity, m.relation.ReplicaIdentity)
 		for i, c := range x.Columns {
-			require.Equal(t, change.Column{Name: c.Name, TypeOID: c.DataType, TypeMod: c.TypeModifier, Identity: c.Flags == 1}, m.relation.Columns[i])
+			require.Equal(t, change.Column{Name: c.Name, TypeOID: c.DataType, TypeMod: c.TypeModifier, Identity: c.Flags&1 != 0}, m.relation.Columns[i])
 		}
 	case *pglogrepl.InsertMessage:
 		agreeTuple(t, x.Tuple, m.after, nil, m.relation)

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ type database struct {
 	t    *testing.T
 	url  string
 	conn *pgx.Conn
+	ends int
 }
 
 func newDatabase(t *testing.T, sql ...string) *database {
@@ -141,11 +143,8 @@ func until(t *testing.T, st *postgres.Stream, end string) []row {
 			if ev.Transaction != nil {
 				r.XID = ev.Transaction.XID
 			}
-			if ev.Message.Prefix == "end" && string(ev.Message.Content) == end {
-				done = true
-				if !ev.Message.Transactional {
-					return rows
-				}
+			if ev.Message.Prefix == "end" {
+				done = string(ev.Message.Content) == end
 				continue
 			}
 			rows = append(rows, r)
@@ -160,9 +159,13 @@ func until(t *testing.T, st *postgres.Stream, end string) []row {
 	}
 }
 
+// end is the content of the last message that ended the traffic.
+func (d *database) end() string { return fmt.Sprint("here ", d.ends) }
+
 // rows ends the traffic so far and reads it.
 func (d *database) rows(st *postgres.Stream) []row {
 	d.t.Helper()
-	d.exec("SELECT pg_logical_emit_message(true, 'end', 'here')")
-	return until(d.t, st, "here")
+	d.ends++
+	d.exec("SELECT pg_logical_emit_message(true, 'end', '" + d.end() + "')")
+	return until(d.t, st, d.end())
 }

@@ -174,7 +174,7 @@ func (d *database) rowsFrom(src *postgres.Source, from change.LSN) []row {
 	st, err := src.Stream(d.t.Context(), from)
 	require.NoError(d.t, err)
 	defer func() { require.NoError(d.t, st.Close(context.Background())) }()
-	return until(d.t, st, "here")
+	return until(d.t, st, d.end())
 }
 
 func TestKeepaliveMovesAnIdleSlot(t *testing.T) {
