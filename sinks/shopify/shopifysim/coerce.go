@@ -184,6 +184,13 @@ func (c *coercer) scalar(name string, v any, path []any) any {
 		if s, ok := decimalText(v); ok {
 			return s
 		}
+	case "UnsignedInt64", "BigInt":
+		if n, ok := integer(v); ok && (n >= 0 || name == "BigInt") {
+			return strconv.FormatInt(n, 10)
+		}
+		if t, ok := v.(string); ok && integerForm.MatchString(t) {
+			return t
+		}
 	case "JSON":
 		return v
 	default: // String and the scalars that are text to the API: DateTime, URL, HTML, ...

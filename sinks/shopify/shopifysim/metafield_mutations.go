@@ -90,6 +90,8 @@ func (x *execution) checkSet(owner any, in input, i int, errs *userErrors) {
 		return // an identical value is no change, whatever the digest
 	}
 	switch want := in.optional("compareDigest"); {
+	case want != nil && !digestForm.MatchString(*want):
+		errs.add("INVALID_COMPARE_DIGEST", "The `compareDigest` value is invalid.", at(path, "compareDigest")...)
 	case want == nil && old != nil, want != nil && (old == nil || old.digest() != *want):
 		errs.add("STALE_OBJECT", "The resource has been updated since it was loaded. Try again with an updated `compareDigest` value.", path...)
 	}
@@ -155,6 +157,7 @@ var (
 	integerForm  = regexp.MustCompile(`^[+-]?\d{1,18}$`)
 	decimalValue = regexp.MustCompile(`^[+-]?\d{1,13}(\.\d{1,9})?$`)
 	colorForm    = regexp.MustCompile(`^#[0-9a-fA-F]{6}$`)
+	digestForm   = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	urlForm      = regexp.MustCompile(`^(https?|mailto|sms|tel):.+`)
 )
 

@@ -2,6 +2,7 @@ package shopifysim
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -13,6 +14,7 @@ func productMutations() fields {
 		"productChangeStatus": productChangeStatus,
 		"productCreateMedia":  productCreateMedia,
 		"productDeleteMedia":  productDeleteMedia,
+		"productReorderMedia": productReorderMedia,
 	}
 }
 
@@ -238,5 +240,39 @@ func productDeleteMedia(x *execution, _ any, a arguments) (any, error) {
 		done["deletedMediaIds"], done["deletedProductImageIds"] = deleted, []any{}
 	}
 	done["product"], done["mediaUserErrors"] = x.products[p.id], errs.list()
+	return x.payload(errs, done)
+}
+
+// productReorderMedia moves media one after the other to their new positions, counted from 0. At Shopify a job does
+// it; here it is done when it is answered.
+func productReorderMedia(x *execution, _ any, a arguments) (any, error) {
+	var errs userErrors
+	done := record{"job": nil}
+	p := x.products[idOf("Product", a["id"])]
+	if p == nil {
+		errs.add("PRODUCT_DOES_NOT_EXIST", "Product does not exist", "id")
+		done["mediaUserErrors"] = errs.list()
+		return x.payload(errs, done)
+	}
+	order := slices.Clone(p.media)
+	for i, move := range asInputs(a["moves"]) {
+		m := x.mediaByGID(move["id"])
+		from := slices.Index(order, m)
+		if m == nil || from < 0 {
+			errs.add("MEDIA_DOES_NOT_EXIST", "Media does not exist", "moves", i, "id")
+			continue
+		}
+		to, err := strconv.Atoi(move.text("newPosition"))
+		if err != nil {
+			to = len(order)
+		}
+		order = slices.Delete(order, from, from+1)
+		order = slices.Insert(order, min(to, len(order)), m)
+	}
+	if len(errs) == 0 {
+		p.media, p.updatedAt = order, x.now
+		done["job"] = record{"id": gid("Job", x.ids.take()), "done": true}
+	}
+	done["mediaUserErrors"] = errs.list()
 	return x.payload(errs, done)
 }

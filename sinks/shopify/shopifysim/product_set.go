@@ -281,6 +281,14 @@ func (x *execution) setVariants(p *product, given []input, errs *userErrors) {
 		errs.add("VARIANTS_OVER_LIMIT", "Can only specify a maximum of 2048 variants", "input", "variants")
 		return
 	}
+	quantities := 0
+	for _, in := range given {
+		quantities += len(in.list("inventoryQuantities"))
+	}
+	if quantities > maxQuantities {
+		errs.add("INVENTORY_QUANTITIES_LIMIT_EXCEEDED", "Inventory quantity input exceeds the limit of 50000. Consider using separate `inventorySetQuantities` mutations.", "input", "variants")
+		return
+	}
 	var out []*variant
 	kept := map[*variant]bool{}
 	seen := map[string]bool{}
@@ -321,6 +329,9 @@ func (x *execution) setVariants(p *product, given []input, errs *userErrors) {
 	}
 	p.variants = out
 }
+
+// maxQuantities is how many inventory quantities one productSet takes over all its variants.
+const maxQuantities = 50_000
 
 func valueKey(values []*optionValue) string {
 	var b strings.Builder

@@ -338,3 +338,19 @@ func TestFailingImageIsAcceptedAndFails(t *testing.T) {
 	b.ok(productSetDoc, vars{"in": in})
 	require.Equal(t, "FAILED", b.shop.Products()[0].Media[0].Status)
 }
+
+func TestReorderMediaMovesOneAfterTheOther(t *testing.T) {
+	b := newBench(t)
+	in := b.tee("Tee")
+	in["files"] = []any{
+		vars{"originalSource": "https://img.example/a.jpg"}, vars{"originalSource": "https://img.example/b.jpg"}, vars{"originalSource": "https://img.example/c.jpg"},
+	}
+	p := dig(b.ok(productSetDoc, vars{"in": in}), "product")
+	m := b.shop.Products()[0].Media
+	const doc = `mutation($id: ID!, $m: [MoveInput!]!) { productReorderMedia(id: $id, moves: $m) { job { done } mediaUserErrors { code field } userErrors { field } } }`
+	b.ok(doc, vars{"id": dig(p, "id"), "m": []any{vars{"id": m[2].ID, "newPosition": "0"}, vars{"id": m[0].ID, "newPosition": 2}}})
+	got := b.shop.Products()[0].Media
+	require.Equal(t, []string{m[2].ID, m[1].ID, m[0].ID}, []string{got[0].ID, got[1].ID, got[2].ID})
+	out := b.do(doc, vars{"id": dig(p, "id"), "m": []any{vars{"id": "gid://shopify/MediaImage/1", "newPosition": "0"}}})
+	require.Equal(t, "MEDIA_DOES_NOT_EXIST", dig(out, "mediaUserErrors", 0, "code"))
+}

@@ -174,7 +174,8 @@ func TestMetafieldsSetComparesDigestsAndIsAtomic(t *testing.T) {
 	b.ok(metafieldsSetDoc, vars{"m": []any{m("silk", vars{"compareDigest": digest})}})
 	b.refused(metafieldsSetDoc, vars{"m": []any{m("wool", vars{"compareDigest": digest})}}, "STALE_OBJECT")
 	b.ok(metafieldsSetDoc, vars{"m": []any{m("silk", vars{"compareDigest": digest})}}) // an identical value is no change
-	b.ok(metafieldsSetDoc, vars{"m": []any{m("linen")}})                               // without a digest nothing is compared
+	b.refused(metafieldsSetDoc, vars{"m": []any{m("wool", vars{"compareDigest": "x"})}}, "INVALID_COMPARE_DIGEST")
+	b.ok(metafieldsSetDoc, vars{"m": []any{m("linen")}}) // without a digest nothing is compared
 
 	errs := b.refused(metafieldsSetDoc, vars{"m": []any{m("cotton"), m("x", vars{"key": "width", "type": "number_integer"})}}, "INVALID_VALUE")
 	require.Equal(t, []any{"metafields", "1", "value"}, dig(errs[0], "field"))
