@@ -1,0 +1,277 @@
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/route"
+)
+
+// The prefixes of the logical messages that Capture reads. Batch is for users; the others are its own.
+const (
+	// MessageBatch names the transaction that it belongs to: {"name": ..., "admin": ...}.
+	MessageBatch     = "shelfwire.batch"
+	messageWatermark = "shelfwire.watermark"
+	messageHeartbeat = "shelfwire.heartbeat"
+)
+
+// captureStream is the replication stream; connectors/postgres implements it. One goroutine calls all but Confirm.
+type captureStream interface {
+	// Next returns the next event, valid until the next call. An ended ctx leaves the stream usable.
+	Next(ctx context.Context) (change.Event, error)
+	// Buffered reports whether Next would return without waiting for the server.
+	Buffered() bool
+	// Attend runs work and keeps the connection alive meanwhile.
+	Attend(ctx context.Context, work func(context.Context) error) error
+	// Confirm says that everything before lsn is durable. Confirmed is the highest such position.
+	Confirm(lsn change.LSN)
+	Confirmed() change.LSN
+	Close(ctx context.Context) error
+}
+
+// captureProducer writes one Kafka transaction after the other; connectors/kafka implements it. Any error is final.
+type captureProducer interface {
+	Begin() error
+	ProduceMarked(group int64, records ...event.Record) error
+	// Flush waits for all offsets; Offsets are the last ones of a group's records, by partition of a topic.
+	Flush(ctx context.Context) error
+	Offsets(group int64, topic string) map[int32]int64
+	// Commit makes the transaction visible. When it fails it is unknown whether it did.
+	Commit(ctx context.Context) error
+	Abort(ctx context.Context) error
+	Close()
+}
+
+// captureSource answers what the stream does not say; connectors/postgres implements it.
+type captureSource interface {
+	History(ctx context.Context) (change.History, error)
+	// ParentKeys leads ids through a parent table to products, and says which transactions it has seen.
+	ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ProductID, change.Snapshot, error)
+	snapshotSource
+}
+
+// CaptureParts are what Capture works with.
+type CaptureParts struct {
+	Source captureSource
+	// Open makes sure of publication and slot and begins to read from where the slot has been confirmed. While another
+	// process reads from the slot it gives an error that is Temporary: whoever has the slot is the one that captures.
+	Open func(ctx context.Context) (captureStream, error)
+	// Fence opens the producer. When it returns, no earlier producer of this capture can commit anything more.
+	Fence func(ctx context.Context) (captureProducer, error)
+	// Position reads the last position of this writer; false when there is none.
+	Position func(ctx context.Context, writer string) (event.Position, bool, error)
+	Logger   *slog.Logger
+}
+
+// CaptureConfig configures the stage. The zero value of every field but Routes is usable.
+type CaptureConfig struct {
+	Routes []route.Route
+	// Prefix stands before the names of the topics. Default "catalog.".
+	Prefix string
+	// PositionPartition is the partition of catalog.positions that is Capture's. Default 0.
+	PositionPartition int32
+	// Version, Name and Database are what the envelope's source block says. Name defaults to "shelfwire".
+	Version, Name, Database string
+	// BatchProducts and BatchRows make a transaction a batch that nobody declared one. Defaults 50 and 1,000. So many
+	// rows are held in memory before the decision.
+	BatchProducts, BatchRows int
+	// TxRows and TxBytes bound a Kafka transaction; a larger transaction of the source is split. Defaults 10,000 and
+	// 16 MiB. Larger ones cost less each and hold back readers of committed records longer. TxRows is never below
+	// BatchRows, so that what is split is a batch.
+	TxRows, TxBytes int
+	// TxEvery is the shortest time between the beginnings of two Kafka transactions. Under load it is how long small
+	// transactions gather; a change after a calm is never delayed. Default 20 ms.
+	TxEvery time.Duration
+	// IdleEvery is how often the position moves when only WAL of others passes. Default 1 s.
+	IdleEvery time.Duration
+	// MaxRecordBytes is what Kafka takes as one record, key, value and headers together. Default 8 MiB - 4 KiB.
+	MaxRecordBytes int
+	// SnapshotChunk is how many rows a snapshot reads at once, in one short transaction. Default 1,000.
+	SnapshotChunk int
+	// SnapshotRate bounds the rows a second that a snapshot reads, so that it stays a good guest. Default 20,000;
+	// negative: no bound.
+	SnapshotRate int
+	// Heartbeat is after what silence a logical message is written, so that the slot moves past WAL that concerns
+	// nobody here. Default 10 s; negative: never.
+	Heartbeat time.Duration
+	// Restart gives up the position on record, whatever history it is of, and takes a whole snapshot. What was
+	// committed between that position and the slot's is then in no record of its own.
+	Restart bool
+}
+
+func (c CaptureConfig) withDefaults() CaptureConfig {
+	c.Prefix = cmp.Or(c.Prefix, "catalog.")
+	c.Name = cmp.Or(c.Name, "shelfwire")
+	c.BatchProducts = cmp.Or(c.BatchProducts, 50)
+	c.BatchRows = cmp.Or(c.BatchRows, 1000)
+	c.TxRows = max(cmp.Or(c.TxRows, 10_000), c.BatchRows)
+	c.TxBytes = cmp.Or(c.TxBytes, 16<<20)
+	c.TxEvery = cmp.Or(c.TxEvery, 20*time.Millisecond)
+	c.IdleEvery = cmp.Or(c.IdleEvery, time.Second)
+	c.MaxRecordBytes = cmp.Or(c.MaxRecordBytes, 8<<20-4<<10)
+	c.SnapshotChunk = cmp.Or(c.SnapshotChunk, 1000)
+	c.SnapshotRate = cmp.Or(c.SnapshotRate, 20_000)
+	c.Heartbeat = cmp.Or(c.Heartbeat, 10*time.Second)
+	return c
+}
+
+// CaptureStats counts what Capture has done since the start of the process.
+type CaptureStats struct {
+	// Transactions and Rows are of the source and have passed the routes; Records, Fanouts, Batches and DeadLetters
+	// were written; KafkaTransactions were committed.
+	Transactions, Rows, Records, Fanouts, Batches, DeadLetters, KafkaTransactions atomic.Int64
+	// Orphans are images whose parent row was gone: its own deletion has touched the product.
+	Orphans atomic.Int64
+	// Lookups counts queries for parent rows. Rereads counts snapshot chunks that had to be read again.
+	Lookups, Rereads, SnapshotRows atomic.Int64
+	// Confirmed is the LSN up to which everything is in Kafka. NewestCommit is the commit time, in µs since 1970 by
+	// the source's clock, of the last transaction that is. LastEvent is when the stream last said anything, in ns.
+	Confirmed, NewestCommit, LastEvent atomic.Int64
+	// Active says whether this process has the slot. Snapshotting says whether a snapshot is running.
+	Active, Snapshotting atomic.Bool
+}
+
+// Capture turns the committed changes of the source into records of catalog.changes and catalog.fanouts, each exactly
+// once, in commit order per product.
+//
+// It never keeps a position of its own: each Kafka transaction carries the position that it describes, and a new
+// session drops what is at or below the one it finds. Sessions end at any error; nothing that a session had in memory
+// is needed by the next.
+type Capture struct {
+	cfg   CaptureConfig
+	parts CaptureParts
+	log   *slog.Logger
+	stats CaptureStats
+}
+
+// NewCapture returns a stage that does nothing until Run.
+func NewCapture(cfg CaptureConfig, parts CaptureParts) *Capture {
+	if parts.Logger == nil {
+		parts.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Capture{cfg: cfg.withDefaults(), parts: parts, log: parts.Logger.With("stage", "capture")}
+}
+
+// Stats are live.
+func (c *Capture) Stats() *CaptureStats { return &c.stats }
+
+// Run captures until ctx ends, and then returns nil. It begins a new session after every error but those that trying
+// again cannot mend: these it returns. While another process has the slot it stands by.
+func (c *Capture) Run(ctx context.Context) error {
+	const first, last = 100 * time.Millisecond, 5 * time.Second
+	pause := first
+	for {
+		done := c.stats.KafkaTransactions.Load()
+		err := c.session(ctx)
+		c.stats.Active.Store(false)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case captureFinal(err):
+			return fmt.Errorf("capture: %w", err)
+		case c.stats.KafkaTransactions.Load() > done:
+			pause = first
+		}
+		c.log.WarnContext(ctx, "capture begins again", "pause", pause, "error", err)
+		if !sleep(ctx, pause) {
+			return nil
+		}
+		pause = min(2*pause, last)
+	}
+}
+
+// captureFinal asks an error whether trying again is pointless.
+func captureFinal(err error) bool {
+	var perm interface{ Permanent() bool }
+	var temp interface{ Temporary() bool }
+	switch {
+	case errors.As(err, &perm):
+		return perm.Permanent()
+	case errors.As(err, &temp):
+		// The network's errors have the method too, and mean something else by it.
+		var network interface{ Timeout() bool }
+		return !temp.Temporary() && !errors.As(err, &network)
+	}
+	return false
+}
+
+// captureError is an error that only a person can mend.
+type captureError struct{ text string }
+
+func (e *captureError) Error() string { return e.text }
+
+// Permanent says that trying again does not help.
+func (*captureError) Permanent() bool { return true }
+
+// session captures until something goes wrong or ctx ends.
+//
+// The order of its beginning is what makes it safe. The slot comes first: Postgres gives it to one process, so that a
+// process that only stands by never fences the one that works. The fence comes second: from here on no predecessor
+// that lost the slot can commit what it still had in flight. Only then is the position read, and nothing of the stream
+// before that.
+func (c *Capture) session(ctx context.Context) error {
+	stream, err := c.parts.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = stream.Close(ctx) // the slot is freed by the end of the connection as well
+	}()
+	var producer captureProducer
+	var pos event.Position
+	err = stream.Attend(ctx, func(ctx context.Context) (err error) {
+		if producer, err = c.parts.Fence(ctx); err != nil {
+			return err
+		}
+		pos, err = c.position(ctx, stream.Confirmed())
+		return err
+	})
+	if producer != nil {
+		defer producer.Close()
+	}
+	if err != nil {
+		return err
+	}
+	c.stats.Active.Store(true)
+	c.log.InfoContext(ctx, "capture goes on", "position", pos.Position.String(), "slot", pos.Slot,
+		"in_transaction", pos.Open != nil, "snapshot", pos.Snapshot != nil)
+	return c.work(ctx, stream, producer, pos)
+}
+
+// position finds out where to go on: from the position in Kafka, or, when there is none, from the slot's, with a
+// snapshot of everything older.
+func (c *Capture) position(ctx context.Context, confirmed change.LSN) (event.Position, error) {
+	history, err := c.parts.Source.History(ctx)
+	if err != nil {
+		return event.Position{}, err
+	}
+	writer := "capture/" + history.Slot
+	pos, found, err := c.parts.Position(ctx, writer)
+	switch {
+	case err != nil:
+		return pos, err
+	case c.cfg.Restart || !found:
+		pos = event.Position{Writer: writer, History: history, Position: change.Position{CommitLSN: confirmed}}
+	case pos.History != history:
+		return pos, &captureError{fmt.Sprintf("the position in Kafka is of another history: system %s timeline %d, and the "+
+			"source is system %s timeline %d: positions of the two cannot be compared; if the source was restored or failed "+
+			"over on purpose, run once with capture.restart to take a whole snapshot",
+			pos.SystemID, pos.Timeline, history.SystemID, history.Timeline)}
+	case pos.Position.CommitLSN < confirmed:
+		return pos, &captureError{fmt.Sprintf("the slot %s was confirmed up to %s, and Kafka has only what was committed "+
+			"before %s: what stands between is lost to the stream; find out what has read from the slot or lost the topic "+
+			"%spositions, then run once with capture.restart to take a whole snapshot",
+			history.Slot, confirmed, pos.Position.CommitLSN, c.cfg.Prefix)}
+	}
+	pos.Snapshot = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), time.Now())
+	return pos, nil
+}

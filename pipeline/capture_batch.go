@@ -1,0 +1,333 @@
+package pipeline
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// captureKind says what a captureStep is.
+type captureKind byte
+
+const (
+	captureBegin    captureKind = iota // tx
+	captureRow                         // row
+	captureName                        // position, name, admin: a batch message of the open transaction
+	captureCommit                      // end
+	captureAdvance                     // end: nothing of ours stands before it that has not been seen
+	captureProgress                    // progress: the rows of one snapshot chunk are complete
+)
+
+// captureStep is one step of the stream or of a snapshot, routed and encoded, in the order in which it becomes
+// records. Between reading and here it may have waited for the products of parent rows.
+type captureStep struct {
+	kind        captureKind
+	tx          change.Transaction
+	end         change.LSN
+	position    change.Position
+	name, admin string
+	row         *captureRowStep
+	progress    *captureSnapshotDone
+}
+
+// captureRowStep is one row change with all the records that it may become.
+type captureRowStep struct {
+	position change.Position
+	// pairs are where the row leads. Only those that are pending change after it was made.
+	pairs []routerPair
+	// fanout is the record for catalog.fanouts, if any.
+	fanout *event.Record
+	// dead holds the reasons why the row, or part of it, is a dead letter.
+	dead  []string
+	batch bool
+	admin string
+	// snapshot is the batch id of the snapshot that the row belongs to; empty for a row of a transaction.
+	snapshot string
+	op       change.Op
+	xid      change.XID
+	headers  []event.Header // of all its records
+	// whole, leave and arrive are the envelope as it is, as the delete for the product that the row leaves, and as the
+	// create for the one that it comes to; nil where the pairs can have no use for it.
+	whole, leave, arrive []byte
+}
+
+// captureSnapshotDone closes a snapshot chunk.
+type captureSnapshotDone struct {
+	// progress is the place of the snapshot after the chunk; nil when all tables are complete, and then id is the batch.
+	progress *event.SnapshotProgress
+	id       string
+	rows     int64
+	// tables are all tables whose snapshot is complete.
+	tables []string
+}
+
+// captureSnapshotGroup is the group of a snapshot's records for the producer's offsets; groups of transactions are
+// counted from the next on.
+const captureSnapshotGroup = 1
+
+// captureUnit is what one Kafka transaction writes.
+type captureUnit struct {
+	records []event.Record
+	// groups are parallel to records; 0 belongs to no batch.
+	groups   []int64
+	bytes    int
+	announce []captureAnnounce
+	position event.Position
+	// open is the group of the batch that position.Open describes; 0 for none.
+	open int64
+	// confirm is what the source may forget once the unit is committed; 0 for nothing new.
+	confirm change.LSN
+	// snapshot: rows of a snapshot are among the records.
+	snapshot bool
+	// moved: the position differs from that of the unit before.
+	moved bool
+	// newest is the commit time of the last transaction in it, for the measured lag.
+	newest time.Time
+}
+
+// captureAnnounce is a batch whose last record stands in the unit.
+type captureAnnounce struct {
+	group int64
+	batch event.Batch
+}
+
+// captureLimits are the thresholds of the batch decision and of a unit.
+type captureLimits struct {
+	products, rows       int
+	unitRows, unitBytes  int
+	maxRecord            int
+	changes, deadletters string // topics
+}
+
+// captureBatcher turns steps into units: it decides what is a batch before the first record of a transaction is let
+// go, and where a large transaction is split. It is pure; one goroutine uses it.
+type captureBatcher struct {
+	limits  captureLimits
+	history change.History
+	writer  string
+	stats   *CaptureStats
+
+	unit  *captureUnit
+	tx    captureTx
+	group int64 // the last one given
+	// position is what the last finished unit has said, and what the next one begins with.
+	position event.Position
+}
+
+// captureTx is the open transaction.
+type captureTx struct {
+	open bool
+	change.Transaction
+	// batch: decided; group is its group then. Until then records are held.
+	batch       bool
+	group       int64
+	held        []event.Record
+	heldBytes   int
+	products    map[change.ProductID]struct{}
+	rows        int64
+	name, admin string
+	last        change.Position
+}
+
+// newCaptureBatcher goes on from a position. Its Open transaction, if any, will be begun again by the stream.
+func newCaptureBatcher(limits captureLimits, pos event.Position, stats *CaptureStats) *captureBatcher {
+	b := &captureBatcher{
+		limits: limits, history: pos.History, writer: pos.Writer, stats: stats,
+		group: captureSnapshotGroup + 1, position: pos,
+	}
+	b.unit = &captureUnit{position: pos}
+	return b
+}
+
+// captureResumed is the group of the transaction that a predecessor has begun.
+const captureResumed = captureSnapshotGroup + 1
+
+// batchID names the batch that a transaction is. It is the same however often the transaction is read.
+func (b *captureBatcher) batchID(tx change.Transaction) string {
+	return captureBatchID(b.history, tx)
+}
+
+func captureBatchID(h change.History, tx change.Transaction) string {
+	return "tx-" + strconv.FormatInt(int64(h.Timeline), 10) + "-" + strconv.FormatUint(uint64(tx.CommitLSN), 16)
+}
+
+// apply takes one step whose products are known.
+func (b *captureBatcher) apply(s *captureStep) {
+	switch s.kind {
+	case captureBegin:
+		b.begin(s.tx)
+	case captureRow:
+		b.row(s.row)
+	case captureName:
+		b.tx.last = s.position
+		b.tx.name = s.name
+		if s.admin != "" {
+			b.tx.admin = s.admin
+		}
+		b.decide()
+	case captureCommit:
+		b.commit(s.end)
+	case captureAdvance:
+		b.moveTo(s.end)
+	case captureProgress:
+		b.progress(s.progress)
+	}
+}
+
+func (b *captureBatcher) begin(tx change.Transaction) {
+	products := b.tx.products
+	clear(products)
+	if products == nil {
+		products = map[change.ProductID]struct{}{}
+	}
+	b.tx = captureTx{open: true, Transaction: tx, products: products, held: b.tx.held[:0]}
+	if open := b.position.Open; open != nil && b.position.Position.CommitLSN == tx.CommitLSN {
+		b.tx.batch, b.tx.group = open.BatchID != "", captureResumed
+		b.tx.rows, b.tx.name, b.tx.admin = open.Rows, open.Name, open.Admin
+	}
+}
+
+func (b *captureBatcher) row(r *captureRowStep) {
+	if r.snapshot != "" {
+		b.unit.snapshot = true
+		b.records(r, func(rec event.Record) {
+			rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: []byte(r.snapshot)})
+			b.emit(captureSnapshotGroup, rec)
+		})
+		return
+	}
+	b.tx.last = r.position
+	b.tx.rows++
+	if r.admin != "" && b.tx.admin == "" {
+		b.tx.admin = r.admin
+	}
+	b.records(r, func(rec event.Record) {
+		if b.tx.batch {
+			b.emit(b.tx.group, b.withBatch(rec))
+			return
+		}
+		b.tx.held = append(b.tx.held, rec)
+		b.tx.heldBytes += captureSize(&rec)
+		if rec.Topic == b.limits.changes {
+			b.tx.products[change.ProductID(rec.Key)] = struct{}{}
+		}
+	})
+	// Held memory is a reason of its own: a transaction of few but huge rows is let go as a batch.
+	if r.batch || r.fanout != nil || len(b.tx.products) >= b.limits.products ||
+		b.tx.rows >= int64(b.limits.rows) || b.tx.heldBytes >= b.limits.unitBytes {
+		b.decide()
+	}
+}
+
+// empty reports whether writing the unit would tell anybody anything but a position.
+func (b *captureBatcher) empty() bool {
+	return len(b.unit.records) == 0 && len(b.unit.announce) == 0 && !b.unit.snapshot
+}
+
+// decide makes the open transaction a batch, and lets go what was held of it.
+func (b *captureBatcher) decide() {
+	if b.tx.batch {
+		return
+	}
+	b.tx.batch = true
+	if b.tx.group == 0 {
+		b.group++
+		b.tx.group = b.group
+	}
+	for _, rec := range b.tx.held {
+		b.emit(b.tx.group, b.withBatch(rec))
+	}
+	b.tx.held, b.tx.heldBytes = b.tx.held[:0], 0
+}
+
+func (b *captureBatcher) withBatch(rec event.Record) event.Record {
+	rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: []byte(b.batchID(b.tx.Transaction))})
+	return rec
+}
+
+func (b *captureBatcher) commit(end change.LSN) {
+	for _, rec := range b.tx.held {
+		b.emit(0, rec)
+	}
+	if b.tx.batch {
+		b.stats.Batches.Add(1)
+		b.unit.announce = append(b.unit.announce, captureAnnounce{group: b.tx.group, batch: event.Batch{
+			Type: event.BatchAnnounced, ID: b.batchID(b.tx.Transaction), Kind: event.KindTransaction,
+			Name: b.tx.name, Admin: b.tx.admin, XID: b.tx.XID, CommitLSN: b.tx.CommitLSN,
+			CommitTime: b.tx.CommitTime, Rows: b.tx.rows,
+		}})
+	}
+	b.stats.Transactions.Add(1)
+	b.unit.newest = b.tx.CommitTime
+	b.tx.open = false
+	b.moveTo(end)
+}
+
+// moveTo says that everything before end is in this unit or an earlier one.
+//
+// Invariant: it is called at a transaction's end or outside of any, with nothing held. The position of a whole
+// transaction is where it ends, with ordinal 0: the commit record of the next transaction may stand exactly there, and
+// its rows count from 1.
+func (b *captureBatcher) moveTo(end change.LSN) {
+	pos := change.Position{CommitLSN: end}
+	if pos.Compare(b.unit.position.Position) <= 0 {
+		return
+	}
+	b.unit.position.Position, b.unit.position.Open = pos, nil
+	b.unit.confirm, b.unit.moved, b.unit.open = end, true, 0
+}
+
+func (b *captureBatcher) progress(d *captureSnapshotDone) {
+	b.unit.moved = true
+	b.unit.snapshot = true
+	b.unit.position.Snapshot, b.unit.position.Tables = d.progress, d.tables
+	if d.progress == nil && d.rows > 0 {
+		b.unit.announce = append(b.unit.announce, captureAnnounce{group: captureSnapshotGroup, batch: event.Batch{
+			Type: event.BatchAnnounced, ID: d.id, Kind: event.KindSnapshot, Rows: d.rows,
+		}})
+	}
+}
+
+// full reports whether the unit should be written before it takes another step.
+func (b *captureBatcher) full() bool {
+	return len(b.unit.records) >= b.limits.unitRows || b.unit.bytes >= b.limits.unitBytes
+}
+
+// seal completes the unit as it stands, so that it can be written; it may still grow and be sealed again. In the middle
+// of a transaction whose records have begun to leave, and which is a batch by then, the position names its last row. Of
+// a transaction that is still undecided nothing stands in the unit, so its position is where the last whole one ends.
+func (b *captureBatcher) seal() *captureUnit {
+	u := b.unit
+	// A transaction that has begun again but brought nothing new yet leaves the position where it was.
+	if b.tx.open && b.tx.batch && b.tx.last.Compare(u.position.Position) > 0 {
+		u.position.Position = b.tx.last
+		u.position.Open = &event.OpenTransaction{
+			BatchID: b.batchID(b.tx.Transaction), Name: b.tx.name, Admin: b.tx.admin, Rows: b.tx.rows,
+		}
+		u.open, u.moved = b.tx.group, true
+	}
+	return u
+}
+
+// renew begins the next unit where this one, which is on its way, ends.
+func (b *captureBatcher) renew() {
+	b.position = b.unit.position
+	b.unit = &captureUnit{position: b.position}
+}
+
+func (b *captureBatcher) emit(group int64, rec event.Record) {
+	b.unit.records = append(b.unit.records, rec)
+	b.unit.groups = append(b.unit.groups, group)
+	b.unit.bytes += captureSize(&rec)
+}
+
+// captureSize is what a record takes in memory and, nearly, in Kafka.
+func captureSize(rec *event.Record) int {
+	n := len(rec.Key) + len(rec.Value) + 64
+	for i := range rec.Headers {
+		n += len(rec.Headers[i].Key) + len(rec.Headers[i].Value) + 8
+	}
+	return n
+}

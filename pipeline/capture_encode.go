@@ -1,0 +1,224 @@
+package pipeline
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// captureEncoder turns a routed change into the bytes of the records that it may become, while the memory of the
+// stream that it lies in is still valid.
+type captureEncoder struct {
+	cfg      CaptureConfig
+	envelope change.Envelope
+	// history names the batches.
+	history change.History
+	// tables counts the changes of each table within the open transaction.
+	tables map[*change.Relation]uint64
+	buf    []byte
+}
+
+func (e *captureEncoder) begin() { clear(e.tables) }
+
+// row encodes a change of a transaction, or, with tx nil, a row of a snapshot.
+func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r *routed) *captureRowStep {
+	e.envelope.Transaction, e.envelope.TableOrdinal, e.envelope.At = tx, 0, time.Now()
+	row := &captureRowStep{
+		position: c.Position, pairs: slices.Clone(r.pairs), batch: r.batch, admin: r.admin, op: c.Op,
+	}
+	if tx != nil {
+		e.tables[c.Relation]++
+		e.envelope.TableOrdinal = e.tables[c.Relation]
+		row.xid = tx.XID
+	}
+	image := c.After
+	if image == nil {
+		image = c.Before
+	}
+	pk, ok := change.AppendKey(nil, c.Relation, image)
+	if !ok {
+		pk = nil
+	}
+	row.headers = e.headers(c, tx, pk)
+	e.forms(c, row)
+	if r.fanout {
+		row.fanout = e.fanout(c, tx, pk)
+	}
+	return row
+}
+
+// forms encodes the change as a whole, and, where the two images may belong to different products, also as the delete
+// for the one and the create for the other.
+func (e *captureEncoder) forms(c *change.Change, row *captureRowStep) {
+	whole, leave, arrive := len(row.pairs) == 0, false, false
+	for i := range row.pairs {
+		p := &row.pairs[i]
+		switch {
+		case c.Op != change.Update || p.old == p.new:
+			whole = true
+		default:
+			leave = leave || p.old.kind != routerNone
+			arrive = arrive || p.new.kind != routerNone
+			// Two rows of the parent may lead to one product, and dead letters carry the row as it came.
+			whole = whole || p.old.kind >= routerPending || p.new.kind >= routerPending
+		}
+	}
+	if whole || len(row.pairs) > 1 {
+		row.whole = e.encode(c)
+	}
+	d := *c
+	if leave {
+		d.Op, d.Before, d.After = change.Delete, c.Before, nil
+		row.leave = e.encode(&d)
+	}
+	if arrive {
+		d.Op, d.Before, d.After = change.Create, nil, c.After
+		row.arrive = e.encode(&d)
+	}
+}
+
+func (e *captureEncoder) encode(c *change.Change) []byte {
+	e.buf = change.AppendEnvelope(e.buf[:0], c, &e.envelope)
+	return slices.Clone(e.buf)
+}
+
+// headers are all but operation and batch, which the records of one row differ in or which are decided later.
+func (e *captureEncoder) headers(c *change.Change, tx *change.Transaction, pk []byte) []event.Header {
+	h := make([]event.Header, 0, 6)
+	h = append(h,
+		event.Header{Key: event.HeaderPosition, Value: []byte(c.Position.String())},
+		event.Header{Key: event.HeaderTable, Value: []byte(c.Relation.Table())},
+	)
+	if tx != nil {
+		h = append(h,
+			event.Header{Key: event.HeaderXID, Value: strconv.AppendUint(nil, uint64(tx.XID), 10)},
+			event.Header{Key: event.HeaderCommitted, Value: strconv.AppendInt(nil, tx.CommitTime.UnixMicro(), 10)},
+		)
+	} else {
+		h = append(h, event.Header{Key: event.HeaderOrigin, Value: []byte("snapshot")})
+	}
+	if pk != nil {
+		h = append(h, event.Header{Key: event.HeaderPrimaryKey, Value: pk})
+	}
+	return h
+}
+
+// fanout makes the record of a row that concerns many products. Its transaction is always a batch.
+func (e *captureEncoder) fanout(c *change.Change, tx *change.Transaction, pk []byte) *event.Record {
+	after := slices.Clone(c.After)
+	for i := range after {
+		after[i] = routerNewValue(c, i)
+	}
+	raw, err := json.Marshal(event.Fanout{
+		Table: c.Relation.Table(), Before: change.Image(c.Relation, c.Before), After: change.Image(c.Relation, after),
+		Op: string(rune(c.Op)), Position: c.Position, XID: tx.XID, BatchID: captureBatchID(e.history, *tx),
+		CommitTime: tx.CommitTime.UTC(),
+	})
+	if err != nil { // strings, numbers and times of this century
+		panic(fmt.Sprintf("encode a fan-out: %v", err))
+	}
+	return &event.Record{
+		Topic: e.cfg.Prefix + event.Fanouts, Partition: -1, Value: raw,
+		Key: append([]byte(c.Relation.Table()+":"), pk...),
+	}
+}
+
+// records gives the records of a row whose products are known.
+func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
+	type made struct {
+		product change.ProductID
+		op      change.Op
+		value   []byte
+	}
+	var list []made
+	add := func(product change.ProductID, op change.Op, value []byte) {
+		for i := range list {
+			if list[i].product == product {
+				// Two routes lead to one product; if they disagree on what happened, the row as it came says it all.
+				if list[i].op != op && r.whole != nil {
+					list[i].op, list[i].value = r.op, r.whole
+				}
+				return
+			}
+		}
+		list = append(list, made{product, op, value})
+	}
+	reasons := slices.Clone(r.dead)
+	for i := range r.pairs {
+		p := &r.pairs[i]
+		from, to := p.old.kind == routerProduct, p.new.kind == routerProduct
+		switch {
+		case from && to && p.old.product == p.new.product:
+			add(p.new.product, r.op, r.whole)
+		case r.op != change.Update && from:
+			add(p.old.product, r.op, r.whole)
+		case r.op != change.Update && to:
+			add(p.new.product, r.op, r.whole)
+		default:
+			if from {
+				add(p.old.product, change.Delete, r.leave)
+			}
+			if to {
+				add(p.new.product, change.Create, r.arrive)
+			}
+		}
+		for _, t := range []*routerTarget{&p.old, &p.new} {
+			if t.kind == routerBad && !slices.Contains(reasons, t.reason) {
+				reasons = append(reasons, t.reason)
+			}
+		}
+	}
+	for _, m := range list {
+		rec := event.Record{Topic: b.limits.changes, Partition: -1, Key: []byte(m.product), Value: m.value, Headers: r.with(m.op)}
+		if captureSize(&rec) > b.limits.maxRecord {
+			emit(b.tooLarge(rec))
+			continue
+		}
+		emit(rec)
+	}
+	for _, reason := range reasons {
+		b.stats.DeadLetters.Add(1)
+		rec := event.Record{Topic: b.limits.deadletters, Partition: -1, Value: r.whole, Headers: r.with(r.op)}
+		rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderReason, Value: []byte(reason)})
+		if captureSize(&rec) > b.limits.maxRecord {
+			rec = b.tooLarge(rec)
+		}
+		emit(rec)
+	}
+	if r.fanout != nil {
+		rec := *r.fanout
+		rec.Headers = r.with(r.op)
+		if captureSize(&rec) > b.limits.maxRecord {
+			emit(b.tooLarge(rec))
+			return
+		}
+		b.stats.Fanouts.Add(1)
+		emit(rec)
+	}
+}
+
+// captureHead is how much is kept of a record that Kafka would not take.
+const captureHead = 64 << 10
+
+// tooLarge makes a dead letter of a record that Kafka would not take. Of its bytes only the head fits.
+func (b *captureBatcher) tooLarge(rec event.Record) event.Record {
+	b.stats.DeadLetters.Add(1)
+	reason := fmt.Sprintf("the record has %d bytes and at most %d are taken; of its value the first %d are kept",
+		captureSize(&rec), b.limits.maxRecord, min(captureHead, len(rec.Value)))
+	rec.Topic = b.limits.deadletters
+	rec.Value = rec.Value[:min(captureHead, len(rec.Value))]
+	rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderReason, Value: []byte(reason)})
+	return rec
+}
+
+// with gives the headers of one record of the row, with room for the batch and a reason.
+func (r *captureRowStep) with(op change.Op) []event.Header {
+	h := make([]event.Header, 0, len(r.headers)+3)
+	h = append(h, r.headers...)
+	return append(h, event.Header{Key: event.HeaderOp, Value: []byte{byte(op)}})
+}

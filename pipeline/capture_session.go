@@ -1,0 +1,346 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// captureSession reads the stream of one session. Its goroutine owns the stream; what must not stop the stream's
+// keepalives (Kafka, queries) runs beside it.
+type captureSession struct {
+	c       *Capture
+	stream  captureStream
+	router  *router
+	encoder *captureEncoder
+	batcher *captureBatcher
+	units   chan *captureUnit
+
+	// resume is what the session began with: everything at or below it is in Kafka.
+	resume event.Position
+	tx     change.Transaction
+	// skip: the open transaction is in Kafka as a whole. began: a transaction has come that is not.
+	skip, began bool
+
+	// backlog holds steps while a row among them waits for the product of its parent; waiting counts these rows.
+	backlog []captureStep
+	waiting int
+	pairs   []routerPair
+
+	snapshots *snapshotReader
+	window    snapshotWindow
+	number    int // of the last chunk asked for
+	progress  *event.SnapshotProgress
+	complete  []string
+	// truncated: the open transaction has truncated a routed table.
+	truncated bool
+
+	handed time.Time // when the last unit left
+}
+
+// captureBacklog is how many rows may wait for one look-up of parents.
+const captureBacklog = 1000
+
+// captureDrain is how long the write in flight may take when Capture is stopped.
+const captureDrain = 5 * time.Second
+
+// work runs the session: the reader in this goroutine, the writer, the snapshot and the heartbeat beside it.
+func (c *Capture) work(ctx context.Context, stream captureStream, producer captureProducer, pos event.Position) error {
+	s := c.newSession(stream, pos)
+	w := newCaptureWriter(c.cfg, producer, pos, &c.stats, func(u *captureUnit) { s.written(u) })
+
+	g, ctx := errgroup.WithContext(ctx)
+	// The writer outlives the reader: what it has begun it may finish, for a while.
+	wctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g.Go(func() error { return w.run(wctx, s.units) })
+	g.Go(func() error { return s.snapshots.loop(ctx) })
+	g.Go(func() error { return c.heartbeat(ctx) })
+	g.Go(func() error {
+		err := s.read(ctx)
+		close(s.units)
+		time.AfterFunc(captureDrain, stop)
+		return err
+	})
+	return g.Wait()
+}
+
+func (c *Capture) newSession(stream captureStream, pos event.Position) *captureSession {
+	s := &captureSession{
+		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
+		progress: pos.Snapshot, complete: pos.Tables,
+		encoder: &captureEncoder{
+			cfg: c.cfg, history: pos.History, tables: map[*change.Relation]uint64{},
+			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
+		},
+		batcher: newCaptureBatcher(captureLimits{
+			products: c.cfg.BatchProducts, rows: c.cfg.BatchRows, unitRows: c.cfg.TxRows, unitBytes: c.cfg.TxBytes,
+			maxRecord: c.cfg.MaxRecordBytes, changes: c.cfg.Prefix + event.Changes, deadletters: c.cfg.Prefix + event.DeadLetters,
+		}, pos, &c.stats),
+		snapshots: &snapshotReader{
+			source: c.parts.Source, run: rand.Text(), limit: c.cfg.SnapshotChunk, rate: c.cfg.SnapshotRate, log: c.log,
+			requests: make(chan snapshotRequest, 1),
+		},
+	}
+	s.window.run = s.snapshots.run
+	return s
+}
+
+// written runs in the writer's goroutine after each commit.
+func (s *captureSession) written(u *captureUnit) {
+	if u.confirm != 0 {
+		s.stream.Confirm(u.confirm)
+		s.c.stats.Confirmed.Store(int64(u.confirm))
+	}
+	s.c.stats.Snapshotting.Store(u.position.Snapshot != nil)
+	if !u.newest.IsZero() {
+		s.c.stats.NewestCommit.Store(u.newest.UnixMicro())
+	}
+}
+
+// read takes events until ctx ends or the stream does. Whatever can leave leaves before it waits.
+func (s *captureSession) read(ctx context.Context) error {
+	s.c.stats.Snapshotting.Store(s.progress != nil)
+	s.request(0) // where a snapshot is to go on
+	if err := s.drain(ctx); err != nil {
+		return err
+	}
+	for {
+		ev, err := s.next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.take(&ev); err != nil {
+			return err
+		}
+		if s.waiting == 0 || len(s.backlog) >= captureBacklog {
+			if err := s.drain(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// next returns the next event. While the server has nothing to say it hands on the unit, no sooner than TxEvery after
+// the one before.
+func (s *captureSession) next(ctx context.Context) (change.Event, error) {
+	for {
+		if s.stream.Buffered() {
+			if !s.batcher.empty() && time.Since(s.handed) >= s.c.cfg.TxEvery {
+				s.offer()
+			}
+			return s.stream.Next(ctx)
+		}
+		if err := s.drain(ctx); err != nil {
+			return change.Event{}, err
+		}
+		every := s.c.cfg.TxEvery
+		switch {
+		case !s.batcher.empty():
+		case s.batcher.unit.moved:
+			every = s.c.cfg.IdleEvery
+		default:
+			return s.stream.Next(ctx)
+		}
+		wait := every - time.Since(s.handed)
+		if wait <= 0 {
+			if err := s.handOver(ctx); err != nil {
+				return change.Event{}, err
+			}
+			continue
+		}
+		nctx, cancel := context.WithTimeout(ctx, wait)
+		ev, err := s.stream.Next(nctx)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return ev, err
+		}
+	}
+}
+
+// handOver waits until the writer takes the unit. The stream is not read meanwhile, so that memory stays bounded
+// however long Kafka is away, but kept alive.
+func (s *captureSession) handOver(ctx context.Context) error {
+	u := s.batcher.seal()
+	s.batcher.renew()
+	err := s.stream.Attend(ctx, func(ctx context.Context) error {
+		select {
+		case s.units <- u:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	s.handed = time.Now()
+	return err
+}
+
+// offer hands the unit over if the writer waits for one, and otherwise lets it grow.
+func (s *captureSession) offer() {
+	select {
+	case s.units <- s.batcher.seal():
+		s.batcher.renew()
+		s.handed = time.Now()
+	default:
+	}
+}
+
+// take turns an event into steps.
+func (s *captureSession) take(ev *change.Event) error {
+	if ev.Kind != change.EventIdle {
+		s.c.stats.LastEvent.Store(time.Now().UnixNano())
+	}
+	switch ev.Kind {
+	case change.EventBegin:
+		return s.begin(*ev.Transaction)
+	case change.EventChange:
+		s.change(ev.Change)
+	case change.EventMessage:
+		s.message(ev.Message)
+	case change.EventCommit:
+		s.encoder.envelope.LastCommit = ev.EndLSN
+		if !s.skip {
+			s.backlog = append(s.backlog, captureStep{kind: captureCommit, end: ev.EndLSN})
+			s.again()
+		}
+	case change.EventKeepalive:
+		s.backlog = append(s.backlog, captureStep{kind: captureAdvance, end: ev.EndLSN})
+	}
+	return nil
+}
+
+func (s *captureSession) begin(tx change.Transaction) error {
+	s.tx = tx
+	s.encoder.begin()
+	s.window.streamed(tx.XID)
+	s.skip = tx.CommitLSN < s.resume.Position.CommitLSN
+	if s.skip {
+		return nil
+	}
+	if open := s.resume.Open; open != nil && !s.began && tx.CommitLSN != s.resume.Position.CommitLSN {
+		return &captureError{fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent again: the next "+
+			"one commits at %s; run once with capture.restart to take a whole snapshot", s.resume.Position.CommitLSN, tx.CommitLSN)}
+	}
+	s.began = true
+	s.backlog = append(s.backlog, captureStep{kind: captureBegin, tx: tx})
+	return nil
+}
+
+func (s *captureSession) change(c *change.Change) {
+	if !s.router.known(c.Relation) {
+		return
+	}
+	if err := s.router.problem(c.Relation); err != nil {
+		s.c.log.Error("table cannot be routed as it should", "error", err)
+	}
+	// These two must see what is captured already as well.
+	s.router.learn(c)
+	s.window.touch(c)
+	if s.skip || c.Position.Compare(s.resume.Position) <= 0 {
+		return
+	}
+	s.c.stats.Rows.Add(1)
+	r := s.router.route(c, s.pairs)
+	s.pairs = r.pairs
+	switch {
+	case c.Op == change.Truncate && s.router.routed(c.Relation):
+		s.truncated = true
+		row := s.encoder.row(c, &s.tx, &r)
+		row.dead = []string{"the table was truncated: which products had rows is not known; all tables are read again"}
+		s.c.log.Warn("routed table truncated", "table", c.Relation.Table(), "position", c.Position.String())
+		s.push(row)
+	case len(r.pairs) > 0 || r.fanout:
+		s.push(s.encoder.row(c, &s.tx, &r))
+	}
+}
+
+func (s *captureSession) push(row *captureRowStep) {
+	if row.pending() {
+		s.waiting++
+	}
+	s.backlog = append(s.backlog, captureStep{kind: captureRow, row: row})
+}
+
+func (s *captureSession) message(m *change.Message) {
+	switch m.Prefix {
+	case MessageBatch:
+		if !m.Transactional || s.skip || m.Position.Compare(s.resume.Position) <= 0 {
+			return
+		}
+		var b struct{ Name, Admin string }
+		if err := json.Unmarshal(m.Content, &b); err != nil {
+			// The transaction is a batch all the same: somebody meant it to be one.
+			s.c.log.Warn("batch message is no JSON object of texts", "position", m.Position.String(), "error", err)
+		}
+		s.backlog = append(s.backlog, captureStep{kind: captureName, position: m.Position, name: b.Name, admin: b.Admin})
+	case messageWatermark:
+		mark, ok := parseSnapshotMark(string(m.Content))
+		switch {
+		case m.Transactional || !ok || mark.run != s.window.run || mark.number != s.number:
+		case mark.high:
+			s.merge(m.LSN)
+		default:
+			s.window.low(mark)
+		}
+	}
+}
+
+// drain applies what waits, looking up parents first where it must, and writes units as they fill.
+func (s *captureSession) drain(ctx context.Context) error {
+	if len(s.backlog) == 0 {
+		return nil
+	}
+	if s.waiting > 0 {
+		if err := s.resolve(ctx); err != nil {
+			return err
+		}
+	}
+	for i := range s.backlog {
+		s.batcher.apply(&s.backlog[i])
+		if s.batcher.full() && s.cuttable(i) {
+			if err := s.handOver(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	clear(s.backlog)
+	s.backlog = s.backlog[:0]
+	return nil
+}
+
+// cuttable reports whether a unit may end after step i: not between the rows of a snapshot chunk, which share a Kafka
+// transaction with the progress that counts them.
+func (s *captureSession) cuttable(i int) bool {
+	st := &s.backlog[i]
+	return st.kind != captureRow || st.row.snapshot == ""
+}
+
+// heartbeat writes a logical message whenever the stream has been silent for long.
+func (c *Capture) heartbeat(ctx context.Context) error {
+	if c.cfg.Heartbeat < 0 {
+		return nil
+	}
+	tick := time.NewTicker(c.cfg.Heartbeat)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			if now.Sub(time.Unix(0, c.stats.LastEvent.Load())) < c.cfg.Heartbeat {
+				continue
+			}
+		}
+		if _, err := c.parts.Source.EmitMessage(ctx, messageHeartbeat, nil); err != nil && ctx.Err() == nil {
+			c.log.WarnContext(ctx, "heartbeat", "error", err)
+		}
+	}
+}
