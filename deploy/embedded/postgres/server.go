@@ -239,7 +239,7 @@ func (s *Server) run(ctx context.Context, c Config, cl cluster, bin string) erro
 // Port on 127.0.0.1.
 func (s *Server) Port() int { return s.port }
 
-// PID of the postmaster: kill it with SIGKILL for a crash.
+// PID of the postmaster. For a crash, call Kill: it takes the backends too.
 func (s *Server) PID() int { return s.proc.PID() }
 
 // URL is the connection string of a database, as superuser.
@@ -271,8 +271,11 @@ func (s *Server) Stop() error {
 	return err
 }
 
-// Kill ends the server with SIGKILL, as a crash would.
+// Kill ends the server with SIGKILL, as a crash would: the postmaster and, on
+// Linux, every process of it at the same moment. (A postmaster that is killed
+// alone leaves processes that go on with their statements, and may even commit.)
 func (s *Server) Kill() {
+	killBackends(s.proc.PID())
 	s.proc.Kill()
 	<-s.done
 }

@@ -7,9 +7,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
@@ -68,6 +70,30 @@ func TestRestartAfterKill(t *testing.T) {
 	require.Equal(t, "kept", query(t, again.URL("postgres"), "SELECT slot_name FROM pg_replication_slots"))
 	require.Equal(t, "5MB", query(t, again.URL("postgres"), "SHOW work_mem"))
 	require.Contains(t, again.Log(), "recovery", "the log is that of this run")
+}
+
+// A backend whose postmaster is killed alone finishes its statement and commits.
+// A crash must not: what is read after it must stay what it was.
+func TestKillTakesTheBackends(t *testing.T) {
+	dir := embeddedtest.Dir(t)
+	s := start(t, postgres.Config{Dir: dir})
+	c, err := pgx.Connect(t.Context(), s.URL("postgres"))
+	require.NoError(t, err)
+	_, err = c.Exec(t.Context(), "CREATE TABLE t (n int)")
+	require.NoError(t, err)
+	result := make(chan error, 1)
+	go func() {
+		// Busy, not asleep: a backend that waits notices the end of its postmaster.
+		_, err := c.Exec(context.Background(), "INSERT INTO t SELECT count(*) FROM generate_series(1, 50000000)")
+		result <- err
+	}()
+	require.EventuallyWithT(t, func(ct *assert.CollectT) {
+		require.Equal(ct, "1", query(t, s.URL("postgres"), "SELECT count(*)::text FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'INSERT%'"))
+	}, 10*time.Second, time.Millisecond)
+	s.Kill()
+	require.Error(t, <-result)
+	again := start(t, postgres.Config{Dir: dir, Port: s.Port()})
+	require.Equal(t, "0", query(t, again.URL("postgres"), "SELECT count(*)::text FROM t"))
 }
 
 // A crash from outside, as a torture test makes it, is seen, and once it is seen

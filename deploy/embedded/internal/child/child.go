@@ -115,12 +115,12 @@ func (p *Process) Signal(sig syscall.Signal, wait time.Duration) Step {
 // the last. An error says how the child ended when that was not of its own will
 // with status 0. On a child that has ended before, it returns at once.
 func (p *Process) Stop(steps ...Step) error {
+	select {
+	case <-p.done:
+		return nil // its end was seen through Done by whoever cared
+	default:
+	}
 	for i, step := range steps {
-		select {
-		case <-p.done:
-			return nil // its end was seen through Done by whoever cared
-		default:
-		}
 		_ = step.Ask()
 		timer := time.NewTimer(step.Wait)
 		select {
