@@ -85,6 +85,9 @@ func ignoreSent(err error) error {
 // restore, or that the topic was made anew: the loader goes back to what Begin returns. A position below it stands,
 // because a row says nothing about those before it.
 func (d *DB) Begin(ctx context.Context, topic string, topicID [16]byte, partition int32) (next int64, err error) {
+	if topicID == ([16]byte{}) {
+		return 0, fmt.Errorf("begin topic %s: it has no id: Kafka gives topics ids since 2.8", topic)
+	}
 	id := formatUUID(topicID)
 	err = d.conn.Exec(ctx, `INSERT INTO topics_rows
 		SELECT {topic:String}, {id:UUID}, now64(3)
