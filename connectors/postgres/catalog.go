@@ -22,6 +22,11 @@ type table struct {
 	filter string
 }
 
+// keySQL gives the key columns of each index, without those that are only included.
+const keySQL = `key AS (
+	SELECT indrelid, indisprimary, indisreplident, (indkey::int2[])[0:indnkeyatts - 1] AS cols FROM pg_index WHERE indisprimary OR indisreplident
+)`
+
 // describe reads the columns that the stream has as well: no generated ones, and those of the publication's column
 // list where it has one. It returns nil when there is no such table.
 func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (*table, error) {
@@ -39,13 +44,13 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			LEFT JOIN pg_publication_tables p ON p.schemaname = n.nspname AND p.tablename = c.relname AND p.pubname = $3
 			WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
-		), u (oid, identity, kind, attnames, filter) AS (TABLE t)
+		), u (oid, identity, kind, attnames, filter) AS (TABLE t), ` + keySQL + `
 		SELECT u.oid, u.identity, u.kind, coalesce(u.filter, ''), a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod),
-			coalesce(array_position(pk.indkey::int2[], a.attnum), -1),
-			CASE u.identity WHEN 'f' THEN true WHEN 'd' THEN a.attnum = ANY (pk.indkey::int2[]) ELSE a.attnum = ANY (ri.indkey::int2[]) END
+			coalesce(array_position(pk.cols, a.attnum), -1),
+			CASE u.identity WHEN 'f' THEN true WHEN 'd' THEN a.attnum = ANY (pk.cols) ELSE a.attnum = ANY (ri.cols) END
 		FROM u JOIN pg_attribute a ON a.attrelid = u.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-		LEFT JOIN pg_index pk ON pk.indrelid = u.oid AND pk.indisprimary
-		LEFT JOIN pg_index ri ON ri.indrelid = u.oid AND ri.indisreplident
+		LEFT JOIN key pk ON pk.indrelid = u.oid AND pk.indisprimary
+		LEFT JOIN key ri ON ri.indrelid = u.oid AND ri.indisreplident
 		WHERE u.attnames IS NULL OR a.attname = ANY (u.attnames)
 		ORDER BY a.attnum`
 	var t *table

@@ -140,16 +140,16 @@ func keyText(rel *change.Relation, row change.Tuple) []string {
 // left to the WAL writer it would take up to wal_writer_delay (200 ms), and longer on an idle server. Before
 // PostgreSQL 17 that costs one transaction id.
 func (s *Source) EmitMessage(ctx context.Context, prefix string, content []byte) (change.LSN, error) {
-	sql := "SELECT pg_logical_emit_message(false, $1, $2::bytea, true)"
+	sql := "SELECT pg_logical_emit_message(false, $1, $2::bytea, true)::text, '', ''"
 	if s.version < 170000 {
 		// A commit flushes what stands before it, provided that its transaction has an id.
-		sql = "SELECT lsn FROM (SELECT pg_logical_emit_message(false, $1, $2::bytea) AS lsn, pg_current_xact_id() AS id, set_config('synchronous_commit', 'local', true) OFFSET 0) m"
+		sql = `SELECT pg_logical_emit_message(false, $1, $2::bytea)::text, pg_current_xact_id()::text, set_config('synchronous_commit', 'local', true)`
 	}
 	if content == nil {
 		content = []byte{} // a NULL would write nothing
 	}
-	var lsn string
-	if err := s.pool.QueryRow(ctx, sql, prefix, content).Scan(&lsn); err != nil {
+	var lsn, xid, setting string
+	if err := s.pool.QueryRow(ctx, sql, prefix, content).Scan(&lsn, &xid, &setting); err != nil {
 		return 0, wrap(ctx, "write a logical message", err)
 	}
 	return change.ParseLSN(lsn)

@@ -41,7 +41,7 @@ func TestRecordCorpus(t *testing.T) {
 	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
 	conn, err := pgx.Connect(t.Context(), url)
 	require.NoError(t, err)
-	defer func() { _ = conn.Close(context.Background()) }()
+	defer func() { _ = conn.Close(t.Context()) }()
 	run := func(sql string) {
 		t.Helper()
 		_, err := conn.PgConn().Exec(t.Context(), sql).ReadAll()
@@ -55,7 +55,7 @@ func TestRecordCorpus(t *testing.T) {
 	require.NoError(t, err)
 	st, err := src.Stream(t.Context(), 0)
 	require.NoError(t, err)
-	defer func() { _ = st.Close(context.Background()) }()
+	defer func() { _ = st.Close(t.Context()) }()
 	run(`INSERT INTO p VALUES (1, 'é"', 1.50, repeat('x', 3000)), (2, NULL, 'NaN', '')`)
 	run(`UPDATE p SET t = 'y' WHERE id = 1`)
 	run(`UPDATE p SET id = 3 WHERE id = 1`)

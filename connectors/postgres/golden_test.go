@@ -25,6 +25,7 @@ var recordings = filepath.Join("..", "..", "..", "shared", "debezium")
 // recording reads a file beside the repository; where it is absent the test is skipped, except in CI.
 func recording(t *testing.T, name string) []byte {
 	t.Helper()
+	t.Helper()
 	b, err := os.ReadFile(filepath.Join(recordings, name))
 	if err != nil && os.Getenv("CI") != "true" {
 		t.Skip("the Debezium recording is not here")
@@ -99,6 +100,7 @@ type debezium struct {
 
 // recorded gives the row records of a recording by table, in order.
 func recorded(t *testing.T, name string) map[string][]debezium {
+	t.Helper()
 	t.Helper()
 	by := map[string][]debezium{}
 	sc := bufio.NewScanner(bytes.NewReader(recording(t, name)))
@@ -230,6 +232,7 @@ func sameValue(x, y any) bool {
 // mirrored reads the stream and writes it as the connector's topics would have it: a changed key is a delete and a
 // create.
 func mirrored(t *testing.T, d *database, st *postgres.Stream) map[string][]debezium {
+	t.Helper()
 	t.Helper()
 	d.exec("SELECT pg_logical_emit_message(true, 'end', 'here')")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

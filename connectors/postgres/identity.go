@@ -186,16 +186,16 @@ func (s *Source) leaves(ctx context.Context, table string, columns []string) ([]
 		), part AS (
 			SELECT oid, false AS family FROM root WHERE relkind = 'r' UNION ALL
 			SELECT t.relid, true FROM root, pg_partition_tree(root.oid) t WHERE root.relkind = 'p' AND (t.isleaf OR t.relid = root.oid)
-		)
+		), `+keySQL+`
 		SELECT n.nspname || '.' || c.relname, c.relreplident::text, a.cols, a.has, a.key, a.nullable, coalesce(i.relname::text, ''), a.width, part.family
 		FROM part JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
-		LEFT JOIN pg_index pk ON pk.indrelid = c.oid AND pk.indisprimary
-		LEFT JOIN pg_index ri ON ri.indrelid = c.oid AND ri.indisreplident
+		LEFT JOIN key pk ON pk.indrelid = c.oid AND pk.indisprimary
+		LEFT JOIN key ri ON ri.indrelid = c.oid AND ri.indisreplident
 		CROSS JOIN LATERAL (
 			SELECT array_agg(a.attname::text) AS cols,
 				coalesce(array_agg(a.attname::text) FILTER (WHERE CASE c.relreplident WHEN 'f' THEN true
-					WHEN 'd' THEN a.attnum = ANY (pk.indkey::int2[]) WHEN 'i' THEN a.attnum = ANY (ri.indkey::int2[]) END), '{}') AS has,
-				coalesce(array_agg(a.attname::text) FILTER (WHERE a.attnum = ANY (pk.indkey::int2[])), '{}') AS key,
+					WHEN 'd' THEN a.attnum = ANY (pk.cols) WHEN 'i' THEN a.attnum = ANY (ri.cols) END), '{}') AS has,
+				coalesce(array_agg(a.attname::text) FILTER (WHERE a.attnum = ANY (pk.cols)), '{}') AS key,
 				coalesce(array_agg(a.attname::text) FILTER (WHERE NOT a.attnotnull), '{}') AS nullable,
 				coalesce((SELECT sum(st.avg_width) FROM pg_stats st WHERE st.schemaname = n.nspname AND st.tablename = c.relname), 0)::bigint AS width
 			FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
@@ -204,7 +204,8 @@ func (s *Source) leaves(ctx context.Context, table string, columns []string) ([]
 			SELECT ic.relname FROM pg_index x JOIN pg_class ic ON ic.oid = x.indexrelid
 			CROSS JOIN LATERAL (
 				SELECT array_agg(xa.attname::text) AS cols, bool_and(xa.attnotnull) AS solid
-				FROM unnest(x.indkey) k (n) JOIN pg_attribute xa ON xa.attrelid = x.indrelid AND xa.attnum = k.n
+				FROM unnest(x.indkey) WITH ORDINALITY k (n, place) JOIN pg_attribute xa ON xa.attrelid = x.indrelid AND xa.attnum = k.n
+				WHERE k.place <= x.indnkeyatts
 			) xc
 			WHERE x.indrelid = c.oid AND x.indisunique AND x.indimmediate AND x.indisvalid AND x.indpred IS NULL AND x.indexprs IS NULL
 				AND xc.solid AND xc.cols @> $3::text[] AND xc.cols @> a.key

@@ -9,7 +9,7 @@
 //   - stream.go: the replication stream; wire.go frames its bytes, decode.go decodes pgoutput
 //   - catalog.go, chunk.go: what a table looks like, and its rows in chunks
 //   - lookup.go, documents.go: parent keys, fan-out pages, documents
-//   - check.go, setup.go: what is wrong with a source, and the SQL that sets one up
+//   - check.go, check_documents.go, identity.go, setup.go: what is wrong with a source, and the SQL that sets one up
 //   - errors.go: SlotError and QueryError
 //
 // # Non-obvious

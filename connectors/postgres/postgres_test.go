@@ -29,7 +29,7 @@ func newDatabase(t *testing.T, sql ...string) *database {
 	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
 	conn, err := pgx.Connect(t.Context(), url)
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
 	d := &database{t: t, url: url, conn: conn}
 	for _, s := range sql {
 		d.exec(s)
@@ -85,7 +85,7 @@ func stream(t *testing.T, src *postgres.Source, from change.LSN) *postgres.Strea
 	t.Helper()
 	st, err := src.Stream(t.Context(), from)
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = st.Close(context.Background()) })
+	t.Cleanup(func() { _ = st.Close(context.WithoutCancel(t.Context())) })
 	return st
 }
 
@@ -114,6 +114,7 @@ func images(rel *change.Relation, t change.Tuple) map[string]string {
 			m[rel.Columns[i].Name] = "UNCHANGED"
 		case change.Text:
 			m[rel.Columns[i].Name] = string(v.Data)
+		default:
 		}
 	}
 	return m
@@ -155,6 +156,7 @@ func until(t *testing.T, st *postgres.Stream, end string) []row {
 			if done {
 				return rows
 			}
+		default:
 		}
 	}
 }

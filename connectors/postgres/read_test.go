@@ -51,6 +51,19 @@ func TestChunksReadATableOnceInKeyOrder(t *testing.T) {
 	require.Equal(t, after, c.LastKey)
 }
 
+func TestIncludedColumnsAreNoKey(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE k (b int NOT NULL, a int, product_id int NOT NULL, PRIMARY KEY (a) INCLUDE (b))`, `INSERT INTO k VALUES (1, 2, 3)`)
+	src := d.open(d.config())
+	c, err := src.ReadChunk(t.Context(), "public.k", nil, 10)
+	require.NoError(t, err)
+	require.Equal(t, []string{"a"}, c.Relation.PrimaryKey)
+	require.Equal(t, []string{"2"}, c.LastKey)
+	require.False(t, c.Relation.Columns[0].Identity)
+	stmts, err := src.Identities(t.Context(), []route.Route{{Table: "public.k", Key: "b"}})
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(stmts, ""), `("a", "b")`)
+}
+
 func TestChunkRefusesWhatItCannotResume(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE nokey (a int); CREATE TABLE k (id int PRIMARY KEY)`)
 	src := d.open(d.config())

@@ -107,6 +107,7 @@ func TestTruncatePartitionsAndMessages(t *testing.T) {
 	d.exec(`UPDATE p SET region = 'us'`)
 	lsn, err := src.EmitMessage(t.Context(), "mark", []byte("\x00\xff"))
 	require.NoError(t, err)
+	require.Equal(t, "true", d.text(`SELECT (pg_current_wal_flush_lsn() >= '`+lsn.String()+`')::text`), "nothing else has to flush it")
 
 	rows := d.rows(st)
 	var got []string
@@ -173,7 +174,7 @@ func (d *database) rowsFrom(src *postgres.Source, from change.LSN) []row {
 	d.t.Helper()
 	st, err := src.Stream(d.t.Context(), from)
 	require.NoError(d.t, err)
-	defer func() { require.NoError(d.t, st.Close(context.Background())) }()
+	defer func() { require.NoError(d.t, st.Close(d.t.Context())) }()
 	return until(d.t, st, d.end())
 }
 

@@ -205,6 +205,7 @@ func Image(rel *Relation, t Tuple) map[string]*string {
 		case Text:
 			s := string(t[i].Data)
 			m[rel.Columns[i].Name] = &s
+		default: // not known, so not there
 		}
 	}
 	return m
