@@ -132,3 +132,15 @@ func offsetsOf(list kadm.ListedOffsets, err error) (map[int32]int64, error) {
 	list.Each(func(o kadm.ListedOffset) { m[o.Partition] = o.Offset })
 	return m, nil
 }
+
+// TopicID is the id that the broker gave the topic when it was created; a topic that was made anew has another one.
+func (c *Cluster) TopicID(ctx context.Context, topic string) ([16]byte, error) {
+	found, err := c.adm.ListTopics(ctx, topic)
+	if err == nil {
+		err = found[topic].Err
+	}
+	if err != nil {
+		return [16]byte{}, fmt.Errorf("describe topic %s: %w", topic, err)
+	}
+	return found[topic].ID, nil
+}

@@ -166,6 +166,12 @@ func Load(file string, getenv func(string) (string, bool)) (*Config, error) {
 	return c, c.check(d)
 }
 
+// Complete fills defaults into a configuration that was made in code, and checks it as Load does.
+func (c *Config) Complete() error {
+	c.defaults()
+	return c.check(&decoder{file: "configuration"})
+}
+
 // files reads what stands in files of its own.
 func (c *Config) files(d *decoder, getenv func(string) (string, bool)) error {
 	if c.DocumentsFile != "" {

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/shelfwire/shelfwire/connectors/kafka"
+	"github.com/shelfwire/shelfwire/connectors/postgres"
+	"github.com/shelfwire/shelfwire/pipeline"
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/sinks/shopify"
+)
+
+// captureSource gives Capture the source in its own words.
+type captureSource struct{ *postgres.Source }
+
+// ReadChunk reads one chunk of a snapshot.
+func (s captureSource) ReadChunk(ctx context.Context, table string, after []string, limit int) (change.Chunk, error) {
+	c, err := s.Source.ReadChunk(ctx, table, after, limit)
+	return change.Chunk{
+		Relation: c.Relation, Rows: c.Rows, LastKey: c.LastKey, Done: c.Done, Snapshot: c.Snapshot, ReadAt: c.ReadAt,
+	}, err
+}
+
+func (a *app) buildCapture(context.Context) error {
+	tables := a.cfg.Tables()
+	a.capture = pipeline.NewCapture(pipeline.CaptureConfig{
+		Routes: a.cfg.Routes, Prefix: a.cfg.Kafka.Prefix, PositionPartition: kafka.CapturePartition,
+		BatchProducts: a.cfg.Batches.Products, BatchRows: a.cfg.Batches.Rows,
+		SnapshotChunk: a.cfg.Source.SnapshotChunk, Heartbeat: a.cfg.Source.Heartbeat,
+	}, pipeline.CaptureParts{
+		Source: captureSource{a.source},
+		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
+			// The publication must exist before the slot: it is looked up in the catalog of the WAL's own time.
+			if err := a.source.EnsurePublication(ctx, tables); err != nil {
+				return nil, err
+			}
+			slot, err := a.source.EnsureSlot(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return a.source.Stream(ctx, slot.ConfirmedFlush)
+		},
+		Fence: func(ctx context.Context) (pipeline.CaptureProducer, error) {
+			return a.cluster.OpenProducer(ctx, "shelfwire-capture-"+a.cfg.Source.Slot)
+		},
+		Position: func(ctx context.Context, writer string) (event.Position, bool, error) {
+			return a.cluster.ReadPosition(ctx, kafka.CapturePartition, writer)
+		},
+		Logger: a.log,
+	})
+	s := a.capture.Stats()
+	a.metrics.counter("capture_transactions_total", "Transactions of the source that passed the routes.", s.Transactions.Load)
+	a.metrics.counter("capture_rows_total", "Rows that passed the routes.", s.Rows.Load)
+	a.metrics.counter("capture_records_total", "Records written to catalog.changes.", s.Records.Load)
+	a.metrics.counter("capture_batches_total", "Batches announced.", s.Batches.Load)
+	a.metrics.counter("capture_deadletters_total", "Rows that could not be processed.", s.DeadLetters.Load)
+	a.metrics.counter("capture_kafka_transactions_total", "Kafka transactions committed.", s.KafkaTransactions.Load)
+	return nil
+}
+
+func (a *app) buildRelay() {
+	a.relay = pipeline.NewRelay(pipeline.RelayConfig{}, pipeline.RelayKafka{
+		Open: func(ctx context.Context) (pipeline.RelayProducer, func(), error) {
+			p, err := a.cluster.OpenProducer(ctx, "shelfwire-relay")
+			if err != nil {
+				return nil, nil, err
+			}
+			return p, p.Close, nil
+		},
+		Position: func(ctx context.Context) (event.Position, bool, error) {
+			return a.cluster.ReadPosition(ctx, kafka.RelayPartition, "relay")
+		},
+		Topic: a.cluster.Topic(event.Positions), Partition: kafka.RelayPartition,
+		DeadLetters: a.cluster.Topic(event.DeadLetters),
+	}, a.state, a.state, a.log)
+	a.metrics.counter("relay_sent_total", "Outbox rows sent to Kafka.", a.relay.Sent.Load)
+}
+
+func (a *app) openShops(context.Context) (err error) {
+	shops := map[string]shopify.ShopConfig{}
+	for name, s := range a.cfg.Shops {
+		token := s.Token.Reveal()
+		shops[name] = shopify.ShopConfig{
+			URL: s.URL, Token: func(context.Context) (string, error) { return token, nil },
+		}
+	}
+	a.shops, err = shopify.New(shopify.Config{
+		Shops: shops, Budget: a.state, Holder: a.owner, Timeout: a.requestTimeout(), Logger: a.log,
+	})
+	return err
+}
+
+// checkKafka reaches the brokers without creating topics.
+func (a *app) checkKafka(ctx context.Context) error {
+	c, err := kafka.New(kafka.Config{Brokers: a.cfg.Kafka.Brokers, Prefix: a.cfg.Kafka.Prefix})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Ping(ctx)
+}
+
+// checkShops asks each shop for its settings, which proves address and token.
+func (a *app) checkShops(ctx context.Context) error {
+	if a.state == nil {
+		return fmt.Errorf("not asked: the rate budget is kept in the state, which does not answer")
+	}
+	if err := a.openShops(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for name := range a.cfg.Shops {
+		if err := a.shops.Probe(ctx, name); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

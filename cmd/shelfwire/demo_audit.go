@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/audit"
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+	"github.com/shelfwire/shelfwire/sinks/state"
+)
+
+// poll asks until it is told that it is so; it ends with ctx.
+func poll(ctx context.Context, every time.Duration, so func(context.Context) (bool, error)) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		ok, err := so(ctx)
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// query opens a connection for one question.
+func query[T any](ctx context.Context, url, sql string, args ...any) (v T, err error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return v, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return v, conn.QueryRow(ctx, sql, args...).Scan(&v)
+}
+
+// firstSnapshot waits until the whole catalog stands in the shops.
+func (d *demoRun) firstSnapshot(ctx context.Context) error {
+	d.say("snapshot   the catalog goes to the shops, through Kafka")
+	var snap state.Batch
+	err := poll(ctx, 200*time.Millisecond, func(ctx context.Context) (bool, error) {
+		list, err := d.app.state.Batches(ctx, state.BatchFilter{Kind: event.KindSnapshot, Limit: 1})
+		if err != nil || len(list) == 0 {
+			return false, err
+		}
+		snap = list[0]
+		return !snap.EndedAt.IsZero(), nil
+	})
+	if err == nil {
+		d.say("snapshot   %s: %d items, %d pushed, %d skipped (not approved, no shop), %d failed",
+			snap.Status, snap.Total, snap.Succeeded, snap.Skipped, snap.Failed)
+	}
+	return err
+}
+
+// traffic runs the back office, and follows the batches that its admins would look at.
+func (d *demoRun) traffic(ctx context.Context, t *demo.Traffic) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go d.followBatches(ctx)
+	return t.Run(ctx)
+}
+
+// followBatches says each new state of each named batch.
+func (d *demoRun) followBatches(ctx context.Context) {
+	last := map[string]state.BatchStatus{}
+	_ = poll(ctx, 100*time.Millisecond, func(ctx context.Context) (bool, error) {
+		list, err := d.app.state.Batches(ctx, state.BatchFilter{Kind: event.KindTransaction, Limit: 50})
+		if err != nil {
+			return false, nil //nolint:nilerr // the screen is no place to fail
+		}
+		for _, b := range list {
+			if b.Name != "" && last[b.ID] != b.Status {
+				last[b.ID] = b.Status
+				d.say("batch      %q by %s is %s (%d items, %d succeeded, %d failed)", b.Name, b.Admin, b.Status, b.Total, b.Succeeded, b.Failed)
+			}
+		}
+		return false, nil
+	})
+}
+
+// parked counts the products that wait in the state. What only waits for a late answer to be ruled out is done.
+func (d *demoRun) parked(ctx context.Context) (int64, error) {
+	return query[int64](ctx, d.parts.stateURL, `SELECT count(*) FROM parked WHERE reason <> 'LATE_REQUEST'`)
+}
+
+// calm waits until every commit has been captured, every record taken in, every product settled and every outcome
+// loaded.
+func (d *demoRun) calm(ctx context.Context) error {
+	end, err := query[string](ctx, d.parts.sourceURL, `SELECT pg_current_wal_flush_lsn()::text`)
+	if err != nil {
+		return err
+	}
+	steps := []func(context.Context) (bool, error){
+		func(ctx context.Context) (bool, error) {
+			return query[bool](ctx, d.parts.sourceURL, `SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = $2`,
+				end, d.app.cfg.Source.Slot)
+		},
+		func(ctx context.Context) (bool, error) { return d.passed(ctx, work.StageExpand, event.Fanouts) },
+		func(ctx context.Context) (bool, error) { return d.passed(ctx, work.StagePush, event.Changes) },
+		func(ctx context.Context) (bool, error) {
+			n, err := d.parked(ctx)
+			p := d.app.push.Stats()
+			return n == 0 && p.Hot.Load() == 0 && p.Flying.Load() == 0, err
+		},
+		func(ctx context.Context) (bool, error) {
+			b, err := d.app.state.Outbox(ctx)
+			return b.Rows == 0, err
+		},
+		d.loaded,
+	}
+	for _, step := range steps {
+		if err := poll(ctx, 100*time.Millisecond, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// passed reports whether a stage has finished everything that its topic holds.
+func (d *demoRun) passed(ctx context.Context, stage work.Stage, topic string) (bool, error) {
+	ends, err := d.app.cluster.EndOffsets(ctx, d.app.cluster.Topic(topic))
+	if err != nil {
+		return false, err
+	}
+	at, err := d.app.state.Positions(ctx, stage)
+	if err != nil {
+		return false, err
+	}
+	for part, end := range ends {
+		// The last offsets of a partition may be transaction markers, which no reader ever sees.
+		if at[part] < end {
+			last, err := d.lastRecord(ctx, topic, part, at[part], end)
+			if err != nil || last {
+				return false, err
+			}
+		}
+	}
+	return true, nil
+}
+
+// lastRecord reports whether a record stands in [from, to) of a partition.
+func (d *demoRun) lastRecord(ctx context.Context, topic string, part int32, from, to int64) (found bool, err error) {
+	_, err = d.app.cluster.Scan(ctx, d.app.cluster.Topic(topic), part, from, to, func(event.Record) bool {
+		found = true
+		return false
+	})
+	return found, err
+}
+
+// loaded reports whether ClickHouse holds every outcome.
+func (d *demoRun) loaded(ctx context.Context) (bool, error) {
+	at, err := d.app.state.Positions(ctx, work.StageLoad)
+	if err != nil {
+		return false, err
+	}
+	var first int32
+	for _, t := range d.app.loadTopics {
+		ends, err := d.app.cluster.EndOffsets(ctx, t.Name)
+		if err != nil {
+			return false, err
+		}
+		for part, end := range ends {
+			if at[first+part] < end {
+				open, err := d.lastRecord(ctx, t.Kind, part, at[first+part], end)
+				if err != nil || open {
+					return false, err
+				}
+			}
+		}
+		first += t.Partitions
+	}
+	return true, nil
+}
+
+// audit compares, twice over: all that the documents query says against the shops, and what the reference schema's
+// own expectations and the traffic's marks say.
+func (d *demoRun) audit(ctx context.Context, marks demo.Marks) error {
+	r, err := d.app.audit(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := auditTable(r, 20).write(d.out); err != nil {
+		return err
+	}
+	d.say("audit      %s", auditSentence(r))
+	wrong, compared, err := d.expectations(ctx, marks)
+	if err != nil {
+		return err
+	}
+	for i, w := range wrong {
+		if i == 20 {
+			d.say("           ... and %d more", len(wrong)-i)
+			break
+		}
+		d.say("           %s", w)
+	}
+	d.say("audit      by SQL of its own: %d variants on sale as they should be, %d rolled back texts seen nowhere, %d wrong",
+		compared, len(marks.RolledBack), len(wrong))
+	if !r.Clean() || len(wrong) > 0 || compared == 0 {
+		return &exitCode{code: exitDrift}
+	}
+	return nil
+}
+
+// expectations checks the shops against SQL that shares nothing with the documents query.
+func (d *demoRun) expectations(ctx context.Context, marks demo.Marks) (wrong []string, compared int, err error) {
+	type key struct{ shop, product, sku string }
+	have := map[key]audit.Variant{}
+	var texts strings.Builder
+	shops := auditShops{d.app.shops, nil}
+	for _, s := range demo.Stores() {
+		err := shops.Products(ctx, s.Name, func(p audit.Product) bool {
+			texts.WriteString(p.Title + "\n")
+			for _, v := range p.Variants {
+				texts.WriteString(v.SKU + "\n")
+				if p.Status == "ACTIVE" {
+					have[key{s.Name, p.ProductID, v.SKU}] = v
+				}
+			}
+			return true
+		})
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+	conn, err := pgx.Connect(ctx, d.parts.sourceURL)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	err = demo.Expectations(ctx, conn, func(e demo.Expectation) error {
+		compared++
+		v, ok := have[key{e.Shop, e.ProductID, e.SKU}]
+		delete(have, key{e.Shop, e.ProductID, e.SKU})
+		switch {
+		case !ok:
+			wrong = append(wrong, fmt.Sprintf("%s: product %s, SKU %s is not on sale", e.Shop, e.ProductID, e.SKU))
+		case e.PriceOwned && v.Price != e.Price:
+			wrong = append(wrong, fmt.Sprintf("%s: SKU %s costs %s, not %s", e.Shop, e.SKU, v.Price, e.Price))
+		}
+		for location, n := range e.Levels {
+			if got := v.Levels[location]["available"]; ok && int64(got) != n {
+				wrong = append(wrong, fmt.Sprintf("%s: SKU %s has %d at %s, not %d", e.Shop, e.SKU, got, location, n))
+			}
+		}
+		return nil
+	})
+	for k := range have {
+		wrong = append(wrong, fmt.Sprintf("%s: product %s, SKU %s is on sale and should not be", k.shop, k.product, k.sku))
+	}
+	all := texts.String()
+	for _, text := range marks.RolledBack {
+		if strings.Contains(all, text) {
+			wrong = append(wrong, fmt.Sprintf("%q was rolled back and is in a shop", text))
+		}
+	}
+	return wrong, compared, err
+}
+
+// connections says how to go on by hand.
+func (d *demoRun) connections() {
+	d.say("keep       everything goes on until Ctrl-C")
+	for _, l := range []string{
+		"PostgreSQL  " + d.parts.sourceURL,
+		"Kafka       " + d.parts.kafkaAddr + "  (topics catalog.*)",
+		"ClickHouse  " + d.parts.clickhouseURL,
+		"shops       http://" + d.parts.shopAddr + "/{north,south}  (Admin API, X-Shopify-Access-Token: simulated)",
+		"",
+		"Try, in PostgreSQL, and watch the shop:",
+		"  UPDATE catalog.variants SET price = price * 1.1 WHERE product_id = 1;",
+		"  UPDATE catalog.products SET title = 'Hello, shop' WHERE id = 1;",
+		"  UPDATE catalog.products SET approved_at = NULL WHERE id = 2;",
+	} {
+		_, _ = fmt.Fprintln(d.out, "         ", l)
+	}
+}

@@ -1,0 +1,80 @@
+// Command shelfwire keeps Shopify shops true to a Postgres database.
+//
+// It is the only place that reads flags and the environment, builds loggers and exits; everything that it runs takes
+// its configuration as values.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shelfwire/shelfwire/deploy/embedded"
+)
+
+// The exit codes of all commands. 130 is an interrupt that was answered by a clean stop.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+	exitDrift = 3 // audit found drift, or compared nothing
+)
+
+func main() {
+	embedded.ChildHook()
+	// The first signal begins a clean stop; a second one is not caught any more and ends the process at once.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// exitCode is an error that asks for an exit code of its own. A nil err says nothing more.
+type exitCode struct {
+	code int
+	err  error
+}
+
+func (e *exitCode) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitCode) Unwrap() error { return e.err }
+
+// execute runs one command line and returns its exit code.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := &cobra.Command{
+		Use:   "shelfwire",
+		Short: "Keeps Shopify shops true to a Postgres database",
+		Long: "Shelfwire streams committed changes of a Postgres database through Kafka into Shopify shops, and keeps\n" +
+			"every attempt on record in ClickHouse.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.AddCommand(runCommand(), initCommand(), checkCommand(), auditCommand(), replayCommand(), batchesCommand(),
+		shopCommand(), demoCommand())
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitCode{exitUsage, err} })
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	var code *exitCode
+	if !errors.As(err, &code) {
+		code = &exitCode{exitError, err}
+	}
+	if code.err != nil {
+		_, _ = fmt.Fprintln(stderr, "shelfwire:", code.err)
+	}
+	return code.code
+}
