@@ -14,14 +14,15 @@ import (
 // Limits of the Admin API (shopify.dev, limits and schema descriptions of 2026-10). What breaks one is refused before
 // a call, with the path of the field.
 const (
-	maxName         = 255 // characters of title, vendor, type, handle, tag, option name and value, SKU, barcode
-	maxTags         = 250
-	maxOptions      = 3
-	maxVariants     = 2048
-	maxImages       = 250
-	maxQuantity     = 1_000_000_000
-	maxMetafields   = 25  // in one metafieldsSet
-	maxInputRows    = 250 // in most lists of an input
+	maxName       = 255 // characters of title, vendor, type, handle, tag, option name and value, SKU, barcode
+	maxTags       = 250
+	maxOptions    = 3
+	maxValues     = 100 // of one option
+	maxVariants   = 2048
+	maxImages     = 250
+	maxQuantity   = 1_000_000_000
+	maxMetafields = 25  // in one metafieldsSet
+	maxInputRows  = 250 // in most lists of an input
 )
 
 // refusal is a document that no shop would take: the field's path and the sentence for people.
@@ -95,6 +96,8 @@ func checkOptions(options []document.Option) *refusal {
 			return refuse(field+".name", "the option %q stands twice", o.Name)
 		case len(o.Values) == 0:
 			return refuse(field+".values", "the option %q has no values", o.Name)
+		case len(o.Values) > maxValues:
+			return refuse(field+".values", "%d values of the option %q; Shopify allows %d", len(o.Values), o.Name, maxValues)
 		}
 		seen[strings.ToLower(o.Name)] = true
 		values := map[string]bool{}

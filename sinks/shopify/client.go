@@ -207,14 +207,16 @@ func (s *Shops) Bucket(shop string) work.Bucket {
 	return work.Bucket{}
 }
 
-// Probe asks a shop for its name, to see whether it answers: nil when it does.
+// Probe asks a shop for its sales channels, to see whether it answers: nil when it does.
 func (s *Shops) Probe(ctx context.Context, name string) error {
 	sh := s.shops[name]
 	if sh == nil {
 		return fmt.Errorf("probe: no shop %s is configured", name)
 	}
-	_, err := s.query(ctx, sh, work.LaneLive, []*op{newOp("publications", map[string]any{})})
-	return err
+	if _, f := s.query(ctx, sh, work.LaneLive, []*op{newOp("publications", map[string]any{})}); f != nil {
+		return fmt.Errorf("probe shop %s: %w", name, f)
+	}
+	return nil
 }
 
 // maxAnswer bounds an answer's body; the largest page that is asked for has a few MB.

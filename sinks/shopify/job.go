@@ -47,7 +47,7 @@ func newJob(p work.Plan) *job {
 		return j
 	}
 	j.known = st.known
-	j.known.shadow = st.known.shadow.clone()
+	j.known.shadow, j.known.memory = st.known.shadow.clone(), st.known.memory.clone()
 	j.accept(st.first)
 	return j
 }
@@ -69,6 +69,9 @@ func (j *job) accept(d decision) {
 		j.shadow = d.shadow.clone()
 	case j.shadow == nil && len(d.ops) > 0:
 		j.shadow = newShadow("")
+		if j.known.memory != nil { // the creation before may yet land on top of this one
+			j.shadow.Former = cloneMap(j.known.memory.Former)
+		}
 	}
 	if j.failure != nil { // what a person must mend is not tried again; stock still is
 		j.todo.ops = nil
@@ -109,6 +112,9 @@ func (j *job) fail(f *failure) {
 	if j.failure == nil || j.failure.final && !f.final {
 		j.failure = f
 	}
+	if f.unanswered {
+		j.remember()
+	}
 	if f.final && !f.dead {
 		if j.shadow != nil {
 			j.shadow.Doubt = j.shadow.Doubt || f.reread
@@ -116,6 +122,17 @@ func (j *job) fail(f *failure) {
 		return
 	}
 	j.finished = true
+}
+
+// remember notes in the shadow what may have reached the shop.
+func (j *job) remember() {
+	if j.shadow == nil {
+		j.shadow = newShadow("")
+	}
+	if j.shadow.ID == "" && j.known.memory != nil {
+		j.shadow.Former = cloneMap(j.known.memory.Former)
+	}
+	j.shadow.maybe(j.plan.Push.Document)
 }
 
 // end fails the job whatever the failure.
@@ -218,11 +235,13 @@ func (j *job) describe(r *work.Result, doc *document.Document) {
 		r.ShopifyID, r.Shadow = "", json.RawMessage(noShadow) // deleted in the shop
 		return
 	}
-	if j.shadow == nil || j.shadow.ID == "" {
+	if j.shadow == nil || j.shadow.ID == "" && !j.shadow.Doubt {
 		return
 	}
-	r.ShopifyID = j.shadow.ID
-	r.VariantIDs = j.shadow.variantIDs(doc)
+	if j.shadow.ID != "" {
+		r.ShopifyID = j.shadow.ID
+		r.VariantIDs = j.shadow.variantIDs(doc)
+	}
 	if j.shadow.Status != "" {
 		r.OffSale = !j.shadow.onSale()
 	}

@@ -27,6 +27,8 @@ type steps struct {
 type knowledge struct {
 	// shadow is nil where the shop has no such product, as far as is known.
 	shadow *Shadow
+	// memory is what a creation without an answer may have put into the shop; nil where there was none.
+	memory *Shadow
 	// sure is false where the shop must be read before anything is written.
 	sure bool
 	// fresh says that shadow was read from the shop for this very push.
@@ -60,6 +62,9 @@ func (d *decision) idle() bool { return !d.read && len(d.ops) == 0 && len(d.rows
 // the plan is to read the shop first; Words, Effects and Points then say what is expected.
 func Plan(p work.Push) work.Plan {
 	known := knowledge{shadow: parseShadow(p.Known.Shadow)}
+	if known.shadow != nil && known.shadow.ID == "" {
+		known.memory, known.shadow = known.shadow, nil
+	}
 	if known.shadow == nil && p.Known.ShopifyID != "" {
 		known.shadow = newShadow(p.Known.ShopifyID)
 		known.shadow.Doubt = true
@@ -175,9 +180,11 @@ type update struct {
 	fresh bool
 }
 
-func (u *update) add(o *op)                       { u.d.ops = append(u.d.ops, o) }
-func (u *update) say(format string, args ...any) { u.d.words = append(u.d.words, fmt.Sprintf(format, args...)) }
-func (u *update) urgent()                         { u.d.lane = work.LaneLive }
+func (u *update) add(o *op) { u.d.ops = append(u.d.ops, o) }
+func (u *update) say(format string, args ...any) {
+	u.d.words = append(u.d.words, fmt.Sprintf(format, args...))
+}
+func (u *update) urgent() { u.d.lane = work.LaneLive }
 
 // read gives up what was decided: ids are missing that only the shop knows.
 func (u *update) read() { u.d.read = true }

@@ -37,7 +37,7 @@ func (c creationParts) op(p work.Push) *op {
 		"namespace": ref{refCustomID, "namespace"}, "key": ref{refCustomID, "key"}, "value": p.ProductID,
 	}
 	input := map[string]any{
-		"status": statusActive,
+		"status":         statusActive,
 		"productOptions": optionInput(doc.Options.Value, nil),
 	}
 	for _, f := range scalars(doc) {
@@ -158,9 +158,7 @@ func createdVariant(v *document.Variant, node map[string]any, metafields bool) *
 
 func markMetafields(marks map[string]string, f document.Field[[]document.Metafield]) {
 	for _, m := range f.Value {
-		if !m.Value.Null && m.Value.Value != "" {
-			marks[metafieldKey(m)] = metafieldMark(m)
-		}
+		marks[metafieldKey(m)] = metafieldMark(m)
 	}
 }
 

@@ -182,17 +182,20 @@ func (u *update) metafields() {
 			return
 		}
 		for _, m := range want.Value {
-			key := metafieldKey(m)
-			_, there := have[key]
-			switch {
-			case !m.Value.Null && m.Value.Value != "" && have[key] != metafieldMark(m):
-				set = append(set, metafieldChange{owner, variant, m})
-			case (m.Value.Null || m.Value.Value == "") && there:
+			switch mark := have[metafieldKey(m)]; {
+			case metafieldMark(m) == mark:
+			case metafieldMark(m) == nothing: // also where nobody knows whether it is there
 				remove = append(remove, metafieldChange{owner, variant, m})
+			default:
+				set = append(set, metafieldChange{owner, variant, m})
 			}
 		}
 		for _, key := range slices.Sorted(maps.Keys(have)) {
-			if !slices.ContainsFunc(want.Value, func(m document.Metafield) bool { return metafieldKey(m) == key }) {
+			if slices.ContainsFunc(want.Value, func(m document.Metafield) bool { return metafieldKey(m) == key }) {
+				continue
+			}
+			if delete(next, key); have[key] != nothing {
+				next[key] = have[key] // until it is deleted
 				namespace, name := splitMetafieldKey(key)
 				remove = append(remove, metafieldChange{owner, variant, document.Metafield{Namespace: namespace, Key: name}})
 			}
@@ -240,14 +243,23 @@ func metafieldsDelete(changes []metafieldChange) *op {
 	o := newOp("metafieldsDelete", map[string]any{"metafields": list})
 	o.done = func(s *Shadow, _ map[string]any) {
 		for _, c := range changes {
-			delete(c.marks(s), metafieldKey(c.field))
+			if c.field.Type == "" && !c.field.Value.Owned { // it has left the document
+				delete(c.marks(s), metafieldKey(c.field))
+				continue
+			}
+			c.marks(s)[metafieldKey(c.field)] = nothing
 		}
 	}
 	return o
 }
 
-// metafieldMark covers the type too: another type is another value.
-func metafieldMark(m document.Metafield) string { return mark(m.Type + ":" + m.Value.Value) }
+// metafieldMark covers the type too: another type is another value. An empty value is none, as Shopify keeps none.
+func metafieldMark(m document.Metafield) string {
+	if m.Value.Null || m.Value.Value == "" {
+		return nothing
+	}
+	return mark(m.Type + ":" + m.Value.Value)
+}
 
 // splitMetafieldKey splits at the last dot: keys have none, namespaces may.
 func splitMetafieldKey(k string) (namespace, key string) {

@@ -70,7 +70,9 @@ var variantFields = []variantField{
 		func(v *document.Variant) (string, bool) {
 			return boolMark(orTrue(v.RequiresShipping)), v.RequiresShipping.Owned
 		},
-		func(v *document.Variant, _, item map[string]any) { item["requiresShipping"] = orTrue(v.RequiresShipping) },
+		func(v *document.Variant, _, item map[string]any) {
+			item["requiresShipping"] = orTrue(v.RequiresShipping)
+		},
 	},
 	{
 		"weight",

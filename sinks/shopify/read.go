@@ -73,6 +73,9 @@ func (r *reading) metafieldKeys() (product, variant []string) {
 		for k := range r.old.Metafields {
 			ofProduct[k] = true
 		}
+		for _, k := range r.old.Former["metafields"] {
+			ofProduct[k] = true
+		}
 	}
 	for _, v := range r.doc.Variants.Value {
 		for _, m := range v.Metafields.Value {
@@ -91,25 +94,26 @@ func (r *reading) metafieldKeys() (product, variant []string) {
 // shop has beyond that is the merchant's.
 func (r *reading) shadow() *Shadow {
 	s := newShadow(text(r.node["id"]))
+	s.Former = cloneMap(r.old.Former)
 	s.Status = text(r.node["status"])
 	for _, f := range scalars(r.doc) {
 		if f.field.Owned {
 			s.Fields[f.name] = mark(productText(r.node, f.name))
 		}
 	}
-	wanted := normalTags(r.doc.Tags.Value)
+	ours := slices.Concat(normalTags(r.doc.Tags.Value), r.old.Tags, r.old.Former["tags"])
 	for _, t := range list(r.node["tags"]) {
-		if tag := text(t); r.doc.Tags.Owned && (containsFold(wanted, tag) || containsFold(r.old.Tags, tag)) {
+		if tag := text(t); r.doc.Tags.Owned && containsFold(ours, tag) {
 			s.Tags = append(s.Tags, tag)
 		}
 	}
-	readMetafields(s.Metafields, object(r.node["metafields"]))
+	readMetafields(s.Metafields, r.doc.Metafields, object(r.node["metafields"]))
 	s.Options = readOptions(list(r.node["options"]))
 	r.images(s)
+	ours = slices.Concat(r.doc.Publications.Value, r.old.Publications, r.old.Former["publications"])
 	for _, n := range list(object(r.node["resourcePublicationsV2"])["nodes"]) {
 		name := r.set.channels[text(object(object(n)["publication"])["id"])]
-		ours := slices.Contains(r.doc.Publications.Value, name) || slices.Contains(r.old.Publications, name)
-		if truth(object(n)["isPublished"]) && ours {
+		if truth(object(n)["isPublished"]) && slices.Contains(ours, name) {
 			s.Publications = append(s.Publications, name)
 		}
 	}
@@ -146,9 +150,14 @@ func productText(node map[string]any, field string) string {
 	return text(node[field])
 }
 
-// readMetafields marks a connection's metafields. Asked for by keys, Shopify answers keys in the form that they were
+// readMetafields marks a connection's metafields, and those that are wanted gone and are. Asked for by keys, Shopify answers keys in the form that they were
 // asked for in: "namespace.key".
-func readMetafields(into map[string]string, connection map[string]any) {
+func readMetafields(into map[string]string, wanted document.Field[[]document.Metafield], connection map[string]any) {
+	for _, m := range wanted.Value {
+		if metafieldMark(m) == nothing {
+			into[metafieldKey(m)] = nothing
+		}
+	}
 	for _, n := range list(connection["nodes"]) {
 		m := object(n)
 		namespace := text(m["namespace"])
@@ -219,19 +228,21 @@ func (r *reading) variant(key string, node map[string]any) *ShadowVariant {
 		ID: text(node["id"]), Item: text(item["id"]), Options: selectedOptions(node),
 		Fields: readVariantFields(node, item), Metafields: map[string]string{}, Stock: map[string]ShadowLevel{},
 	}
-	readMetafields(sv.Metafields, object(node["metafields"]))
-	names := map[string]string{} // of the quantity that is ours, by location
-	if old := r.old.Variants[key]; old != nil {
-		for location, l := range old.Stock {
-			names[location] = levelName(l.Name)
-		}
+	old := r.old.Variants[key]
+	if old == nil {
+		old = &ShadowVariant{}
 	}
-	for _, v := range r.doc.Variants.Value {
-		if v.Key == key {
-			for _, l := range v.Stock.Value {
-				names[l.Location] = levelName(l.Name)
-			}
-		}
+	var want document.Variant // zero for one that has left the document
+	if at := slices.IndexFunc(r.doc.Variants.Value, func(v document.Variant) bool { return v.Key == key }); at >= 0 {
+		want = r.doc.Variants.Value[at]
+	}
+	r.variantMetafields(sv, &want, old, object(node["metafields"]))
+	names := map[string]string{} // of the quantity that is ours, by location
+	for location, l := range old.Stock {
+		names[location] = levelName(l.Name)
+	}
+	for _, l := range want.Stock.Value {
+		names[l.Location] = levelName(l.Name)
 	}
 	for _, n := range list(object(item["inventoryLevels"])["nodes"]) {
 		location := r.set.names[text(object(object(n)["location"])["id"])]
@@ -244,6 +255,21 @@ func (r *reading) variant(key string, node map[string]any) *ShadowVariant {
 		}
 	}
 	return sv
+}
+
+// variantMetafields keeps what is ours of this variant: the page holds the keys of all of them.
+func (r *reading) variantMetafields(sv *ShadowVariant, want *document.Variant, old *ShadowVariant, page map[string]any) {
+	if !want.Metafields.Owned {
+		for key := range old.Metafields {
+			sv.Metafields[key] = unknown
+		}
+		return
+	}
+	readMetafields(sv.Metafields, want.Metafields, page)
+	maps.DeleteFunc(sv.Metafields, func(key, _ string) bool {
+		_, before := old.Metafields[key]
+		return !before && !slices.ContainsFunc(want.Metafields.Value, func(m document.Metafield) bool { return metafieldKey(m) == key })
+	})
 }
 
 // quantity finds one named quantity of a level.
@@ -295,23 +321,30 @@ func (r *reading) images(s *Shadow) {
 	if !r.doc.Images.Owned {
 		return
 	}
+	there := nodeIDs(r.node, "media")
 	byID := map[string]ShadowImage{}
-	for _, i := range r.old.Images {
-		if i.ID != "" {
-			byID[i.ID] = i
-		}
+	var open []document.Image // those of ours whose id is not known or not there
+	have := func(url string) bool {
+		return slices.ContainsFunc(r.old.Images, func(o ShadowImage) bool { return o.URL == url && byID[o.ID].URL == url })
 	}
-	var open []document.Image // without a known id
-	for _, i := range uniqueImages(r.doc.Images.Value) {
-		known := slices.ContainsFunc(r.old.Images, func(o ShadowImage) bool { return o.URL == i.URL && o.ID != "" })
-		if !known {
+	add := func(i document.Image) {
+		if !have(i.URL) && !slices.ContainsFunc(open, func(o document.Image) bool { return o.URL == i.URL }) {
 			open = append(open, i)
 		}
 	}
-	for _, o := range r.old.Images {
-		if o.ID == "" && !slices.ContainsFunc(open, func(i document.Image) bool { return i.URL == o.URL }) {
-			open = append(open, document.Image{URL: o.URL, Alt: o.Alt})
+	for _, i := range r.old.Images {
+		if i.ID != "" && slices.Contains(there, i.ID) {
+			byID[i.ID] = i
 		}
+	}
+	for _, i := range r.doc.Images.Value {
+		add(i)
+	}
+	for _, o := range r.old.Images {
+		add(document.Image{URL: o.URL, Alt: o.Alt})
+	}
+	for _, u := range r.old.Former["images"] {
+		add(document.Image{URL: u})
 	}
 	for _, n := range list(object(r.node["media"])["nodes"]) {
 		node := object(n)

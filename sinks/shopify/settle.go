@@ -210,7 +210,11 @@ func (d *delivery) lookup(ctx context.Context, jobs []*job) []*job {
 			case fields[i] == nil:
 				j.planRead(nil)
 			default:
-				j.known.shadow = newShadow(text(fields[i]["id"]))
+				j.known.shadow = newShadow("")
+				if j.known.memory != nil {
+					j.known.shadow = j.known.memory.clone()
+				}
+				j.known.shadow.ID = text(fields[i]["id"])
 				found = append(found, j)
 			}
 		}
@@ -275,7 +279,7 @@ func (d *delivery) read(ctx context.Context, jobs []*job, ops []*op) ([]map[stri
 
 // planRead plans a product again with what the shop has; nil where it has no such product.
 func (j *job) planRead(s *Shadow) {
-	j.known = knowledge{shadow: s, sure: true, fresh: true}
+	j.known = knowledge{shadow: s, memory: j.known.memory, sure: true, fresh: true}
 	j.shadow = s
 	d := decide(j.plan.Push, j.known)
 	for _, e := range d.effects {
@@ -286,9 +290,7 @@ func (j *job) planRead(s *Shadow) {
 			return
 		}
 	}
-	if j.accept(d); j.finished && j.skipped == ReasonNoRow && s == nil {
-		j.shadow = nil
-	}
+	j.accept(d)
 }
 
 var effectWords = map[work.Effect]string{

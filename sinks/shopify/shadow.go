@@ -35,6 +35,9 @@ type Shadow struct {
 	// there before stays on record, so that it can be removed when they are owned again; until then the shop's own
 	// state of them is not known.
 	Released map[string]bool `json:"released,omitempty"`
+	// Former names, for "tags", "metafields", "images" (URLs) and "publications", what a request without an answer may
+	// have put into the shop, or may yet. Where a read finds it, it is ours.
+	Former map[string][]string `json:"former,omitempty"`
 	// Doubt says that the shop contradicted this shadow: read it before the next write.
 	Doubt bool `json:"doubt,omitempty"`
 
@@ -85,19 +88,48 @@ func newShadow(id string) *Shadow {
 	return &Shadow{
 		Version: shadowVersion, ID: id,
 		Fields: map[string]string{}, Metafields: map[string]string{}, Variants: map[string]*ShadowVariant{}, Released: map[string]bool{},
+		Former: map[string][]string{},
 	}
 }
 
 // noShadow replaces the shadow of a product that the shop does not have any more.
 const noShadow = "{}"
 
-// parseShadow returns nil where there is none, or none of this version.
+// maxFormer bounds each list of Former; the newest stay.
+const maxFormer = 100
+
+// maybe notes that a request for doc may have reached the shop, or may yet.
+func (s *Shadow) maybe(doc *document.Document) {
+	s.Doubt = true
+	if doc == nil {
+		return
+	}
+	note := func(part string, names []string) {
+		for _, n := range names {
+			if !slices.Contains(s.Former[part], n) {
+				s.Former[part] = append(slices.Clone(s.Former[part]), n)
+			}
+		}
+		s.Former[part] = s.Former[part][max(0, len(s.Former[part])-maxFormer):]
+	}
+	note("tags", normalTags(doc.Tags.Value))
+	note("publications", doc.Publications.Value)
+	for _, m := range doc.Metafields.Value {
+		note("metafields", []string{metafieldKey(m)})
+	}
+	for _, i := range doc.Images.Value {
+		note("images", []string{i.URL})
+	}
+}
+
+// parseShadow returns nil where there is none, or none of this version. A shadow without an id is that of a creation
+// without an answer.
 func parseShadow(raw json.RawMessage) *Shadow {
 	if len(raw) == 0 {
 		return nil
 	}
 	s := newShadow("")
-	if err := json.Unmarshal(raw, s); err != nil || s.Version != shadowVersion || s.ID == "" {
+	if err := json.Unmarshal(raw, s); err != nil || s.Version != shadowVersion || s.ID == "" && !s.Doubt {
 		return nil
 	}
 	for key, v := range s.Variants {
@@ -133,6 +165,7 @@ func (s *Shadow) clone() *Shadow {
 	c.Publications = slices.Clone(s.Publications)
 	c.Options = cloneOptions(s.Options)
 	c.Released = cloneMap(s.Released)
+	c.Former = cloneMap(s.Former)
 	c.Variants = make(map[string]*ShadowVariant, len(s.Variants))
 	for key, v := range s.Variants {
 		c.Variants[key] = v.clone()
