@@ -3,6 +3,7 @@ package shopify
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
@@ -142,12 +143,20 @@ func (r *catalogReader) vars(vars map[string]any, after string) map[string]any {
 	return vars
 }
 
+// catalogAttempts is how often a page is asked for. A catalog has thousands of pages: one that fails now and then must
+// not end the reading.
+const catalogAttempts = 6
+
 func (r *catalogReader) query(ctx context.Context, o *op) (map[string]any, *failure) {
-	fields, f := r.shops.query(ctx, r.shop, work.LaneCampaign, []*op{o})
-	if f != nil {
-		return nil, f
+	for attempt := 1; ; attempt++ {
+		fields, f := r.shops.query(ctx, r.shop, work.LaneCampaign, []*op{o})
+		switch {
+		case f == nil:
+			return fields[0], nil
+		case f.final || attempt == catalogAttempts || !pause(ctx, 100*time.Millisecond<<attempt):
+			return nil, f
+		}
 	}
-	return fields[0], nil
 }
 
 func (r *catalogReader) product(ctx context.Context, node map[string]any) (ShopProduct, *failure) {
