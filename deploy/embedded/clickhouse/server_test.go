@@ -10,7 +10,6 @@ import (
 	"time"
 
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/clickhouse"
@@ -63,11 +62,11 @@ func TestRestartAfterKill(t *testing.T) {
 
 	again := start(t, clickhouse.Config{Dir: dir, Port: s.Port(), HTTPPort: s.HTTPPort()})
 	require.Equal(t, s.URL("d"), again.URL("d"))
-	require.EventuallyWithT(t, func(t *assert.CollectT) { // the pool first notices its dead connections
-		var n uint64
-		require.NoError(t, conn.QueryRow(context.Background(), "SELECT count() FROM d.t").Scan(&n))
-		require.EqualValues(t, 1000, n)
+	var n uint64
+	require.Eventually(t, func() bool { // the pool first notices its dead connections
+		return conn.QueryRow(t.Context(), "SELECT count() FROM d.t").Scan(&n) == nil
 	}, 10*time.Second, 10*time.Millisecond)
+	require.EqualValues(t, 1000, n)
 	require.NoError(t, conn.Close())
 }
 
@@ -82,7 +81,7 @@ func TestBadClientsDoNotEndTheEngine(t *testing.T) {
 		require.Error(t, connect(t, url).Ping(t.Context()), url)
 	}
 	for _, addr := range []string{s.Addr(), s.HTTPAddr()} {
-		conn, err := net.Dial("tcp", addr)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr)
 		require.NoError(t, err)
 		_, err = conn.Write([]byte("\x00garbage\xff\r\n\r\n"))
 		require.NoError(t, err)
@@ -111,7 +110,7 @@ func TestSecondStartOnTheSameDirectory(t *testing.T) {
 }
 
 func TestPortInUse(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
 	_, port, err := net.SplitHostPort(l.Addr().String())

@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -79,24 +80,24 @@ func stop() error {
 // Dir is a fresh directory that PostgreSQL can use also when the caller is root.
 // It is removed after the test: stop the server in it before, by t.Cleanup or
 // defer.
-func Dir(t testing.TB) string {
-	t.Helper()
+func Dir(tb testing.TB) string {
+	tb.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	base, err := scratch()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	dir, err := os.MkdirTemp(base, "dir-")
+	dir, err := os.MkdirTemp(base, "dir-") //nolint:usetesting // that PostgreSQL's account cannot enter tb.TempDir is why this function exists
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return dir
@@ -123,8 +124,8 @@ func scratch() (string, error) {
 
 // Postgres is the server that the tests of this binary share. Take a database
 // of your own from [NewDatabase]; do not stop the server.
-func Postgres(t testing.TB) *postgres.Server {
-	t.Helper()
+func Postgres(tb testing.TB) *postgres.Server {
+	tb.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.postgres != nil {
@@ -132,13 +133,13 @@ func Postgres(t testing.TB) *postgres.Server {
 	}
 	dir, err := scratch()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	s, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(dir, "postgres"), Progress: func(m string) { t.Log(m) }})
+	s, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(dir, "postgres"), Progress: func(m string) { tb.Log(m) }})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	shared.postgres = s
 	return s
@@ -147,8 +148,8 @@ func Postgres(t testing.TB) *postgres.Server {
 // NewDatabase creates an empty database and returns its connection string. After
 // the test, its connections are cut, its replication slots dropped, and the
 // database too.
-func NewDatabase(t testing.TB, s *postgres.Server) string {
-	t.Helper()
+func NewDatabase(tb testing.TB, s *postgres.Server) string {
+	tb.Helper()
 	name := "test_" + strings.ToLower(rand.Text())
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
@@ -156,13 +157,13 @@ func NewDatabase(t testing.TB, s *postgres.Server) string {
 		_, err := c.Exec(ctx, "CREATE DATABASE "+name)
 		return err
 	}); err != nil {
-		t.Fatalf("create a database: %v", err)
+		tb.Fatalf("create a database: %v", err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		if err := admin(ctx, s, func(c *pgx.Conn) error { return drop(ctx, c, name) }); err != nil {
-			t.Errorf("drop the database of the test: %v", err)
+			tb.Errorf("drop the database of the test: %v", err)
 		}
 	})
 	return s.URL(name)
@@ -207,8 +208,8 @@ func drop(ctx context.Context, c *pgx.Conn, name string) error {
 
 // ClickHouse is the engine that the tests of this binary share. Take a database
 // of your own from [NewClickHouseDatabase]; do not stop the engine.
-func ClickHouse(t testing.TB) *clickhouse.Server {
-	t.Helper()
+func ClickHouse(tb testing.TB) *clickhouse.Server {
+	tb.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.engine != nil {
@@ -216,13 +217,13 @@ func ClickHouse(t testing.TB) *clickhouse.Server {
 	}
 	dir, err := scratch()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	s, err := clickhouse.Start(ctx, clickhouse.Config{Dir: filepath.Join(dir, "clickhouse"), Progress: func(m string) { t.Log(m) }})
+	s, err := clickhouse.Start(ctx, clickhouse.Config{Dir: filepath.Join(dir, "clickhouse"), Progress: func(m string) { tb.Log(m) }})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	shared.engine = s
 	return s
@@ -231,15 +232,15 @@ func ClickHouse(t testing.TB) *clickhouse.Server {
 // NewClickHouseDatabase creates an empty database and returns its connection
 // string. It is dropped after the test. Close clients before the test ends, or
 // the end of the test binary takes 5 s longer.
-func NewClickHouseDatabase(t testing.TB, s *clickhouse.Server) string {
-	t.Helper()
+func NewClickHouseDatabase(tb testing.TB, s *clickhouse.Server) string {
+	tb.Helper()
 	name := "test_" + strings.ToLower(rand.Text())
 	if err := statement(s, "CREATE DATABASE "+name); err != nil {
-		t.Fatalf("create a database: %v", err)
+		tb.Fatalf("create a database: %v", err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := statement(s, "DROP DATABASE "+name+" SYNC"); err != nil {
-			t.Errorf("drop the database of the test: %v", err)
+			tb.Errorf("drop the database of the test: %v", err)
 		}
 	})
 	return s.URL(name)
@@ -269,18 +270,16 @@ func statement(s *clickhouse.Server, sql string) error {
 }
 
 // Kafka is a broker in memory, for this test alone.
-func Kafka(t testing.TB, topics ...map[string]int32) *kafka.Broker {
-	t.Helper()
+func Kafka(tb testing.TB, topics ...map[string]int32) *kafka.Broker {
+	tb.Helper()
 	all := map[string]int32{}
 	for _, some := range topics {
-		for name, partitions := range some {
-			all[name] = partitions
-		}
+		maps.Copy(all, some)
 	}
 	b, err := kafka.Start(context.Background(), kafka.Config{Topics: all})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(b.Close)
+	tb.Cleanup(b.Close)
 	return b
 }

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os/exec"
@@ -203,9 +204,7 @@ func settings(port int) map[string]string {
 
 func (s *Server) run(ctx context.Context, c Config, cl cluster, bin string) error {
 	params := settings(s.port)
-	for k, v := range c.Params {
-		params[k] = v
-	}
+	maps.Copy(params, c.Params)
 	args := []string{"-D", cl.data()}
 	for k, v := range params {
 		args = append(args, "-c", k+"="+v)

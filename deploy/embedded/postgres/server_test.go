@@ -4,14 +4,12 @@ import (
 	"context"
 	"net/url"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
@@ -87,8 +85,8 @@ func TestKillTakesTheBackends(t *testing.T) {
 		_, err := c.Exec(context.Background(), "INSERT INTO t SELECT count(*) FROM generate_series(1, 50000000)")
 		result <- err
 	}()
-	require.EventuallyWithT(t, func(ct *assert.CollectT) {
-		require.Equal(ct, "1", query(t, s.URL("postgres"), "SELECT count(*)::text FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'INSERT%'"))
+	require.Eventually(t, func() bool {
+		return query(t, s.URL("postgres"), "SELECT count(*)::text FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'INSERT%'") == "1"
 	}, 10*time.Second, time.Millisecond)
 	s.Kill()
 	require.Error(t, <-result)
@@ -148,5 +146,4 @@ func TestUnreachableDirectory(t *testing.T) {
 func TestABrokenSettingSaysSo(t *testing.T) {
 	_, err := postgres.Start(t.Context(), postgres.Config{Dir: embeddedtest.Dir(t), Params: map[string]string{"no_such": "1"}})
 	require.ErrorContains(t, err, `unrecognized configuration parameter "no_such"`)
-	require.False(t, strings.Contains(err.Error(), "deadline"))
 }

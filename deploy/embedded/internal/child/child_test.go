@@ -4,11 +4,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
@@ -17,10 +17,10 @@ import (
 // shell starts a script and waits until it has printed "ready".
 func shell(t *testing.T, logFile, script string) *child.Process {
 	t.Helper()
-	p, err := child.Start(exec.Command("/bin/sh", "-c", script), logFile, syscall.SIGKILL)
+	p, err := child.Start(exec.CommandContext(t.Context(), "/bin/sh", "-c", script), logFile, syscall.SIGKILL)
 	require.NoError(t, err)
 	t.Cleanup(p.Kill)
-	require.EventuallyWithT(t, func(c *assert.CollectT) { require.Contains(c, p.Log(), "ready") }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(p.Log(), "ready") }, 10*time.Second, time.Millisecond)
 	return p
 }
 
@@ -60,6 +60,6 @@ func TestLogIsOfThisRun(t *testing.T) {
 }
 
 func TestAMissingProgram(t *testing.T) {
-	_, err := child.Start(exec.Command("/nonexistent/program"), filepath.Join(t.TempDir(), "log"), syscall.SIGKILL)
+	_, err := child.Start(exec.CommandContext(t.Context(), "/nonexistent/program"), filepath.Join(t.TempDir(), "log"), syscall.SIGKILL)
 	require.ErrorIs(t, err, os.ErrNotExist)
 }

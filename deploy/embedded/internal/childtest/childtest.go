@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/child"
@@ -67,9 +66,7 @@ func KillParent(t *testing.T, dir string) {
 
 	require.NoError(t, cmd.Process.Kill())
 	require.ErrorContains(t, cmd.Wait(), "killed")
-	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		require.Empty(c, workingIn(t, dir))
-	}, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(workingIn(t, dir)) == 0 }, 10*time.Second, 5*time.Millisecond)
 }
 
 // workingIn are the processes that have dir in their working directory's path or

@@ -41,14 +41,14 @@ func TestLock(t *testing.T) {
 // A client that retries on a port of the ephemeral range can be given that very
 // port as its own, and then holds it against the server that wants it back.
 func TestFreePortIsNotOneThatTheKernelGivesToClients(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
 	for range 20 {
 		port, err := FreePort(t.Context())
 		require.NoError(t, err)
 		require.Less(t, port, 32768)
-		taken, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		require.NoError(t, err)
 		defer taken.Close()
 	}
