@@ -19,7 +19,7 @@ type loadTables interface {
 	// Begin is called before a partition is read. It returns the offset after the last row that stands; 0 for none.
 	Begin(ctx context.Context, topic string, topicID [16]byte, partition int32) (next int64, err error)
 	// Insert returns when all records are rows for good, and how many of them could not be read and were put aside.
-	// The same token always comes with the same records.
+	// The same token always comes with the same records of a topic.
 	Insert(ctx context.Context, topic string, topicID [16]byte, records []event.Record, token string) (malformed int, err error)
 }
 

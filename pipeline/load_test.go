@@ -94,24 +94,11 @@ func (l *loadLeases) SavePosition(_ context.Context, fences []work.Fence, positi
 	return nil
 }
 
-// loadKafka adds the topic's id to a cluster.
-type loadKafka struct {
-	*kafka.Cluster
-	adm *kadm.Client
-}
-
-func (k loadKafka) TopicID(ctx context.Context, topic string) ([16]byte, error) {
-	ts, err := k.adm.ListTopics(ctx, topic)
-	if err != nil {
-		return [16]byte{}, err
-	}
-	return ts[topic].ID, ts[topic].Err
-}
-
 // loadWorld is a cluster with topics, a database, and the state.
 type loadWorld struct {
 	t      *testing.T
-	kafka  loadKafka
+	kafka  *kafka.Cluster
+	adm    *kadm.Client
 	db     *clickhouse.DB
 	conn   driver.Conn
 	leases *loadLeases
@@ -140,7 +127,7 @@ func newLoadWorld(t *testing.T) *loadWorld {
 	conn, err := chgo.Open(opts)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, conn.Close()) })
-	return &loadWorld{t: t, kafka: loadKafka{c, kadm.NewClient(cl)}, db: db, conn: conn, leases: &loadLeases{}}
+	return &loadWorld{t: t, kafka: c, adm: kadm.NewClient(cl), db: db, conn: conn, leases: &loadLeases{}}
 }
 
 // start runs a loader over tables and positions until stop.
@@ -196,7 +183,7 @@ func (w *loadWorld) atEnd(l *Load) bool {
 }
 
 func (w *loadWorld) records(kind string) map[int32][]event.Record {
-	return relayValues(w.t, w.kafka.Cluster, kind)
+	return relayValues(w.t, w.kafka, kind)
 }
 
 // produce writes records of all topics, some in transactions that are aborted, some malformed.

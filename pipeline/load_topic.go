@@ -266,7 +266,7 @@ func (t *loadTopic) flush(ctx context.Context) {
 	if len(t.block.records) == 0 {
 		return
 	}
-	token := t.block.token(t.id)
+	token := t.block.token()
 	var malformed int
 	if !t.insist(ctx, func() (err error) {
 		malformed, err = t.load.tables.Insert(ctx, t.Kind, t.id, t.block.records, token)
@@ -285,8 +285,8 @@ func (t *loadTopic) flush(ctx context.Context) {
 	t.block.records, t.block.bytes = t.block.records[:0], 0
 }
 
-// token names a block by the ranges of offsets that it holds.
-func (b *loadBlock) token(id [16]byte) string {
+// token names a block by the ranges of offsets that it holds: "0:17-42 3:5-5".
+func (b *loadBlock) token() string {
 	first, last := map[int32]int64{}, map[int32]int64{}
 	for _, r := range b.records {
 		if _, ok := first[r.Partition]; !ok {
@@ -295,11 +295,10 @@ func (b *loadBlock) token(id [16]byte) string {
 		last[r.Partition] = r.Offset
 	}
 	var s strings.Builder
-	fmt.Fprintf(&s, "%x", id)
 	for _, p := range slices.Sorted(maps.Keys(first)) {
 		fmt.Fprintf(&s, " %d:%d-%d", p, first[p], last[p])
 	}
-	return s.String()
+	return strings.TrimPrefix(s.String(), " ")
 }
 
 // save moves the positions of all partitions that the block has brought forward. A partition whose lease was lost is

@@ -16,7 +16,7 @@ import (
 // Insert writes records of one topic, named as in package event without the prefix, and returns when the server has
 // acknowledged them. Every record becomes one row: of its table, or of malformed when it cannot be read, which is
 // counted in the result. Inserting a record again changes nothing that a view shows. The same token must always come
-// with the same records; it spares the server the work of a repeat.
+// with the same records of a topic; it spares the server the work of a repeat.
 //
 // Every error may be tried again with the same records; nothing about a record itself is an error.
 func (d *DB) Insert(ctx context.Context, topic string, topicID [16]byte, records []event.Record, token string) (malformed int, err error) {
@@ -35,7 +35,8 @@ func (d *DB) Insert(ctx context.Context, topic string, topicID [16]byte, records
 		if b.table == malformedTable {
 			malformed = b.rows
 		}
-		if err := d.insert(ctx, b, token); err != nil {
+		// A table of several topics must not take one's token for the other's.
+		if err := d.insert(ctx, b, formatUUID(topicID)+" "+token); err != nil {
 			return 0, fmt.Errorf("insert %d rows into %s (%s): %w", b.rows, b.table, token, explain(err))
 		}
 	}

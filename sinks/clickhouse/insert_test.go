@@ -78,7 +78,7 @@ func TestRowsKeepAbsurdTimestampsAndNumbers(t *testing.T) {
 func TestABlockMayTouchManyMonths(t *testing.T) {
 	db := open(t)
 	var values []any
-	for n := range 300 {
+	for n := range 120 {
 		values = append(values, outcomeOf(n))
 	}
 	rs := records(t, event.Outcomes, 0, 0, values...)
@@ -88,7 +88,7 @@ func TestABlockMayTouchManyMonths(t *testing.T) {
 	insert(t, db, event.Outcomes, topicA, rs, "a")
 	insert(t, db, event.Outcomes, topicA, rs, "a")
 	insert(t, db, event.Outcomes, topicA, rs[7:], "b")
-	require.EqualValues(t, 300, count(t, db, "outcomes"))
+	require.EqualValues(t, 120, count(t, db, "outcomes"))
 }
 
 func TestBeginFindsWhereRowsEnd(t *testing.T) {
