@@ -201,10 +201,10 @@ func (w *world) Poll(ctx context.Context, n int) ([]event.Record, error) {
 	}
 }
 
-type queryError struct{ temporary bool }
+type queryError struct{ data bool }
 
-func (e queryError) Error() string   { return "division by zero" }
-func (e queryError) Temporary() bool { return e.temporary }
+func (e queryError) Error() string { return "division by zero" }
+func (e queryError) Data() bool    { return e.data }
 
 func (w *world) Documents(_ context.Context, ids []change.ProductID) ([]document.Row, change.Snapshot, time.Time, error) {
 	w.mu.Lock()
@@ -212,12 +212,12 @@ func (w *world) Documents(_ context.Context, ids []change.ProductID) ([]document
 	w.reads++
 	w.readSize = append(w.readSize, len(ids))
 	if w.away {
-		return nil, change.Snapshot{}, time.Time{}, queryError{temporary: true}
+		return nil, change.Snapshot{}, time.Time{}, queryError{}
 	}
 	var out []document.Row
 	for _, id := range ids {
 		if w.broken[string(id)] {
-			return nil, change.Snapshot{}, time.Time{}, queryError{}
+			return nil, change.Snapshot{}, time.Time{}, queryError{data: true}
 		}
 		out = append(out, w.docs[string(id)]...)
 	}

@@ -196,7 +196,7 @@ func (r *round) readSome(ctx context.Context, flights []*flight, rows map[string
 		for _, row := range got {
 			rows[row.ProductID] = append(rows[row.ProductID], row)
 		}
-	case temporary(err) || ctx.Err() != nil:
+	case !blamesData(err) || ctx.Err() != nil:
 		r.p.log.WarnContext(ctx, "documents query; it is tried again", "products", len(ids), "error", err)
 		for _, f := range flights {
 			f.again = again
@@ -217,11 +217,11 @@ func (r *round) seen(s change.Snapshot, at time.Time) {
 	}
 }
 
-// temporary reports whether an error of the source is likely to go away by itself. Errors that do not say are taken
-// as temporary: a lost connection must never be blamed on a product.
-func temporary(err error) bool {
-	var t interface{ Temporary() bool }
-	return !errors.As(err, &t) || t.Temporary()
+// blamesData reports whether the query broke on the values of some row. Everything else is waited for: neither a lost
+// connection nor a query that does not fit the schema any more must ever be blamed on a product.
+func blamesData(err error) bool {
+	var d interface{ Data() bool }
+	return errors.As(err, &d) && d.Data()
 }
 
 // wait lets a product whose transaction the read does not see fly again soon, or parks it when that lasts.

@@ -6,23 +6,10 @@ import (
 	"fmt"
 
 	"github.com/shelfwire/shelfwire/connectors/kafka"
-	"github.com/shelfwire/shelfwire/connectors/postgres"
 	"github.com/shelfwire/shelfwire/pipeline"
-	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/sinks/shopify"
 )
-
-// captureSource gives Capture the source in its own words.
-type captureSource struct{ *postgres.Source }
-
-// ReadChunk reads one chunk of a snapshot.
-func (s captureSource) ReadChunk(ctx context.Context, table string, after []string, limit int) (change.Chunk, error) {
-	c, err := s.Source.ReadChunk(ctx, table, after, limit)
-	return change.Chunk{
-		Relation: c.Relation, Rows: c.Rows, LastKey: c.LastKey, Done: c.Done, Snapshot: c.Snapshot, ReadAt: c.ReadAt,
-	}, err
-}
 
 func (a *app) buildCapture(context.Context) error {
 	tables := a.cfg.Tables()
@@ -31,17 +18,17 @@ func (a *app) buildCapture(context.Context) error {
 		BatchProducts: a.cfg.Batches.Products, BatchRows: a.cfg.Batches.Rows,
 		SnapshotChunk: a.cfg.Source.SnapshotChunk, Heartbeat: a.cfg.Source.Heartbeat,
 	}, pipeline.CaptureParts{
-		Source: captureSource{a.source},
+		Source: a.source,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
 			// The publication must exist before the slot: it is looked up in the catalog of the WAL's own time.
 			if err := a.source.EnsurePublication(ctx, tables); err != nil {
 				return nil, err
 			}
-			slot, err := a.source.EnsureSlot(ctx)
-			if err != nil {
+			if _, err := a.source.EnsureSlot(ctx); err != nil {
 				return nil, err
 			}
-			return a.source.Stream(ctx, slot.ConfirmedFlush)
+			// From wherever the slot stands: a predecessor may still confirm while it ends.
+			return a.source.Stream(ctx, 0)
 		},
 		Fence: func(ctx context.Context) (pipeline.CaptureProducer, error) {
 			return a.cluster.OpenProducer(ctx, "shelfwire-capture-"+a.cfg.Source.Slot)

@@ -50,12 +50,26 @@ type event struct {
 var events = []event{
 	{0.08, action{KindApproval, PathBulk, 0, approveMany}},
 	{0.15, action{KindPriceRule, PathUpdate, 0, startRule}},
+	{0.20, action{KindMistake, PathUpdate, 0, mistypeTitle}},
 	{0.25, action{KindSwitch, PathUpdate, 0, switchPrices(false)}},
 	{0.35, action{KindImport, PathCopy, 0, importBatch}},
 	{0.45, action{KindVariantDelete, PathCascade, 0, deleteVariant}},
 	{0.50, action{KindRevocation, PathUpdate, 0, revokeApproval}},
 	{0.55, action{KindSwitch, PathUpdate, 0, switchPrices(true)}},
 	{0.65, action{KindPriceRule, PathUpdate, 0, changeRule}},
+	{0.75, action{KindMistake, PathUpdate, 0, mendTitle}},
+}
+
+// mistypeTitle gives a product that is on sale a title that no shop takes: somebody has pasted the description.
+func mistypeTitle(ctx context.Context, w *writer) (int64, error) {
+	return w.exec(ctx, `
+		UPDATE catalog.products SET title = title || repeat(' and more', 40)
+		WHERE id = (SELECT id FROM catalog.products WHERE kind = 'normal' AND approved_at IS NOT NULL ORDER BY id LIMIT 1)`)
+}
+
+// mendTitle is the merchandiser who has read why it failed.
+func mendTitle(ctx context.Context, w *writer) (int64, error) {
+	return w.exec(ctx, `UPDATE catalog.products SET title = left(title, 60) WHERE length(title) > 255`)
 }
 
 func changePrice(ctx context.Context, w *writer) (int64, error) {

@@ -27,6 +27,7 @@ const (
 	KindSavepoint     Kind = "savepoint rolled back"
 	KindVariantDelete Kind = "variant deleted"
 	KindProductDelete Kind = "product deleted"
+	KindMistake       Kind = "title mistyped, mended"
 	KindSwitch        Kind = "price sync switched"
 )
 

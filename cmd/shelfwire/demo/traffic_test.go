@@ -29,7 +29,7 @@ func TestTrafficDoesEveryKindByEveryPath(t *testing.T) {
 	for _, kind := range []demo.Kind{
 		demo.KindPrice, demo.KindPriceList, demo.KindPriceRule, demo.KindContent, demo.KindImage, demo.KindApproval,
 		demo.KindRevocation, demo.KindBooking, demo.KindReceipt, demo.KindCount, demo.KindOrder, demo.KindImport,
-		demo.KindRollback, demo.KindSavepoint, demo.KindVariantDelete, demo.KindProductDelete, demo.KindSwitch,
+		demo.KindRollback, demo.KindSavepoint, demo.KindVariantDelete, demo.KindProductDelete, demo.KindSwitch, demo.KindMistake,
 	} {
 		require.NotZero(t, stats.Kinds[kind], "%s in %v", kind, stats.Kinds)
 	}
