@@ -61,8 +61,10 @@ type Exchange struct {
 	Shop   string
 	Fields []string // root fields
 	Lane   work.Lane
-	// Requested is the predicted cost in points; Actual what the shop charged, negative where it did not say.
+	// Requested is the predicted cost in points; Held is what the shop held back for it, which is the same unless the
+	// formula has changed (0 where it did not say); Actual is what it charged in the end, negative where it did not say.
 	Requested int
+	Held      float64
 	Actual    float64
 	// Products is how many products share the request; 0 for reads of settings.
 	Products int
@@ -338,7 +340,7 @@ func (s *Shops) admit(ctx context.Context, intend func(context.Context) error) *
 
 func (s *Shops) observe(sh *shop, names []string, lane work.Lane, points, products int, took, waited time.Duration, a *answer) {
 	e := Exchange{
-		Shop: sh.name, Fields: names, Lane: lane, Requested: points, Actual: a.actual, Products: products,
+		Shop: sh.name, Fields: names, Lane: lane, Requested: points, Held: a.requested, Actual: a.actual, Products: products,
 		Duration: took, Waited: waited, Available: -1,
 	}
 	if a.whole != nil {

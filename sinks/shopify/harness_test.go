@@ -162,7 +162,12 @@ func newWorld(t testing.TB, change ...func(*shopify.Config)) *world {
 			URL: "https://acme.myshopify.com", Token: func(context.Context) (string, error) { return "secret", nil },
 		}},
 		Budget: &buckets{}, Holder: "test", RoundTripper: w.wire,
-		Observe: func(e shopify.Exchange) { w.points += e.Requested },
+		Observe: func(e shopify.Exchange) {
+			w.points += e.Requested
+			if e.Held > 0 && int(e.Held) != e.Requested {
+				t.Errorf("%v: predicted %d points, the shop held back %v", e.Fields, e.Requested, e.Held)
+			}
+		},
 	}
 	for _, f := range change {
 		f(&cfg)

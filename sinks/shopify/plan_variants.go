@@ -213,6 +213,12 @@ func (u *update) rebind() {
 		if next.Variants[v.Key] == nil && found {
 			next.Variants[v.Key] = next.Variants[old]
 			delete(next.Variants, old)
+			// The old key may come back as another variant: the shop's own record has to say so, too.
+			u.add(newOp("metafieldsSet", map[string]any{"metafields": []any{map[string]any{
+				"ownerId": next.Variants[v.Key].ID, "namespace": ref{refCustomID, "namespace"}, "key": variantKey,
+				"type": "single_line_text_field", "value": v.Key,
+			}}}))
+			u.say("a new key for the variant %s", strings.Join(v.Options, " / "))
 		}
 	}
 }

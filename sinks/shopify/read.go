@@ -206,11 +206,15 @@ func (r *reading) variants(s *Shadow) {
 	}
 	for _, node := range rest {
 		key, ok := byOptions[tuple(selectedOptions(node))]
-		if !ok || s.Variants[key] != nil {
+		switch {
+		case ok && s.Variants[key] == nil:
+			s.Variants[key] = r.variant(key, node)
+		case text(object(node["ours"])["value"]) != "":
+			// A second one with the same key: ours, and wanted by nobody.
+			s.Variants["~"+text(node["id"])] = r.variant("", node)
+		default:
 			s.foreign++
-			continue
 		}
-		s.Variants[key] = r.variant(key, node)
 	}
 }
 
