@@ -107,8 +107,7 @@ func auditTable(r *audit.Report, most int) *table {
 
 // audit compares all shops of the configuration with the source.
 func (a *app) audit(ctx context.Context, only []string) (*audit.Report, error) {
-	src := &auditSource{app: a}
-	return audit.Run(ctx, src, auditShops{a.shops, slices.Sorted(maps.Keys(a.cfg.Shops))}, only)
+	return audit.Run(ctx, &auditSource{app: a}, auditShops{a.shops, slices.Sorted(maps.Keys(a.cfg.Shops))}, only)
 }
 
 // auditSource asks the source by SQL of its own: every id in the key column of a routed table is a product.
@@ -206,7 +205,7 @@ func auditProduct(p shopify.ShopProduct) audit.Product {
 			levels[l.Location] = map[string]int{"available": l.Available, "on_hand": l.OnHand}
 		}
 		out.Variants = append(out.Variants, audit.Variant{
-			ID: v.ID, Options: v.Options, SKU: v.SKU, Barcode: v.Barcode, Price: v.Price, CompareAtPrice: v.CompareAtPrice,
+			ID: v.ID, Key: v.Key, Options: v.Options, SKU: v.SKU, Barcode: v.Barcode, Price: v.Price, CompareAtPrice: v.CompareAtPrice,
 			Levels: levels,
 		})
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -184,7 +186,9 @@ func (d *demoRun) loaded(ctx context.Context) (bool, error) {
 // audit compares, twice over: all that the documents query says against the shops, and what the reference schema's
 // own expectations and the traffic's marks say.
 func (d *demoRun) audit(ctx context.Context, marks demo.Marks) error {
-	r, err := d.app.audit(ctx, nil)
+	// Both comparisons look at one reading of the shops.
+	catalogs := &readOnce{shops: auditShops{d.app.shops, slices.Sorted(maps.Keys(d.app.cfg.Shops))}, read: map[string][]audit.Product{}}
+	r, err := audit.Run(ctx, &auditSource{app: d.app}, catalogs, nil)
 	if err != nil {
 		return err
 	}
@@ -192,7 +196,7 @@ func (d *demoRun) audit(ctx context.Context, marks demo.Marks) error {
 		return err
 	}
 	d.say("audit      %s", auditSentence(r))
-	wrong, compared, err := d.expectations(ctx, marks)
+	wrong, compared, err := d.expectations(ctx, catalogs, marks)
 	if err != nil {
 		return err
 	}
@@ -211,19 +215,46 @@ func (d *demoRun) audit(ctx context.Context, marks demo.Marks) error {
 	return nil
 }
 
+// readOnce keeps the catalogs that it has read.
+type readOnce struct {
+	shops audit.Shops
+	read  map[string][]audit.Product
+}
+
+// Names lists the shops.
+func (o *readOnce) Names() []string { return o.shops.Names() }
+
+// Products reads a catalog at its first call.
+func (o *readOnce) Products(ctx context.Context, shop string, yield func(audit.Product) bool) error {
+	if o.read[shop] == nil {
+		err := o.shops.Products(ctx, shop, func(p audit.Product) bool {
+			o.read[shop] = append(o.read[shop], p)
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, p := range o.read[shop] {
+		if !yield(p) {
+			break
+		}
+	}
+	return nil
+}
+
 // expectations checks the shops against SQL that shares nothing with the documents query.
-func (d *demoRun) expectations(ctx context.Context, marks demo.Marks) (wrong []string, compared int, err error) {
-	type key struct{ shop, product, sku string }
+func (d *demoRun) expectations(ctx context.Context, catalogs audit.Shops, marks demo.Marks) (wrong []string, compared int, err error) {
+	type key struct{ shop, product, variant string }
 	have := map[key]audit.Variant{}
 	var texts strings.Builder
-	shops := auditShops{d.app.shops, nil}
 	for _, s := range demo.Stores() {
-		err := shops.Products(ctx, s.Name, func(p audit.Product) bool {
+		err := catalogs.Products(ctx, s.Name, func(p audit.Product) bool {
 			texts.WriteString(p.Title + "\n")
 			for _, v := range p.Variants {
 				texts.WriteString(v.SKU + "\n")
 				if p.Status == "ACTIVE" {
-					have[key{s.Name, p.ProductID, v.SKU}] = v
+					have[key{s.Name, p.ProductID, v.Key}] = v
 				}
 			}
 			return true
@@ -239,11 +270,13 @@ func (d *demoRun) expectations(ctx context.Context, marks demo.Marks) (wrong []s
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	err = demo.Expectations(ctx, conn, func(e demo.Expectation) error {
 		compared++
-		v, ok := have[key{e.Shop, e.ProductID, e.SKU}]
-		delete(have, key{e.Shop, e.ProductID, e.SKU})
+		v, ok := have[key{e.Shop, e.ProductID, e.VariantKey}]
+		delete(have, key{e.Shop, e.ProductID, e.VariantKey})
 		switch {
 		case !ok:
-			wrong = append(wrong, fmt.Sprintf("%s: product %s, SKU %s is not on sale", e.Shop, e.ProductID, e.SKU))
+			wrong = append(wrong, fmt.Sprintf("%s: product %s, variant %s (SKU %q) is not on sale", e.Shop, e.ProductID, e.VariantKey, e.SKU))
+		case v.SKU != e.SKU:
+			wrong = append(wrong, fmt.Sprintf("%s: variant %s has SKU %q, not %q", e.Shop, e.VariantKey, v.SKU, e.SKU))
 		case e.PriceOwned && v.Price != e.Price:
 			wrong = append(wrong, fmt.Sprintf("%s: SKU %s costs %s, not %s", e.Shop, e.SKU, v.Price, e.Price))
 		}
@@ -255,7 +288,7 @@ func (d *demoRun) expectations(ctx context.Context, marks demo.Marks) (wrong []s
 		return nil
 	})
 	for k := range have {
-		wrong = append(wrong, fmt.Sprintf("%s: product %s, SKU %s is on sale and should not be", k.shop, k.product, k.sku))
+		wrong = append(wrong, fmt.Sprintf("%s: product %s, variant %s is on sale and should not be", k.shop, k.product, k.variant))
 	}
 	all := texts.String()
 	for _, text := range marks.RolledBack {

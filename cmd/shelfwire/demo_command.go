@@ -93,7 +93,7 @@ func runDemo(ctx context.Context, f *demoFlags, out io.Writer) error {
 	if f.verbose {
 		d.log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	dir, remove, err := d.directory()
+	dir, remove, err := d.directory(ctx)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func runDemo(ctx context.Context, f *demoFlags, out io.Writer) error {
 }
 
 // directory is where the services keep their data, and how it is removed.
-func (d *demoRun) directory() (dir string, remove func(), err error) {
+func (d *demoRun) directory(ctx context.Context) (dir string, remove func(), err error) {
 	if d.data != "" {
 		dir, err = filepath.Abs(d.data)
 		if err == nil {
@@ -135,7 +135,7 @@ func (d *demoRun) directory() (dir string, remove func(), err error) {
 		}
 		return dir, func() {}, err
 	}
-	return scratch("demo")
+	return scratch(ctx, "demo")
 }
 
 func (d *demoRun) say(format string, args ...any) {

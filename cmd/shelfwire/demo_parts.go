@@ -41,20 +41,14 @@ type demoParts struct {
 	stops []func()
 }
 
-// scratch makes a directory that every embedded part can use, and returns how to remove it.
-func scratch(name string) (dir string, remove func(), err error) {
-	base, err := embedded.BaseDir("shelfwire")
+// scratch makes a directory that every embedded part can use, and returns how to remove it. What a kill leaves behind
+// is removed by the next one.
+func scratch(ctx context.Context, name string) (dir string, remove func(), err error) {
+	s, err := embedded.NewScratch(ctx, "shelfwire", name)
 	if err != nil {
 		return "", nil, err
 	}
-	dir, err = os.MkdirTemp(base, name+"-")
-	if err != nil {
-		return "", nil, err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL runs as another user where we are root
-		return "", nil, err
-	}
-	return dir, func() { _ = os.RemoveAll(dir) }, nil
+	return s.Path, func() { _ = s.Remove() }, nil
 }
 
 // start brings all parts up side by side.

@@ -82,7 +82,9 @@ type Product struct {
 
 // Variant is a variant as a shop has it.
 type Variant struct {
-	ID             string
+	ID string
+	// Key is the document's key of the variant; empty for one that is not ours.
+	Key            string
 	Options        []string
 	SKU            string
 	Barcode        string
