@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
@@ -85,14 +86,13 @@ func TestABatchIsListedWithItsCounts(t *testing.T) {
 func batchEvents(t require.TestingT, s *Store, id string) (types []string) {
 	rows, err := s.pool.Query(context.Background(), `SELECT value FROM outbox WHERE key = $1 ORDER BY id`, []byte(id))
 	require.NoError(t, err)
-	var v []byte
-	for rows.Next() {
-		require.NoError(t, rows.Scan(&v))
+	values, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+	require.NoError(t, err)
+	for _, v := range values {
 		var b event.Batch
 		require.NoError(t, json.Unmarshal(v, &b))
 		types = append(types, b.Type)
 	}
-	require.NoError(t, rows.Err())
 	return types
 }
 
