@@ -49,12 +49,7 @@ func demoCommand() *cobra.Command {
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
 		go endWithParent(ctx, stop)
-		err := runDemo(ctx, f, cmd.OutOrStdout())
-		if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-			cmd.Println("stopped")
-			return &exitCode{code: 130}
-		}
-		return err
+		return runDemo(ctx, f, cmd.OutOrStdout())
 	}
 	return cmd
 }

@@ -18,12 +18,14 @@ import (
 	"github.com/shelfwire/shelfwire/deploy/embedded"
 )
 
-// The exit codes of all commands. 130 is an interrupt that was answered by a clean stop.
+// The exit codes of all commands.
 const (
 	exitOK    = 0
 	exitError = 1
 	exitUsage = 2
 	exitDrift = 3 // audit found drift, or compared nothing
+
+	exitStopped = 130 // an interrupt ended the command before its end
 )
 
 func main() {
@@ -70,7 +72,12 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	var code *exitCode
-	if !errors.As(err, &code) {
+	switch {
+	case errors.As(err, &code):
+	case ctx.Err() != nil: // whatever broke off, it broke off because it was told to
+		_, _ = fmt.Fprintln(stderr, "stopped")
+		return exitStopped
+	default:
 		code = &exitCode{exitError, err}
 	}
 	if code.err != nil {
