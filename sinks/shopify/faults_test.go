@@ -111,6 +111,32 @@ func TestALostCreationIsNeverDoubled(t *testing.T) {
 	}
 }
 
+func TestADoubtStandsUntilTheShopIsRead(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.shop.Inject(shopifysim.Fault{Kind: shopifysim.LostResponse, Field: "productSet"})
+		r := w.push("1", shirt(1))
+		require.True(t, r.Unanswered)
+		intents := w.known["1"].Intents
+		w.shop.Inject(shopifysim.Fault{Kind: shopifysim.Unavailable, Field: "productByIdentifier"})
+		r = w.push("1", shirt(1))
+		require.Equal(t, event.Retrying, r.Status)
+		require.True(t, r.Unanswered)
+		k := w.known["1"]
+		k.Intents = intents
+		w.known["1"] = k
+		bad := shirt(1)
+		bad.Title = document.Of("")
+		p := w.plan("1", bad)
+		require.True(t, p.Nothing)
+		require.Equal(t, event.Validation, p.Result.Category)
+		require.True(t, p.Result.Unanswered)
+		r = w.push("1", shirt(1))
+		require.Equal(t, event.Success, r.Status, "what was left was the publishing: %s", r.Message)
+		require.False(t, r.Unanswered)
+		require.Len(t, w.shop.Products(), 1)
+	})
+}
+
 func TestThrottlingIsWaitedForAndDoesNotCount(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.mustPush("1", shirt(1))

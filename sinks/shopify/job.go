@@ -226,6 +226,9 @@ func (j *job) result() work.Result {
 		r.Status = event.Failed
 	}
 	r.RetryAfter, r.Counts, r.ShopDead, r.Unanswered = f.retryAfter, f.counts, f.dead, f.unanswered
+	if len(p.Known.Intents) > 0 && !j.known.sure {
+		r.Unanswered = true // what was in doubt before still is: the shop could not be read
+	}
 	return r
 }
 

@@ -220,6 +220,7 @@ func finish(p work.Push, s *Shadow, d *decision) work.Result {
 	if d.refused != nil {
 		r.Status, r.Category = event.Failed, event.Validation
 		r.Message, r.Field = d.refused.message, d.refused.field
+		r.Unanswered = len(p.Known.Intents) > 0 // nobody has read yet what became of them
 		return r
 	}
 	r.Status, r.Reason = event.Skipped, d.skipped

@@ -20,7 +20,7 @@ import (
 var uploads int
 
 // anyDocument draws a document. Keys of variants come from a small set, so that documents of one product share some
-// and trade options with each other; images are those of the document before with some left out and some appended.
+// and trade options with each other; images are those of the document before in any order, some left out, some new.
 func anyDocument(t *rapid.T, images []document.Image) *document.Document {
 	d := &document.Document{Eligible: true}
 	d.Title = document.Of(rapid.SampledFrom([]string{"Shirt", "Better shirt", "Größe & Ärmel"}).Draw(t, "title"))
@@ -46,7 +46,7 @@ func anyDocument(t *rapid.T, images []document.Image) *document.Document {
 			u := fmt.Sprintf("https://img.example.com/%d.jpg", uploads)
 			kept = append(kept, document.Image{URL: u})
 		}
-		d.Images = document.Of(kept)
+		d.Images = document.Of(rapid.Permutation(kept).Draw(t, "order of images"))
 	}
 	anyVariants(t, d)
 	return d
