@@ -242,7 +242,7 @@ func (c *Capture) session(ctx context.Context) error {
 		return err
 	}
 	c.stats.Active.Store(true)
-	c.log.InfoContext(ctx, "capture goes on", "position", pos.Position.String(), "slot", pos.Slot,
+	c.log.InfoContext(ctx, "capture goes on", "position", pos.String(), "slot", pos.Slot,
 		"in_transaction", pos.Open != nil, "snapshot", pos.Snapshot != nil)
 	return c.work(ctx, stream, producer, pos)
 }
@@ -266,11 +266,11 @@ func (c *Capture) position(ctx context.Context, confirmed change.LSN) (event.Pos
 			"source is system %s timeline %d: positions of the two cannot be compared; if the source was restored or failed "+
 			"over on purpose, run once with capture.restart to take a whole snapshot",
 			pos.SystemID, pos.Timeline, history.SystemID, history.Timeline)}
-	case pos.Position.CommitLSN < confirmed:
+	case pos.CommitLSN < confirmed:
 		return pos, &captureError{fmt.Sprintf("the slot %s was confirmed up to %s, and Kafka has only what was committed "+
 			"before %s: what stands between is lost to the stream; find out what has read from the slot or lost the topic "+
 			"%spositions, then run once with capture.restart to take a whole snapshot",
-			history.Slot, confirmed, pos.Position.CommitLSN, c.cfg.Prefix)}
+			history.Slot, confirmed, pos.CommitLSN, c.cfg.Prefix)}
 	}
 	pos.Snapshot = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), time.Now())
 	return pos, nil

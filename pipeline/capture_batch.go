@@ -183,7 +183,7 @@ func (b *captureBatcher) begin(tx change.Transaction) {
 		products = map[change.ProductID]struct{}{}
 	}
 	b.tx = captureTx{open: true, Transaction: tx, products: products, held: b.tx.held[:0]}
-	if open := b.position.Open; open != nil && b.position.Position.CommitLSN == tx.CommitLSN {
+	if open := b.position.Open; open != nil && b.position.CommitLSN == tx.CommitLSN {
 		b.tx.batch, b.tx.group = open.BatchID != "", captureResumed
 		b.tx.rows, b.tx.name, b.tx.admin = open.Rows, open.Name, open.Admin
 	}

@@ -333,20 +333,20 @@ func TestCaptureDecidesAndAnnouncesBatches(t *testing.T) {
 
 func TestCaptureSnapshotIsResumedAndAnnounced(t *testing.T) {
 	r := newCaptureRig(t)
-	r.cfg.SnapshotChunk = 7
+	r.cfg.SnapshotChunk = 30
 	r.exec(`INSERT INTO products SELECT 'p' || i, 'P', i FROM generate_series(1, 100) i`)
 	r.exec(`INSERT INTO variants SELECT i, 'p' || i, 'S' FROM generate_series(1, 100) i`)
 	r.exec(`INSERT INTO stock (variant_id, qty) SELECT i, i FROM generate_series(1, 100) i`)
 	for range 8 { // cut short again and again
 		var n atomic.Int32
 		r.faults = func(call string) error {
-			if n.Add(1) > 30 {
+			if n.Add(1) > 15 {
 				return errors.New("killed")
 			}
 			return nil
 		}
 		c, stop := r.start()
-		require.Eventually(t, func() bool { return n.Load() > 30 || !c.Stats().Snapshotting.Load() && c.Stats().Active.Load() }, time.Minute, time.Millisecond)
+		require.Eventually(t, func() bool { return n.Load() > 15 || !c.Stats().Snapshotting.Load() && c.Stats().Active.Load() }, time.Minute, time.Millisecond)
 		require.NoError(t, stop())
 	}
 	r.faults = nil
@@ -386,6 +386,102 @@ func TestCaptureSnapshotIsResumedAndAnnounced(t *testing.T) {
 	require.NoError(t, stop())
 	require.Len(t, r.records(event.Changes), 500)
 	require.Len(t, r.records(event.DeadLetters), 1)
+}
+
+// The failing schedule: a process hangs in the middle of a write, another takes over, and the first one wakes up.
+func TestCaptureFencesAPredecessorThatWakesUp(t *testing.T) {
+	r := newCaptureRig(t)
+	asleep, wake := make(chan struct{}), make(chan struct{})
+	var armed atomic.Bool
+	r.faults = func(call string) error {
+		if call == "before commit" && armed.CompareAndSwap(true, false) {
+			close(asleep)
+			<-wake
+		}
+		return nil
+	}
+	old, stopOld := r.start()
+	r.wait(old)
+	armed.Store(true)
+	r.exec(`INSERT INTO products VALUES ('a', 'A', 1)`)
+	<-asleep
+	// Its walsender ends, as after a cut of the network, and its slot is free.
+	r.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, r.slot())
+	fresh, stop := r.start()
+	require.Eventually(t, func() bool { return fresh.Stats().Active.Load() }, time.Minute, time.Millisecond)
+	r.exec(`INSERT INTO products VALUES ('b', 'B', 1)`)
+	r.wait(fresh)
+	close(wake)
+	r.exec(`INSERT INTO products VALUES ('c', 'C', 1)`)
+	r.wait(fresh)
+	require.Eventually(t, func() bool { return !old.Stats().Active.Load() }, time.Minute, time.Millisecond, "the first one stands by: the slot is taken")
+	require.NoError(t, stop())
+	require.Eventually(t, func() bool { return old.Stats().Active.Load() }, time.Minute, time.Millisecond, "and takes over in its turn")
+	r.exec(`INSERT INTO products VALUES ('d', 'D', 1)`)
+	r.wait(old)
+	require.NoError(t, stopOld())
+	require.Equal(t, []string{"products c a", "products c b", "products c c", "products c d"}, brief(r.records(event.Changes)))
+}
+
+func TestCaptureRefusesAPositionThatTheSlotHasPassed(t *testing.T) {
+	r := newCaptureRig(t)
+	c, stop := r.start()
+	r.wait(c)
+	r.exec(`INSERT INTO products VALUES ('a', 'A', 1)`)
+	r.wait(c)
+	require.NoError(t, stop())
+	r.exec(`INSERT INTO products VALUES ('lost', 'L', 1)`)
+	// Somebody reads from our slot.
+	r.exec(`SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())`, r.slot())
+
+	ended := func() error {
+		c, stop := r.start()
+		defer func() { _ = stop() }()
+		require.Never(t, func() bool { return c.Stats().Active.Load() }, 300*time.Millisecond, 5*time.Millisecond)
+		return stop()
+	}
+	require.ErrorContains(t, ended(), "run once with capture.restart")
+	r.cfg.Restart = true
+	c, stop = r.start()
+	r.wait(c)
+	require.NoError(t, stop())
+	require.Equal(t, []string{"products c a", "products r a", "products r lost"}, brief(r.records(event.Changes)))
+	r.cfg.Restart = false
+	c, stop = r.start()
+	r.exec(`INSERT INTO products VALUES ('b', 'B', 1)`)
+	r.wait(c)
+	require.NoError(t, stop())
+}
+
+// Kafka is away for longer than the server waits for a silent client.
+func TestCaptureKeepsTheConnectionWhileKafkaIsAway(t *testing.T) {
+	r := newCaptureRig(t)
+	r.exec(`ALTER DATABASE ` + r.db.Config().Database + ` SET wal_sender_timeout = '600ms'`)
+	back := make(chan struct{})
+	var once, held atomic.Bool
+	r.faults = func(call string) error {
+		if call == "before commit" && once.CompareAndSwap(false, true) {
+			held.Store(true)
+			<-back
+		}
+		return nil
+	}
+	c, stop := r.start()
+	for i := range 50 {
+		r.exec(`INSERT INTO products VALUES ($1, 'A', 1)`, fmt.Sprint(i))
+	}
+	require.Eventually(t, held.Load, time.Minute, time.Millisecond)
+	pid := func() (pid int) {
+		require.NoError(t, r.db.QueryRow(t.Context(), `SELECT coalesce(active_pid, 0) FROM pg_replication_slots WHERE slot_name = $1`, r.slot()).Scan(&pid))
+		return pid
+	}
+	before := pid()
+	require.Never(t, func() bool { return pid() != before }, 2*time.Second, 50*time.Millisecond)
+	close(back)
+	r.wait(c)
+	require.Equal(t, before, pid())
+	require.NoError(t, stop())
+	require.Len(t, r.records(event.Changes), 50)
 }
 
 // captureWrites runs random transactions: rollbacks, savepoints, key changes, deletes, large ones. Products of variants

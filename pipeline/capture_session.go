@@ -213,6 +213,7 @@ func (s *captureSession) take(ev *change.Event) error {
 		}
 	case change.EventKeepalive:
 		s.backlog = append(s.backlog, captureStep{kind: captureAdvance, end: ev.EndLSN})
+	case change.EventIdle: // a chance to hand over, which comes with every event
 	}
 	return nil
 }
@@ -221,13 +222,13 @@ func (s *captureSession) begin(tx change.Transaction) error {
 	s.tx = tx
 	s.encoder.begin()
 	s.window.streamed(tx.XID)
-	s.skip = tx.CommitLSN < s.resume.Position.CommitLSN
+	s.skip = tx.CommitLSN < s.resume.CommitLSN
 	if s.skip {
 		return nil
 	}
-	if open := s.resume.Open; open != nil && !s.began && tx.CommitLSN != s.resume.Position.CommitLSN {
+	if open := s.resume.Open; open != nil && !s.began && tx.CommitLSN != s.resume.CommitLSN {
 		return &captureError{fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent again: the next "+
-			"one commits at %s; run once with capture.restart to take a whole snapshot", s.resume.Position.CommitLSN, tx.CommitLSN)}
+			"one commits at %s; run once with capture.restart to take a whole snapshot", s.resume.CommitLSN, tx.CommitLSN)}
 	}
 	s.began = true
 	s.backlog = append(s.backlog, captureStep{kind: captureBegin, tx: tx})

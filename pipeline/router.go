@@ -182,12 +182,11 @@ func (r *router) plan(rel *change.Relation) *routerPlan {
 		if rt.Parent != nil {
 			column = rt.Parent.Column
 		}
-		at, covered := rel.Index(column), true
+		at, covered := rel.Index(column), false
 		switch {
 		case rt.Query != "":
 			covered = rel.ReplicaIdentity == 'f'
 		case at < 0:
-			covered = false
 			p.problem = fmt.Errorf("table %s has no column %q, which its route reads", rel.Table(), column)
 		default:
 			covered = rel.Columns[at].Identity

@@ -162,5 +162,5 @@ func (a logAdapter) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 	if level == kgo.LogLevelError {
 		l = slog.LevelError
 	}
-	a.log.Log(context.Background(), l, "kafka client", append([]any{slog.String("event", msg)}, keyvals...)...) //nolint:sloglint // the library's pairs are passed on as they are
+	a.log.Log(context.Background(), l, "kafka client", append([]any{slog.String("event", msg)}, keyvals...)...)
 }

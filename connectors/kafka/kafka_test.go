@@ -100,8 +100,7 @@ func TestTransactionsAreReadWholeOrNotAtAll(t *testing.T) {
 
 	require.NoError(t, p.Begin())
 	buf := []byte("one")
-	require.NoError(t, p.ProduceMarked(1, event.Record{Topic: topic, Partition: 3, Key: []byte("k"), Value: buf,
-		Headers: []event.Header{{Key: "h", Value: buf}}}))
+	require.NoError(t, p.ProduceMarked(1, event.Record{Topic: topic, Partition: 3, Key: []byte("k"), Value: buf, Headers: []event.Header{{Key: "h", Value: buf}}}))
 	copy(buf, "xxx") // the producer has its own copy
 	require.NoError(t, p.ProduceMarked(1, event.Record{Topic: topic, Partition: 3, Value: nil}))
 	require.NoError(t, p.ProduceMarked(2, event.Record{Topic: topic, Partition: 3, Value: []byte{}}))
@@ -300,7 +299,7 @@ func TestALostCommitAnswerIsSettledByTheTopic(t *testing.T) {
 		t.Run(v.name, func(t *testing.T) {
 			var left atomic.Int32
 			opts := []kfake.Opt{kfake.ListenFn(func(network, address string) (net.Listener, error) {
-				l, err := net.Listen(network, address)
+				l, err := (&net.ListenConfig{}).Listen(context.Background(), network, address)
 				return lossy{Listener: l, key: kmsg.EndTxn.Int16(), left: &left}, err
 			})}
 			if v.max != nil {

@@ -57,7 +57,7 @@ func (c *lossyConn) Write(b []byte) (int, error) {
 	lose := len(b) >= 8 && c.doomed[binary.BigEndian.Uint32(b[4:])]
 	c.mu.Unlock()
 	if lose {
-		_ = c.Conn.Close()
+		_ = c.Close()
 		return 0, net.ErrClosed
 	}
 	return c.Conn.Write(b)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -154,10 +155,7 @@ func (r *Reader) take(ctx context.Context, fetches kgo.Fetches) ([]event.Record,
 		r.next[rec.Partition] = rec.Offset + 1
 		out = append(out, incoming(rec))
 	})
-	next := make(map[int32]int64, len(r.next))
-	for p, at := range r.next {
-		next[p] = at
-	}
+	next := maps.Clone(r.next)
 	r.mu.Unlock()
 
 	for _, fe := range fetches.Errors() {

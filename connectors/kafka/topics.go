@@ -67,7 +67,7 @@ func (c *Cluster) EnsureTopics(ctx context.Context) error {
 	for _, s := range c.specs() {
 		config := make(map[string]*string, len(s.config))
 		for k, v := range s.config {
-			config[k] = kadm.StringPtr(v)
+			config[k] = new(v)
 		}
 		name := c.Topic(s.name)
 		resp, err := c.adm.CreateTopic(ctx, s.partitions, c.cfg.Replication, config, name)
