@@ -68,6 +68,16 @@ func (c LoadConfig) withDefaults() LoadConfig {
 	return c
 }
 
+// LoadReader reads explicit partitions of one topic.
+type LoadReader interface {
+	// Add begins to read a partition at an offset, Remove ends it: no record of it is returned afterwards.
+	Add(partition int32, offset int64)
+	Remove(partition int32)
+	// Poll returns what has come, at most n records, and waits while nothing has.
+	Poll(ctx context.Context, n int) ([]event.Record, error)
+	Close()
+}
+
 // LoadTopic is a topic that is loaded.
 type LoadTopic struct {
 	// Kind is its name as in package event, which decides its table.
@@ -75,8 +85,9 @@ type LoadTopic struct {
 	// Name is its full name.
 	Name       string
 	Partitions int32
-	// Reader reads nothing else.
-	Reader recordReader
+	// Open makes a reader of the topic. It is called again after the reader has failed: a reader may never notice that
+	// its topic was deleted and made anew.
+	Open func() (LoadReader, error)
 }
 
 // Load copies topics into tables. It inserts blocks of records and then saves the positions after them, so that a

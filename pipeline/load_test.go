@@ -102,6 +102,7 @@ type loadWorld struct {
 	db     *clickhouse.DB
 	conn   driver.Conn
 	leases *loadLeases
+	renew  leaseStore // what loaders ask for leases; nil: leases
 	runs   int
 }
 
@@ -135,28 +136,25 @@ func (w *loadWorld) start(cfg LoadConfig, tables loadTables, positions loadPosit
 	w.runs++
 	cfg.Lease = LeaseConfig{Owner: fmt.Sprint("worker", w.runs), TTL: time.Minute, Every: 20 * time.Millisecond}
 	var topics []LoadTopic
-	var readers []*kafka.Reader
 	for _, kind := range clickhouse.Topics() {
 		name := w.kafka.Topic(kind)
-		r, err := w.kafka.NewReader(name)
-		require.NoError(w.t, err)
-		readers = append(readers, r)
 		partitions := w.kafka.Partitions()
 		if kind == event.Batches {
 			partitions = 1
 		}
-		topics = append(topics, LoadTopic{Kind: kind, Name: name, Partitions: partitions, Reader: r})
+		topics = append(topics, LoadTopic{Kind: kind, Name: name, Partitions: partitions, Open: func() (LoadReader, error) { return w.kafka.NewReader(name) }})
 	}
-	l = NewLoad(cfg, topics, w.leases, positions, w.kafka, tables, slog.New(slog.DiscardHandler))
+	var leases leaseStore = w.leases
+	if w.renew != nil {
+		leases = w.renew
+	}
+	l = NewLoad(cfg, topics, leases, positions, w.kafka, tables, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		require.NoError(w.t, <-done)
-		for _, r := range readers {
-			r.Close()
-		}
 	})
 	w.t.Cleanup(stop)
 	return l, stop
@@ -317,7 +315,7 @@ func TestLoadKilledAtAnyStepShowsExactlyTheTopics(t *testing.T) {
 	var late []func()
 	var sent atomic.Int64
 	produced := 0
-	for range 8 {
+	for range 6 {
 		n := 50 + rng.IntN(200)
 		w.produce(rng, produced, n)
 		produced += n
@@ -416,7 +414,9 @@ func (w *loadWorld) requireEqual() {
 			require.Equal(w.t, keys, stand)
 		}
 	}
-	w.requireHistories()
+	if w.count("topics") == uint64(len(clickhouse.Topics())) { // else they reach back beyond the topics
+		w.requireHistories()
+	}
 	require.NoError(w.t, w.db.Refresh(w.t.Context()))
 	require.Equal(w.t, w.rows("SELECT toString(tuple(*)) FROM points_spent ORDER BY 1"), w.rows("SELECT toString(tuple(*)) FROM hourly_points ORDER BY 1"))
 }

@@ -28,6 +28,7 @@ type loadTopic struct {
 	held    chan []heldLease
 	waiting atomic.Pointer[string]
 
+	reader  LoadReader // nil before the first partition and after an error
 	id      [16]byte
 	checked time.Time // when id was last asked for
 	open    map[int32]*loadPartition
@@ -67,8 +68,12 @@ func (t *loadTopic) run(ctx context.Context) error {
 		if len(t.block.records) > 0 {
 			wait = min(wait, max(time.Until(t.block.due), time.Millisecond))
 		}
+		if t.reader == nil {
+			sleep(ctx, wait)
+			continue
+		}
 		pctx, cancel := context.WithTimeout(ctx, wait)
-		recs, err := t.Reader.Poll(pctx, t.load.cfg.MaxRows-len(t.block.records))
+		recs, err := t.reader.Poll(pctx, t.load.cfg.MaxRows-len(t.block.records))
 		// An error that wraps the end of the wait tells of something that was cut short, and is one.
 		idle := err == pctx.Err() //nolint:errorlint // exactly the end of the wait, not what wraps it
 		cancel()
@@ -78,9 +83,16 @@ func (t *loadTopic) run(ctx context.Context) error {
 			return nil
 		case err != nil && !idle:
 			t.flush(ctx)
-			t.reopen(ctx, err)
+			t.log.WarnContext(ctx, "reading stopped; it begins again from the saved positions", "error", err)
+			t.reopen()
+			t.later(err)
+			continue
 		case t.block.full(t.load.cfg) || len(t.block.records) > 0 && !time.Now().Before(t.block.due):
 			t.flush(ctx)
+		}
+		if len(t.pending) == 0 {
+			t.pause = 0
+			t.goesOn(ctx)
 		}
 	}
 	return nil
@@ -150,7 +162,7 @@ func (t *loadTopic) drop(partition int32) {
 	if t.open[partition] == nil {
 		return
 	}
-	t.Reader.Remove(partition)
+	t.reader.Remove(partition)
 	delete(t.open, partition)
 	kept := t.block.records[:0]
 	t.block.bytes = 0
@@ -164,15 +176,17 @@ func (t *loadTopic) drop(partition int32) {
 	t.block.records = kept
 }
 
-// reopen gives up all partitions after an error of the reader and opens them again: the reader may have stopped
-// reading one because retention was faster, or because the topic was made anew.
-func (t *loadTopic) reopen(ctx context.Context, err error) {
-	t.log.WarnContext(ctx, "reading stopped; it begins again from the saved positions", "error", err)
+// reopen gives up the reader and all partitions, which are then pending: it may have stopped reading one because
+// retention was faster, or because the topic was made anew.
+func (t *loadTopic) reopen() {
 	for partition, p := range maps.Clone(t.open) {
 		t.drop(partition)
 		t.pending = append(t.pending, work.Lease{Fence: p.fence, Position: p.saved})
 	}
-	t.later(err)
+	if t.reader != nil {
+		t.reader.Close()
+		t.reader = nil
+	}
 }
 
 // openPending begins to read what is leased and not read yet, and now and then makes sure that the topic is the same.
@@ -190,8 +204,7 @@ func (t *loadTopic) openPending(ctx context.Context) {
 		}
 		return
 	}
-	t.goesOn(ctx)
-	t.pending, t.again, t.pause, t.checked = t.pending[:0], time.Time{}, 0, now
+	t.pending, t.again, t.checked = t.pending[:0], time.Time{}, now
 }
 
 func (t *loadTopic) later(err error) {
@@ -220,11 +233,13 @@ func (t *loadTopic) begin(ctx context.Context) error {
 	if id != t.id {
 		// What was read before belongs to the id that the topic had then.
 		t.flush(ctx)
-		for partition, p := range maps.Clone(t.open) {
-			t.drop(partition)
-			t.pending = append(t.pending, work.Lease{Fence: p.fence, Position: p.saved})
-		}
+		t.reopen()
 		t.id = id
+	}
+	if t.reader == nil {
+		if t.reader, err = t.Open(); err != nil {
+			return err
+		}
 	}
 	from := make([]int64, len(t.pending))
 	for i, lease := range t.pending {
@@ -242,7 +257,7 @@ func (t *loadTopic) begin(ctx context.Context) error {
 				"partition", partition, "from", lease.Position, "to", first)
 		}
 		t.open[partition] = &loadPartition{fence: lease.Fence, next: from[i], saved: lease.Position}
-		t.Reader.Add(partition, from[i])
+		t.reader.Add(partition, from[i])
 	}
 	return nil
 }
@@ -389,9 +404,11 @@ func (t *loadTopic) stop(ctx context.Context) {
 		t.save(ctx) // of an insert that the stop came right after
 	}
 	var fences []work.Fence
-	for partition, p := range t.open {
-		t.Reader.Remove(partition)
+	for _, p := range t.open {
 		fences = append(fences, p.fence)
+	}
+	if t.reader != nil {
+		t.reader.Close()
 	}
 	for _, lease := range t.pending {
 		fences = append(fences, lease.Fence)

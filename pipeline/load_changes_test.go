@@ -1,0 +1,205 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+	"github.com/shelfwire/shelfwire/sinks/clickhouse"
+)
+
+func loadRandom(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+func TestLoadStartsAgainWhenATopicIsMadeAnew(t *testing.T) {
+	rng := loadRandom(t)
+	w := newLoadWorld(t)
+	w.produce(rng, 0, 300)
+	l, stop := w.start(LoadConfig{Linger: time.Millisecond}, w.db, w.leases)
+	w.loaded(l)
+	before := w.count("outcomes") // all of them stay, under the topic's old id
+
+	names := []string{w.kafka.Topic(event.Outcomes), w.kafka.Topic(event.Documents)}
+	_, err := w.adm.DeleteTopics(t.Context(), names...)
+	require.NoError(t, err)
+	require.NoError(t, w.kafka.EnsureTopics(t.Context()))
+	w.produce(rng, 1000, 40) // offsets stay far below the positions that are saved
+	w.viewsEqual()
+	require.Greater(t, w.count("outcomes"), before)
+	stop()
+
+	w.produce(rng, 2000, 20) // while nobody looks
+	_, stop = w.start(LoadConfig{Linger: time.Millisecond}, w.db, w.leases)
+	w.viewsEqual()
+	stop()
+}
+
+func TestLoadFillsTablesThatWereEmptied(t *testing.T) {
+	w := newLoadWorld(t)
+	w.produce(loadRandom(t), 0, 300)
+	l, stop := w.start(LoadConfig{Linger: time.Millisecond}, w.db, w.leases)
+	w.loaded(l)
+	stop()
+	for _, table := range []string{"outcomes_rows", "changes_rows", "documents_rows", "document_versions_rows", "malformed_rows"} {
+		require.NoError(t, w.conn.Exec(t.Context(), "TRUNCATE TABLE "+table+" SYNC"))
+	}
+	_, stop = w.start(LoadConfig{Linger: time.Millisecond}, w.db, w.leases)
+	w.viewsEqual()
+	stop()
+	w.requireEqual()
+}
+
+// viewsEqual waits until every topic has as many rows as records, and compares them.
+func (w *loadWorld) viewsEqual() {
+	w.t.Helper()
+	require.Eventually(w.t, func() bool {
+		for _, kind := range clickhouse.Topics() {
+			want := 0
+			for _, rs := range w.records(kind) {
+				want += len(rs)
+			}
+			view := map[string]string{event.Documents: "document_versions"}[kind]
+			if view == "" {
+				view = kind
+			}
+			id, err := w.kafka.TopicID(w.t.Context(), w.kafka.Topic(kind))
+			require.NoError(w.t, err)
+			where := fmt.Sprintf(" WHERE topic_id = '%x-%x-%x-%x-%x'", id[0:4], id[4:6], id[6:8], id[8:10], id[10:])
+			if w.count(view+where)+w.count("malformed"+where) < uint64(want) {
+				return false
+			}
+		}
+		return true
+	}, time.Minute, 50*time.Millisecond)
+	w.requireEqual()
+}
+
+func (w *loadWorld) count(from string) (n uint64) {
+	w.t.Helper()
+	require.NoError(w.t, w.conn.QueryRow(w.t.Context(), "SELECT count() FROM "+from).Scan(&n))
+	return n
+}
+
+// loadOutage is a service that is away until it is back.
+type loadOutage struct {
+	*clickhouse.DB
+	positions loadPositions
+	away      atomic.Pointer[string]
+	calls     atomic.Int64
+}
+
+func (o *loadOutage) check(what string) error {
+	o.calls.Add(1)
+	if s := o.away.Load(); s != nil && strings.Contains(*s, what) {
+		return errors.New(what + " is away")
+	}
+	return nil
+}
+
+func (o *loadOutage) Migrate(ctx context.Context) error {
+	if err := o.check("migrate"); err != nil {
+		return err
+	}
+	return o.DB.Migrate(ctx)
+}
+
+func (o *loadOutage) Begin(ctx context.Context, topic string, id [16]byte, partition int32) (int64, error) {
+	if err := o.check("begin"); err != nil {
+		return 0, err
+	}
+	return o.DB.Begin(ctx, topic, id, partition)
+}
+
+func (o *loadOutage) Insert(ctx context.Context, topic string, id [16]byte, records []event.Record, token string) (int, error) {
+	if err := o.check("insert"); err != nil {
+		return 0, err
+	}
+	return o.DB.Insert(ctx, topic, id, records, token)
+}
+
+func (o *loadOutage) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
+	if err := o.check("save"); err != nil {
+		return err
+	}
+	return o.positions.SavePosition(ctx, fences, positions)
+}
+
+func TestLoadWaitsForWhatIsAwayAndSaysWhy(t *testing.T) {
+	w := newLoadWorld(t)
+	w.produce(loadRandom(t), 0, 100)
+	for i, what := range []string{"migrate", "begin", "insert", "save"} {
+		w.produce(loadRandom(t), 1000*(i+1), 100)
+		o := &loadOutage{DB: w.db, positions: w.leases}
+		o.away.Store(&what)
+		l, stop := w.start(LoadConfig{Linger: time.Millisecond}, o, o)
+		require.Eventually(t, func() bool {
+			for _, why := range l.Waiting() {
+				if why == what+" is away" {
+					return true
+				}
+			}
+			return false
+		}, 10*time.Second, time.Millisecond, what)
+		none := ""
+		o.away.Store(&none)
+		w.loaded(l)
+		require.Eventually(t, func() bool { return len(l.Waiting()) == 0 }, 10*time.Second, time.Millisecond, what)
+		require.Less(t, o.calls.Load(), int64(1000), "a hot loop")
+		stop()
+	}
+	w.requireEqual()
+}
+
+// loadHandOver wants every lease of the first worker for the second, after a while.
+type loadHandOver struct {
+	*loadLeases
+	renewals atomic.Int64
+}
+
+func (h *loadHandOver) Renew(ctx context.Context, stage work.Stage, owner string, n int32, ttl time.Duration) ([]work.Lease, error) {
+	ls, err := h.loadLeases.Renew(ctx, stage, owner, n, ttl)
+	wanted := h.renewals.Add(1) > 40
+	for i := range ls {
+		ls[i].Wanted = wanted && owner == "worker1"
+	}
+	return ls, err
+}
+
+func (h *loadHandOver) Release(ctx context.Context, fences []work.Fence) error {
+	if len(fences) > 0 && fences[0].Owner == "worker1" {
+		h.expire()
+	}
+	return nil
+}
+
+func TestLoadHandsOverWhatIsWantedWithNothingLeftBehind(t *testing.T) {
+	w := newLoadWorld(t)
+	w.produce(loadRandom(t), 0, 200)
+	w.renew = &loadHandOver{loadLeases: w.leases}
+	// Nothing is inserted for its own sake, but for the hand-over.
+	first, _ := w.start(LoadConfig{Linger: time.Hour}, w.db, w.leases)
+	require.Eventually(t, func() bool {
+		w.leases.mu.Lock()
+		defer w.leases.mu.Unlock()
+		return w.leases.dead == "worker1"
+	}, 20*time.Second, time.Millisecond)
+	require.Positive(t, first.Rows.Load())
+
+	second, stop := w.start(LoadConfig{Linger: time.Millisecond}, w.db, w.leases)
+	w.loaded(second)
+	stop()
+	w.requireEqual()
+}
