@@ -44,7 +44,7 @@ func TestTwoProcessesUseAStandardShopWithoutBeingThrottled(t *testing.T) {
 						id := fmt.Sprintf("%d-%d-%d", process, batch, i)
 						plans = append(plans, shopify.Plan(work.Push{ProductID: id, Shop: testShop, Document: shirt(3)}))
 					}
-					for _, r := range client.Send(context.Background(), testShop, plans, func(context.Context, []work.Intent) error { return nil }) {
+					for _, r := range client.Send(t.Context(), testShop, plans, func(context.Context, []work.Intent) error { return nil }) {
 						if r.Status != event.Success {
 							t.Errorf("%s %s", r.Category, r.Message)
 						}

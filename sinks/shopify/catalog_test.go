@@ -1,7 +1,6 @@
 package shopify_test
 
 import (
-	"context"
 	"fmt"
 	"testing"
 
@@ -20,7 +19,7 @@ func TestTheCatalogHoldsWhatIsOurs(t *testing.T) {
 	w.wire.take()
 
 	got := map[string]shopify.ShopProduct{}
-	require.NoError(t, w.client.ReadCatalog(context.Background(), testShop, func(p shopify.ShopProduct) bool {
+	require.NoError(t, w.client.ReadCatalog(t.Context(), testShop, func(p shopify.ShopProduct) bool {
 		got[p.ProductID] = p
 		return true
 	}))
@@ -41,7 +40,7 @@ func TestTheCatalogHoldsWhatIsOurs(t *testing.T) {
 	require.Len(t, one.Images, 2)
 
 	seen := 0
-	require.NoError(t, w.client.ReadCatalog(context.Background(), testShop, func(shopify.ShopProduct) bool { seen++; return false }))
+	require.NoError(t, w.client.ReadCatalog(t.Context(), testShop, func(shopify.ShopProduct) bool { seen++; return false }))
 	require.Equal(t, 1, seen)
-	require.ErrorContains(t, w.client.ReadCatalog(context.Background(), "elsewhere", nil), "elsewhere")
+	require.ErrorContains(t, w.client.ReadCatalog(t.Context(), "elsewhere", nil), "elsewhere")
 }

@@ -170,11 +170,11 @@ func TestNothingGoesOutWithoutIntentOrLease(t *testing.T) {
 		doc := shirt(1)
 		doc.Title = document.Of("Changed")
 		fenced := errors.New("the lease is another's")
-		r := w.client.Send(context.Background(), testShop, []work.Plan{w.plan("1", doc)}, func(context.Context, []work.Intent) error { return fenced })[0]
+		r := w.client.Send(t.Context(), testShop, []work.Plan{w.plan("1", doc)}, func(context.Context, []work.Intent) error { return fenced })[0]
 		require.Equal(t, event.Retrying, r.Status)
 		require.False(t, r.Unanswered)
 		require.Contains(t, r.Message, fenced.Error())
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		r = w.client.Send(ctx, testShop, []work.Plan{w.plan("1", doc)}, w.intend)[0]
 		require.Equal(t, event.Retrying, r.Status)
@@ -194,9 +194,9 @@ func TestADeadShopFailsAllItsProductsAtOnce(t *testing.T) {
 			require.True(t, r.ShopDead)
 			require.False(t, r.Counts)
 		}
-		require.Error(t, w.client.Probe(context.Background(), testShop))
+		require.Error(t, w.client.Probe(t.Context(), testShop))
 		w.shop.SetHealth(shopifysim.Healthy)
-		require.NoError(t, w.client.Probe(context.Background(), testShop))
+		require.NoError(t, w.client.Probe(t.Context(), testShop))
 	})
 }
 

@@ -192,7 +192,7 @@ func (w *world) plan(id string, doc *document.Document) work.Plan {
 func (w *world) send(plans ...work.Plan) []work.Result {
 	w.t.Helper()
 	w.intents = nil
-	results := w.client.Send(context.Background(), testShop, plans, w.intend)
+	results := w.client.Send(w.t.Context(), testShop, plans, w.intend)
 	require.Len(w.t, results, len(plans))
 	for i, r := range results {
 		require.Equal(w.t, plans[i].Push.ProductID, r.ProductID)
@@ -246,7 +246,7 @@ func (w *world) api(query string, variables map[string]any) map[string]any {
 	w.t.Helper()
 	body, err := json.Marshal(map[string]any{"query": query, "variables": variables})
 	require.NoError(w.t, err)
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost,
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost,
 		"https://acme.myshopify.com/admin/api/2026-10/graphql.json", bytes.NewReader(body))
 	require.NoError(w.t, err)
 	req.Header.Set("X-Shopify-Access-Token", "secret")

@@ -58,8 +58,8 @@ func TestRequestsWaitForTheRestoreRate(t *testing.T) {
 				l = two
 			}
 			wg.Go(func() {
-				if l.Acquire(context.Background(), work.LaneContent, 50) == nil {
-					_ = l.Settle(context.Background(), 50, 50, nil)
+				if l.Acquire(t.Context(), work.LaneContent, 50) == nil {
+					_ = l.Settle(t.Context(), 50, 50, nil)
 				}
 			})
 		}
@@ -80,11 +80,11 @@ func TestAHigherLaneOvertakes(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, lane := range []work.Lane{work.LaneCampaign, work.LaneCampaign, work.LaneLive} {
 			wg.Go(func() {
-				if l.Acquire(context.Background(), lane, 200) == nil {
+				if l.Acquire(t.Context(), lane, 200) == nil {
 					mu.Lock()
 					order = append(order, lane)
 					mu.Unlock()
-					_ = l.Settle(context.Background(), 200, 200, nil)
+					_ = l.Settle(t.Context(), 200, 200, nil)
 				}
 			})
 			synctest.Wait()
