@@ -77,7 +77,7 @@ type app struct {
 	load    *pipeline.Load
 	// loadTopics are in the order in which the loader counts their partitions.
 	loadTopics []pipeline.LoadTopic
-	readers []*kafka.Reader
+	readers    []*kafka.Reader
 }
 
 // openApp connects to everything that the roles need, brings topics, state and source up to date, and starts
@@ -271,15 +271,14 @@ func (a *app) requestTimeout() time.Duration {
 
 func (a *app) buildLoad(lease pipeline.LeaseConfig, n int32) error {
 	for _, kind := range clickhouse.Topics() {
-		r, err := a.reader(kind)
-		if err != nil {
-			return err
-		}
 		parts := n
 		if kind == event.Batches {
 			parts = 1
 		}
-		a.loadTopics = append(a.loadTopics, pipeline.LoadTopic{Kind: kind, Name: a.cluster.Topic(kind), Partitions: parts, Reader: r})
+		name := a.cluster.Topic(kind)
+		a.loadTopics = append(a.loadTopics, pipeline.LoadTopic{Kind: kind, Name: name, Partitions: parts, Open: func() (pipeline.LoadReader, error) {
+			return a.cluster.NewReader(name)
+		}})
 	}
 	a.load = pipeline.NewLoad(pipeline.LoadConfig{Lease: lease}, a.loadTopics, a.state, a.state, a.cluster, a.tables, a.log)
 	a.metrics.counter("load_rows_total", "Rows that ClickHouse has acknowledged.", a.load.Rows.Load)
