@@ -5,6 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/vektah/gqlparser/v2"
+	"github.com/vektah/gqlparser/v2/validator/rules"
 
 	"github.com/shelfwire/shelfwire/schemas/admin"
 	"github.com/shelfwire/shelfwire/schemas/shopify"
@@ -18,7 +19,7 @@ func TestEveryDocumentIsValidAgainstTheSchema(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			text, err := shopify.Document(name)
 			require.NoError(t, err)
-			doc, problems := gqlparser.LoadQuery(schema, text)
+			doc, problems := gqlparser.LoadQueryWithRules(schema, text, rules.NewDefaultRules())
 			require.Empty(t, problems)
 			require.Len(t, doc.Operations, 1)
 			require.Len(t, doc.Operations[0].SelectionSet, 1, "one root field, as requests are composed by aliasing it")

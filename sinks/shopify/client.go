@@ -246,13 +246,12 @@ func (s *Shops) post(ctx context.Context, sh *shop, body []byte) *answer {
 	req.Header.Set("X-Shopify-Access-Token", token)
 	resp, err := s.http.Do(req)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) { // its text carries the address, not the reason
+		if u, ok := errors.AsType[*url.Error](err); ok { // its text carries the address, not the reason
 			err = u.Err
 		}
 		return &answer{whole: classifyTransport(err)}
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // what was read counts
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case err != nil && resp.StatusCode == http.StatusOK:

@@ -165,14 +165,15 @@ func classifyProblem(p problem) *failure {
 }
 
 func problemField(p problem) string {
-	for _, e := range list(p.Extensions["problems"]) {
-		var path []string
-		for _, part := range list(object(e)["path"]) {
-			path = append(path, fmt.Sprint(part))
-		}
-		return strings.Join(path, ".")
+	problems := list(p.Extensions["problems"])
+	if len(problems) == 0 {
+		return ""
 	}
-	return ""
+	var path []string
+	for _, part := range list(object(problems[0])["path"]) {
+		path = append(path, fmt.Sprint(part))
+	}
+	return strings.Join(path, ".")
 }
 
 // userError is one refusal inside a 200 answer.

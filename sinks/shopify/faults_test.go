@@ -54,6 +54,7 @@ func TestEachFaultIsClassified(t *testing.T) {
 	} {
 		t.Run(string(c.kind), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
+				t.Helper()
 				w.mustPush("1", shirt(2))
 				doc := shirt(2)
 				doc.Title = document.Of("Changed")
@@ -85,6 +86,7 @@ func TestALostCreationIsNeverDoubled(t *testing.T) {
 	} {
 		t.Run(string(kind), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
+				t.Helper()
 				doc := shirt(3)
 				w.shop.Inject(shopifysim.Fault{Kind: kind, Field: "productSet"})
 				r := w.push("1", doc)
@@ -113,6 +115,7 @@ func TestALostCreationIsNeverDoubled(t *testing.T) {
 
 func TestADoubtStandsUntilTheShopIsRead(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		w.shop.Inject(shopifysim.Fault{Kind: shopifysim.LostResponse, Field: "productSet"})
 		r := w.push("1", shirt(1))
 		require.True(t, r.Unanswered)
@@ -139,6 +142,7 @@ func TestADoubtStandsUntilTheShopIsRead(t *testing.T) {
 
 func TestThrottlingIsWaitedForAndDoesNotCount(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		w.mustPush("1", shirt(1))
 		doc := shirt(1)
 		doc.Title = document.Of("Changed")
@@ -151,6 +155,7 @@ func TestThrottlingIsWaitedForAndDoesNotCount(t *testing.T) {
 
 func TestALimitThatStaysIsLeftToTheCaller(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		w.mustPush("1", shirt(1))
 		doc := shirt(1)
 		doc.Title = document.Of("Changed")
@@ -165,6 +170,7 @@ func TestALimitThatStaysIsLeftToTheCaller(t *testing.T) {
 
 func TestNothingGoesOutWithoutIntentOrLease(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		w.mustPush("1", shirt(1))
 		w.wire.take()
 		doc := shirt(1)
@@ -185,6 +191,7 @@ func TestNothingGoesOutWithoutIntentOrLease(t *testing.T) {
 
 func TestADeadShopFailsAllItsProductsAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		w.shop.SetHealth(shopifysim.Unauthorized)
 		var plans []work.Plan
 		for i := range 5 {
@@ -202,6 +209,7 @@ func TestADeadShopFailsAllItsProductsAtOnce(t *testing.T) {
 
 func TestAPoisonProductDoesNotTakeTheOthersWithIt(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		var plans []work.Plan
 		for i := range 8 {
 			doc := shirt(1)
@@ -223,6 +231,7 @@ func TestAPoisonProductDoesNotTakeTheOthersWithIt(t *testing.T) {
 
 func TestAnInvalidRequestIsSplitToTheProductThatBreaksIt(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		var plans []work.Plan
 		for i := range 9 {
 			w.mustPush(fmt.Sprint(i), shirt(1))
@@ -250,6 +259,7 @@ func TestAnInvalidRequestIsSplitToTheProductThatBreaksIt(t *testing.T) {
 
 func TestAMovedLevelWaitsForTheShopsSales(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
 		doc := shirt(1)
 		w.mustPush("1", doc)
 		w.api(`mutation($i: InventorySetQuantitiesInput!) { inventorySetQuantities(input: $i) @idempotent(key: "sale") { userErrors { message } } }`,

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vektah/gqlparser/v2"
 	"github.com/vektah/gqlparser/v2/ast"
+	"github.com/vektah/gqlparser/v2/validator/rules"
 
 	"github.com/shelfwire/shelfwire/schemas/admin"
 	"github.com/shelfwire/shelfwire/schemas/document"
@@ -79,7 +80,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	doc, problems := gqlparser.LoadQuery(schema, in.Query)
+	doc, problems := gqlparser.LoadQueryWithRules(schema, in.Query, rules.NewDefaultRules())
 	if problems != nil {
 		w.t.Errorf("a request is not valid: %v\n%s", problems, in.Query)
 		return nil, problems
@@ -147,16 +148,16 @@ type world struct {
 
 const testShop = "acme"
 
-func newWorld(t testing.TB, change ...func(*shopify.Config)) *world {
-	t.Helper()
+func newWorld(tb testing.TB, change ...func(*shopify.Config)) *world {
+	tb.Helper()
 	sim, err := shopifysim.New(shopifysim.Config{Shops: []shopifysim.ShopConfig{{
 		Domain: "acme.myshopify.com", Token: "secret", Plan: shopifysim.Plus,
 		Locations: []string{"Main", "Outlet"}, Publications: []string{"Online Store", "Point of Sale"},
 	}}})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, sim.Close()) })
-	w := &world{t: t, sim: sim, shop: sim.Shop("acme"), known: map[string]work.Known{}}
-	w.wire = &wire{t: t, next: sim.RoundTripper()}
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, sim.Close()) })
+	w := &world{t: tb, sim: sim, shop: sim.Shop("acme"), known: map[string]work.Known{}}
+	w.wire = &wire{t: tb, next: sim.RoundTripper()}
 	cfg := shopify.Config{
 		Shops: map[string]shopify.ShopConfig{testShop: {
 			URL: "https://acme.myshopify.com", Token: func(context.Context) (string, error) { return "secret", nil },
@@ -165,7 +166,7 @@ func newWorld(t testing.TB, change ...func(*shopify.Config)) *world {
 		Observe: func(e shopify.Exchange) {
 			w.points += e.Requested
 			if e.Held > 0 && int(e.Held) != e.Requested {
-				t.Errorf("%v: predicted %d points, the shop held back %v", e.Fields, e.Requested, e.Held)
+				tb.Errorf("%v: predicted %d points, the shop held back %v", e.Fields, e.Requested, e.Held)
 			}
 		},
 	}
@@ -173,7 +174,7 @@ func newWorld(t testing.TB, change ...func(*shopify.Config)) *world {
 		f(&cfg)
 	}
 	w.client, err = shopify.New(cfg)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return w
 }
 
@@ -252,6 +253,7 @@ func (w *world) api(query string, variables map[string]any) map[string]any {
 	req.Header.Set("X-Shopify-Access-Token", "secret")
 	resp, err := w.sim.RoundTripper().RoundTrip(req)
 	require.NoError(w.t, err)
+	defer func() { require.NoError(w.t, resp.Body.Close()) }()
 	raw, err := io.ReadAll(resp.Body)
 	require.NoError(w.t, err)
 	var out map[string]any

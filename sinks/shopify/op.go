@@ -22,8 +22,6 @@ type op struct {
 	points int
 	// done changes the shadow when the shop has accepted the op; payload is the root field's answer.
 	done func(s *Shadow, payload map[string]any)
-	// rows are the stock rows of an inventorySetQuantities, which is put together from those of many products.
-	rows []stockRow
 	// heavy marks what takes the shop long: few of these share a request, lest it times out.
 	heavy bool
 	err   error

@@ -285,8 +285,10 @@ func (j *job) planRead(s *Shadow) {
 	for _, e := range d.effects {
 		if !slices.Contains(j.plan.Effects, e) {
 			// The guard has not seen this effect, as nobody knew what the shop had. Now the state will know.
-			j.end(&failure{category: event.Unknown, reason: "READ", retryAfter: 100 * time.Millisecond,
-				message: "The shop was read; what it has makes this push " + effectWords[e] + ", which the guard must see first."})
+			j.end(&failure{
+				category: event.Unknown, reason: "READ", retryAfter: 100 * time.Millisecond,
+				message: "The shop was read; what it has makes this push " + effectWords[e] + ", which the guard must see first.",
+			})
 			return
 		}
 	}
