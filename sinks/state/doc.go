@@ -7,16 +7,19 @@
 //
 // Files: state.go (Open, BindSource), migrate.go (Create, Migrate; migrations/ is the schema), lease.go and assign.go
 // (who works on what), write.go (how a write is applied once), takein.go and settle.go (what stages write), park.go
-// (Park, Pull), known.go (Load), batch.go and batches.go (Announce, Complete; lists), guard.go, shops.go (budget,
-// health), outbox.go (the relay's side).
+// (Park, Pull), known.go (Load), batch.go and batches.go (Announce, Complete; lists), rounds.go (a person's retry and
+// cancel), guard.go, shops.go (budget, health), outbox.go (the relay's side).
 //
 // # Non-obvious
 //
 //   - The state's clock decides when a lease ends, when a product is due and what is in the guard's window. Callers'
 //     times are turned into delays where they matter.
 //   - A fenced write locks the lease rows before all else. So it is either done before another worker can claim the
-//     lease, or fails with ErrLeaseLost.
+//     lease, or fails with work.ErrLeaseLost.
 //   - Generations of parked rows are unique for ever, so a row that was deleted and parked anew is never deleted by a
 //     settlement that has seen the old one.
+//   - A connection may break between a commit and its answer. Writes carry a token, are tried again until the caller's
+//     context ends, and are applied once. A caller whose context ended first must not repeat the write: it continues
+//     from what the state says, as a new owner would.
 //   - Batches are complete by what their items and the positions say in one snapshot; nothing counts along.
 package state

@@ -123,105 +123,117 @@ func pullAll(t *testing.T, s *Store, shop string) (out []work.Parked) {
 	return out
 }
 
-// TestParkingAgainstAModel parks, pulls and settles at random, and compares with a map that is merged in Go.
+// parkModel is the table of parked products as a map that is merged in Go.
+type parkModel struct {
+	s      *Store
+	fences []work.Fence
+	rows   map[[2]string]work.Parked
+	pulled []work.Parked
+}
+
+// draw makes a row. It is due by whole hours: the state's clock and this one are a little apart, and all here is in
+// the past or far.
+func (m *parkModel) draw(t *rapid.T) work.Parked {
+	hours := rapid.SampledFrom([]int{0, 2, 5, 9}).Draw(t, "hours")
+	p := work.Parked{
+		ProductID: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "product"),
+		Shop:      rapid.SampledFrom([]string{"", "s", "z"}).Draw(t, "shop"),
+		Partition: int32(rapid.IntRange(0, 1).Draw(t, "partition")),
+		Lane:      work.Lane(rapid.IntRange(0, 3).Draw(t, "lane")),
+		Due:       time.Now().Add(time.Duration(hours) * time.Hour),
+		Reason:    fmt.Sprintf("R%d", hours),
+		Attempt:   rapid.IntRange(0, 9).Draw(t, "attempt"),
+		XID:       change.XID(rapid.IntRange(0, 99).Draw(t, "xid")),
+		Changes:   rapid.IntRange(1, 9).Draw(t, "changes"),
+	}
+	if rapid.Bool().Draw(t, "timed") {
+		p.FirstCommit = time.Unix(int64(rapid.IntRange(1, 9).Draw(t, "first")), 0).UTC()
+		p.LastCommit = p.FirstCommit.Add(time.Second)
+	}
+	return p
+}
+
+func (m *parkModel) merge(ps []work.Parked) {
+	for _, p := range ps {
+		k := [2]string{p.ProductID, p.Shop}
+		if old, ok := m.rows[k]; ok {
+			p = mergeParked(old, p)
+		}
+		m.rows[k] = p
+	}
+}
+
+func (m *parkModel) park(t *rapid.T) {
+	ps := make([]work.Parked, rapid.IntRange(1, 4).Draw(t, "n"))
+	for i := range ps {
+		ps[i] = m.draw(t)
+	}
+	require.NoError(t, m.s.Park(context.Background(), ps))
+	m.merge(ps)
+}
+
+func (m *parkModel) pull(t *rapid.T) {
+	rows, err := m.s.Pull(context.Background(), []int32{0, 1}, nil, 100)
+	require.NoError(t, err)
+	due := 0
+	for _, p := range m.rows {
+		if p.Due.Before(time.Now().Add(time.Minute)) {
+			due++
+		}
+	}
+	require.Len(t, rows, due)
+	require.True(t, slices.IsSortedFunc(rows, func(a, b work.Parked) int { return int(a.Lane - b.Lane) }))
+	m.pulled = append(m.pulled, rows...)
+}
+
+// settle ends the push of a row that was pulled, and may park the same or another product.
+func (m *parkModel) settle(t *rapid.T) {
+	if len(m.pulled) == 0 {
+		t.Skip("nothing was pulled")
+	}
+	i := rapid.IntRange(0, len(m.pulled)-1).Draw(t, "which")
+	p := m.pulled[i]
+	st := work.Settlement{Fences: m.fences, Unpark: []work.ParkedRef{{ProductID: p.ProductID, Shop: p.Shop, Generation: p.Generation}}}
+	if k := [2]string{p.ProductID, p.Shop}; m.rows[k].Generation == p.Generation {
+		delete(m.rows, k)
+	}
+	if rapid.Bool().Draw(t, "again") {
+		st.Park = []work.Parked{m.draw(t)}
+		m.merge(st.Park)
+	}
+	require.NoError(t, m.s.Settle(context.Background(), st))
+	m.pulled = slices.Delete(m.pulled, i, i+1)
+}
+
+// check compares, and learns the generations of what was parked since.
+func (m *parkModel) check(t *rapid.T) {
+	rows, err := m.s.pool.Query(context.Background(), `SELECT product_id, shop, partition, lane, due, generation, reason,
+		attempt, xid, changes, first_commit, last_commit FROM parked`)
+	require.NoError(t, err)
+	all, err := pgx.CollectRows(rows, scanParked)
+	require.NoError(t, err)
+	for _, got := range all {
+		k := [2]string{got.ProductID, got.Shop}
+		want, ok := m.rows[k]
+		require.True(t, ok, "%+v should be gone", got)
+		require.WithinDuration(t, want.Due, got.Due, 10*time.Minute)
+		if want.Generation != 0 {
+			require.Equal(t, want.Generation, got.Generation, "unchanged since it was last seen")
+		}
+		want.Due, want.Generation = got.Due, got.Generation
+		require.Equal(t, want, got)
+		m.rows[k] = want
+	}
+	require.Len(t, m.rows, len(all))
+}
+
+// TestParkingAgainstAModel parks, pulls and settles at random.
 func TestParkingAgainstAModel(t *testing.T) {
 	s := newStore(t)
-	ctx := context.Background()
 	f := own(t, s, work.StagePush, "w", 2)
-	base := time.Now().Truncate(time.Second).Add(-time.Hour)
 	rapid.Check(t, func(t *rapid.T) {
 		exec(t, s, `TRUNCATE parked`)
-		model := map[[2]string]work.Parked{}
-		var pulled []work.Parked
-		draw := func() work.Parked {
-			// Due by whole hours: the state's clock and this one are a little apart, and all here is in the past or far.
-			hours := rapid.SampledFrom([]int{0, 2, 5, 9}).Draw(t, "hours")
-			p := work.Parked{
-				ProductID: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "product"),
-				Shop:      rapid.SampledFrom([]string{"", "s", "z"}).Draw(t, "shop"),
-				Partition: int32(rapid.IntRange(0, 1).Draw(t, "partition")),
-				Lane:      work.Lane(rapid.IntRange(0, 3).Draw(t, "lane")),
-				Due:       time.Now().Add(time.Duration(hours) * time.Hour),
-				Reason:    fmt.Sprintf("R%d", hours),
-				Attempt:   rapid.IntRange(0, 9).Draw(t, "attempt"),
-				XID:       change.XID(rapid.IntRange(0, 99).Draw(t, "xid")),
-				Changes:   rapid.IntRange(1, 9).Draw(t, "changes"),
-			}
-			if rapid.Bool().Draw(t, "timed") {
-				p.FirstCommit = base.Add(time.Duration(rapid.IntRange(0, 9).Draw(t, "first")) * time.Second).UTC()
-				p.LastCommit = p.FirstCommit.Add(time.Second)
-			}
-			return p
-		}
-		park := func(ps []work.Parked) {
-			for _, p := range ps {
-				k := [2]string{p.ProductID, p.Shop}
-				if old, ok := model[k]; ok {
-					p = mergeParked(old, p)
-				}
-				model[k] = p
-			}
-		}
-		check := func() {
-			rows, err := s.pool.Query(ctx, `SELECT product_id, shop, partition, lane, due, generation, reason, attempt, xid,
-				changes, first_commit, last_commit FROM parked`)
-			require.NoError(t, err)
-			all, err := pgx.CollectRows(rows, scanParked)
-			require.NoError(t, err)
-			for _, got := range all {
-				want, ok := model[[2]string{got.ProductID, got.Shop}]
-				require.True(t, ok, "%+v should be gone", got)
-				require.WithinDuration(t, want.Due, got.Due, 10*time.Minute)
-				if want.Generation != 0 {
-					require.Equal(t, want.Generation, got.Generation, "unchanged since it was last seen")
-				}
-				want.Due, want.Generation = got.Due, got.Generation
-				require.Equal(t, want, got)
-				want.Generation = got.Generation
-				model[[2]string{got.ProductID, got.Shop}] = want
-			}
-			require.Len(t, model, len(all))
-		}
-		t.Repeat(map[string]func(*rapid.T){
-			"park": func(t *rapid.T) {
-				ps := make([]work.Parked, rapid.IntRange(1, 4).Draw(t, "n"))
-				for i := range ps {
-					ps[i] = draw()
-				}
-				require.NoError(t, s.Park(ctx, ps))
-				park(ps)
-			},
-			"pull": func(t *rapid.T) {
-				rows, err := s.Pull(ctx, []int32{0, 1}, nil, 100)
-				require.NoError(t, err)
-				due := 0
-				for _, p := range model {
-					if p.Due.Before(time.Now().Add(time.Minute)) {
-						due++
-					}
-				}
-				require.Len(t, rows, due)
-				require.True(t, slices.IsSortedFunc(rows, func(a, b work.Parked) int { return int(a.Lane - b.Lane) }))
-				pulled = append(pulled, rows...)
-			},
-			"settle": func(t *rapid.T) {
-				if len(pulled) == 0 {
-					t.Skip("nothing was pulled")
-				}
-				i := rapid.IntRange(0, len(pulled)-1).Draw(t, "which")
-				p := pulled[i]
-				st := work.Settlement{Fences: f, Unpark: []work.ParkedRef{{ProductID: p.ProductID, Shop: p.Shop, Generation: p.Generation}}}
-				if k := [2]string{p.ProductID, p.Shop}; model[k].Generation == p.Generation {
-					delete(model, k)
-				}
-				if rapid.Bool().Draw(t, "again") {
-					st.Park = []work.Parked{draw()}
-					park(st.Park)
-				}
-				require.NoError(t, s.Settle(ctx, st))
-				pulled = slices.Delete(pulled, i, i+1)
-			},
-			"": func(*rapid.T) { check() },
-		})
+		m := &parkModel{s: s, fences: f, rows: map[[2]string]work.Parked{}}
+		t.Repeat(map[string]func(*rapid.T){"park": m.park, "pull": m.pull, "settle": m.settle, "": m.check})
 	})
 }
