@@ -165,8 +165,8 @@ func (c *Capture) Stats() *CaptureStats { return &c.stats }
 // Run captures until ctx ends, and then returns nil. It begins a new session after every error but those that trying
 // again cannot mend: these it returns. While another process has the slot it stands by.
 func (c *Capture) Run(ctx context.Context) error {
-	const first, last = 100 * time.Millisecond, 5 * time.Second
-	pause := first
+	const first, standby, last = 100 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second
+	pause, said := first, ""
 	for {
 		done := c.stats.KafkaTransactions.Load()
 		err := c.session(ctx)
@@ -177,14 +177,29 @@ func (c *Capture) Run(ctx context.Context) error {
 		case captureFinal(err):
 			return fmt.Errorf("capture: %w", err)
 		case c.stats.KafkaTransactions.Load() > done:
-			pause = first
+			pause, said = first, ""
 		}
-		c.log.WarnContext(ctx, "capture begins again", "pause", pause, "error", err)
+		if captureStandby(err) {
+			// Whoever has the slot may be gone the next moment, and looking costs one connection.
+			pause = standby
+		}
+		level := slog.LevelWarn
+		if err.Error() == said { // a process may stand by for weeks
+			level = slog.LevelDebug
+		}
+		said = err.Error()
+		c.log.Log(ctx, level, "capture begins again", "pause", pause, "error", err)
 		if !sleep(ctx, pause) {
 			return nil
 		}
 		pause = min(2*pause, last)
 	}
+}
+
+// captureStandby asks an error whether it says of itself that it will pass.
+func captureStandby(err error) bool {
+	var temp interface{ Temporary() bool }
+	return errors.As(err, &temp) && temp.Temporary()
 }
 
 // captureFinal asks an error whether trying again is pointless.

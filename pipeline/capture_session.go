@@ -30,10 +30,12 @@ type captureSession struct {
 	// skip: the open transaction is in Kafka as a whole. began: a transaction has come that is not.
 	skip, began bool
 
-	// backlog holds steps while a row among them waits for the product of its parent; waiting counts these rows.
-	backlog []captureStep
-	waiting int
-	pairs   []routerPair
+	// backlog holds steps while a row among them waits for the product of its parent; waiting counts these rows, and
+	// waitingBytes is about what the backlog takes.
+	backlog      []captureStep
+	waiting      int
+	waitingBytes int
+	pairs        []routerPair
 
 	snapshots *snapshotReader
 	window    snapshotWindow
@@ -121,7 +123,7 @@ func (s *captureSession) read(ctx context.Context) error {
 		if err := s.take(&ev); err != nil {
 			return err
 		}
-		if s.waiting == 0 || len(s.backlog) >= captureBacklog {
+		if s.waiting == 0 || len(s.backlog) >= captureBacklog || s.waitingBytes >= s.c.cfg.TxBytes {
 			if err := s.drain(ctx); err != nil {
 				return err
 			}
@@ -248,7 +250,6 @@ func (s *captureSession) change(c *change.Change) {
 	if s.skip || c.Position.Compare(s.resume.Position) <= 0 {
 		return
 	}
-	s.c.stats.Rows.Add(1)
 	r := s.router.route(c, s.pairs)
 	s.pairs = r.pairs
 	switch {
@@ -264,9 +265,13 @@ func (s *captureSession) change(c *change.Change) {
 }
 
 func (s *captureSession) push(row *captureRowStep) {
+	if row.snapshot == "" {
+		s.c.stats.Rows.Add(1)
+	}
 	if row.pending() {
 		s.waiting++
 	}
+	s.waitingBytes += len(row.whole) + len(row.leave) + len(row.arrive)
 	s.backlog = append(s.backlog, captureStep{kind: captureRow, row: row})
 }
 
@@ -313,7 +318,7 @@ func (s *captureSession) drain(ctx context.Context) error {
 		}
 	}
 	clear(s.backlog)
-	s.backlog = s.backlog[:0]
+	s.backlog, s.waitingBytes = s.backlog[:0], 0
 	return nil
 }
 
