@@ -108,7 +108,7 @@ func (d *DB) Close() error { return d.conn.Close() }
 // Ping asks the server for a sign of life.
 func (d *DB) Ping(ctx context.Context) error {
 	if err := d.conn.Ping(ctx); err != nil {
-		return fmt.Errorf("reach ClickHouse at %v: %w", d.cfg.Addr, err)
+		return fmt.Errorf("reach ClickHouse at %v: %w", d.cfg.Addr, explain(err))
 	}
 	return nil
 }
