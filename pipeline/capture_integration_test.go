@@ -571,7 +571,7 @@ func TestCaptureLosesAndDoublesNothing(t *testing.T) {
 			go func() { wrote <- captureWrites(t.Context(), writer, rnd, 400) }()
 			for running := true; running; {
 				_, stop := r.start()
-				life := time.NewTimer(time.Duration(50+rnd2(seed)) * time.Millisecond)
+				life := time.NewTimer(time.Duration(50+captureLife(seed)) * time.Millisecond)
 				select {
 				case err := <-wrote:
 					require.NoError(t, err)
@@ -589,7 +589,8 @@ func TestCaptureLosesAndDoublesNothing(t *testing.T) {
 	}
 }
 
-func rnd2(seed uint64) int { return int(seed*37) % 200 }
+// captureLife varies how long a process lives.
+func captureLife(seed uint64) int { return int(seed*37) % 200 }
 
 // compare holds the topics against the stream as the witness reads it.
 func (r *captureRig) compare(witness *postgres.Source) {
