@@ -91,7 +91,9 @@ func openApp(ctx context.Context, cfg *config.Config, roles []role, acceptSource
 	for _, step := range []func(context.Context) error{
 		a.openSource, a.openKafka,
 		func(ctx context.Context) error { return a.openState(ctx, acceptSource) },
-		a.openTables, a.openShops, a.checkSource, a.stages,
+		a.openTables,
+		func(context.Context) error { return a.openShops(a.state) },
+		a.checkSource, a.stages,
 	} {
 		if err := step(ctx); err != nil {
 			return a, err
@@ -160,11 +162,16 @@ func (a *app) checkState(ctx context.Context) error {
 	return a.state.Ping(ctx)
 }
 
-func (a *app) openState(ctx context.Context, acceptSource bool) error {
+// openMigratedState connects to the state and brings its schema up to date.
+func (a *app) openMigratedState(ctx context.Context) error {
 	if err := a.openStateOnly(ctx); err != nil {
 		return err
 	}
-	if err := a.state.Migrate(ctx); err != nil {
+	return a.state.Migrate(ctx)
+}
+
+func (a *app) openState(ctx context.Context, acceptSource bool) error {
+	if err := a.openMigratedState(ctx); err != nil {
 		return err
 	}
 	h, err := a.source.History(ctx)

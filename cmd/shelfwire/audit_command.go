@@ -39,7 +39,10 @@ func auditCommand() *cobra.Command {
 		}
 		a := &app{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newRegistry(), owner: "audit"}
 		defer a.close()
-		if err := errors.Join(a.openSource(cmd.Context()), a.openStateOnly(cmd.Context()), a.openShops(cmd.Context())); err != nil {
+		if err := errors.Join(a.openSource(cmd.Context()), a.openMigratedState(cmd.Context())); err != nil {
+			return err
+		}
+		if err := a.openShops(a.state); err != nil {
 			return err
 		}
 		r, err := a.audit(cmd.Context(), *products)

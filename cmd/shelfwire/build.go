@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/pipeline"
 	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+	"github.com/shelfwire/shelfwire/sinks/clickhouse"
 	"github.com/shelfwire/shelfwire/sinks/shopify"
+	"github.com/shelfwire/shelfwire/sinks/shopify/budget"
 )
 
 func (a *app) buildCapture(context.Context) error {
@@ -66,7 +71,7 @@ func (a *app) buildRelay() {
 	a.metrics.counter("relay_sent_total", "Outbox rows sent to Kafka.", a.relay.Sent.Load)
 }
 
-func (a *app) openShops(context.Context) (err error) {
+func (a *app) openShops(budget budget.Store) (err error) {
 	shops := map[string]shopify.ShopConfig{}
 	for name, s := range a.cfg.Shops {
 		token := s.Token.Reveal()
@@ -75,7 +80,7 @@ func (a *app) openShops(context.Context) (err error) {
 		}
 	}
 	a.shops, err = shopify.New(shopify.Config{
-		Shops: shops, Budget: a.state, Holder: a.owner, Timeout: a.requestTimeout(), Logger: a.log,
+		Shops: shops, Budget: budget, Holder: a.owner, Timeout: a.requestTimeout(), Logger: a.log,
 	})
 	return err
 }
@@ -90,12 +95,28 @@ func (a *app) checkKafka(ctx context.Context) error {
 	return c.Ping(ctx)
 }
 
+// soloBudget is a rate budget of this process alone, for the few points of a check that comes before the first run.
+type soloBudget struct {
+	mu      sync.Mutex
+	buckets map[string]work.Bucket
+}
+
+// UpdateBucket changes a bucket by the process's own clock.
+func (s *soloBudget) UpdateBucket(_ context.Context, shop string, f func(now time.Time, b *work.Bucket)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.buckets == nil {
+		s.buckets = map[string]work.Bucket{}
+	}
+	b := s.buckets[shop]
+	f(time.Now(), &b)
+	s.buckets[shop] = b
+	return nil
+}
+
 // checkShops asks each shop for its settings, which proves address and token.
 func (a *app) checkShops(ctx context.Context) error {
-	if a.state == nil {
-		return fmt.Errorf("not asked: the rate budget is kept in the state, which does not answer")
-	}
-	if err := a.openShops(ctx); err != nil {
+	if err := a.openShops(&soloBudget{}); err != nil {
 		return err
 	}
 	var errs []error
@@ -105,4 +126,18 @@ func (a *app) checkShops(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkTables reaches ClickHouse without changing it. A database that is missing is made by the first run.
+func (a *app) checkTables(ctx context.Context) error {
+	const unknownDatabase = 81
+	if err := a.openTables(ctx); err != nil || a.tables == nil {
+		return err
+	}
+	err := a.tables.Ping(ctx)
+	var answer *clickhouse.ServerError
+	if errors.As(err, &answer) && answer.Code == unknownDatabase {
+		return nil
+	}
+	return err
 }

@@ -69,7 +69,7 @@ func checkCommand() *cobra.Command {
 			return &exitCode{exitUsage, err}
 		}
 		ctx := cmd.Context()
-		a := &app{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newRegistry()}
+		a := &app{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newRegistry(), owner: "check"}
 		defer a.close()
 		bad := 0
 		report := func(what string, err error) {
@@ -87,11 +87,7 @@ func checkCommand() *cobra.Command {
 		report("source, routes and documents query", err)
 		report("kafka", a.checkKafka(ctx))
 		report("state", a.checkState(ctx))
-		err = a.openTables(ctx)
-		if err == nil && a.tables != nil {
-			err = a.tables.Ping(ctx)
-		}
-		report("clickhouse", err)
+		report("clickhouse", a.checkTables(ctx))
 		report("shops", a.checkShops(ctx))
 		if bad > 0 {
 			return &exitCode{exitError, fmt.Errorf("%d of 5 checks failed", bad)}

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/audit"
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
+	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+)
+
+func TestMain(m *testing.M) { embeddedtest.Main(m) }
+
+// output is a writer that goroutines may share.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// shelfwire runs one command line.
+func shelfwire(t *testing.T, args ...string) (code int, out string) {
+	t.Helper()
+	var o output
+	code = execute(t.Context(), args, &o, &o)
+	return code, o.String()
+}
+
+func TestDemo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs the whole pipeline for half a minute")
+	}
+	code, out := shelfwire(t, "demo", "--for", "8s", "--products", "60", "--seed", "3")
+	require.Equal(t, exitOK, code, out)
+	for _, want := range []string{
+		"no drift", "0 wrong", `"Spring import 3"`, "is COMPLETED", "What fails, where, and an example?", "commit_to_shop",
+	} {
+		require.Contains(t, out, want)
+	}
+}
+
+func TestDemoRefusesABadCatalog(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "bad.csv")
+	require.NoError(t, os.WriteFile(file, []byte("Handle,Title,Option1 Name,Option1 Value,Variant Price\nshirt,Shirt,Title,Default Title,many\n"), 0o600))
+	code, out := shelfwire(t, "demo", "--catalog", file)
+	require.Equal(t, exitError, code)
+	require.Contains(t, out, "bad.csv:2")
+	require.Contains(t, out, "Variant Price")
+	code, _ = shelfwire(t, "demo", "--catalog", file+".nowhere")
+	require.Equal(t, exitUsage, code)
+}
+
+func TestMistakesOfTheCommandLine(t *testing.T) {
+	code, out := shelfwire(t, "run", "-c", filepath.Join(t.TempDir(), "none.yaml"))
+	require.Equal(t, exitUsage, code)
+	require.Contains(t, out, "shelfwire init")
+	code, _ = shelfwire(t, "run", "--no-such-flag")
+	require.Equal(t, exitUsage, code)
+	_, err := parseRoles("capture,pull")
+	require.ErrorContains(t, err, `"pull" is no role`)
+}
+
+// site is what a user has before the first run: services, a catalog, a configuration of init's, and the environment.
+type site struct {
+	t     *testing.T
+	parts *demoParts
+	file  string
+	http  string
+}
+
+// newSite follows the README: init, describe, setup.
+func newSite(t *testing.T, products int) *site {
+	t.Helper()
+	s := &site{t: t, parts: &demoParts{dir: embeddedtest.Dir(t), seed: 1, say: func(string, ...any) {}}, http: freeAddr(t)}
+	t.Cleanup(s.parts.stop)
+	require.NoError(t, s.parts.start(t.Context()))
+	conn, err := pgx.Connect(t.Context(), s.parts.sourceURL)
+	require.NoError(t, err)
+	require.NoError(t, demo.Install(t.Context(), conn))
+	require.NoError(t, demo.Generate(t.Context(), conn, demo.Config{Products: products, Seed: 1}))
+	require.NoError(t, conn.Close(t.Context()))
+
+	dir := filepath.Join(t.TempDir(), "conf")
+	code, out := shelfwire(t, "init", dir)
+	require.Equal(t, exitOK, code, out)
+	code, out = shelfwire(t, "init", dir)
+	require.Equal(t, exitError, code, "nothing is overwritten")
+	require.Contains(t, out, "exists already")
+	s.file = filepath.Join(dir, "shelfwire.yaml")
+	text, err := os.ReadFile(s.file)
+	require.NoError(t, err)
+	shops := ""
+	for _, st := range demo.Stores() {
+		shops += fmt.Sprintf("  %s: {url: \"http://%s/%s\", token: \"${SHOP_TOKEN}\"}\n", st.Name, s.parts.shopAddr, st.Name)
+	}
+	from, to := strings.Index(string(text), "  main:\n"), strings.Index(string(text), "# What a shop shall have")
+	edited := string(text[:from]) + shops + "\n" + string(text[to:]) + "\nmetrics: {listen: \"" + s.http + "\"}\nlog: {format: text}\n"
+	require.NoError(t, os.WriteFile(s.file, []byte(edited), 0o600))
+	for name, value := range map[string]string{
+		"SHELFWIRE_POSTGRES_URL": s.parts.sourceURL, "SHELFWIRE_KAFKA": s.parts.kafkaAddr, "SHELFWIRE_STATE_URL": s.parts.stateURL,
+		"SHELFWIRE_CLICKHOUSE_URL": s.parts.clickhouseURL, "SHOP_TOKEN": "simulated",
+	} {
+		t.Setenv(name, value)
+	}
+	return s
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+// run starts `shelfwire run` and returns how to stop it as SIGTERM does.
+func (s *site) run(args ...string) (stop func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var o output
+	done := make(chan int, 1)
+	go func() { done <- execute(ctx, append([]string{"run", "-c", s.file}, args...), &o, &o) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			code := <-done
+			if code != exitOK {
+				s.t.Errorf("run ended with %d:\n%s", code, o.String())
+			}
+		})
+	}
+	s.t.Cleanup(stop)
+	return stop
+}
+
+func (s *site) exec(sql string) {
+	s.t.Helper()
+	conn, err := pgx.Connect(s.t.Context(), s.parts.sourceURL)
+	require.NoError(s.t, err)
+	_, err = conn.Exec(s.t.Context(), sql)
+	require.NoError(s.t, err)
+	require.NoError(s.t, conn.Close(s.t.Context()))
+}
+
+func (s *site) audit() (int, audit.Report) {
+	s.t.Helper()
+	code, out := shelfwire(s.t, "audit", "-c", s.file, "--json")
+	var r audit.Report
+	require.NoError(s.t, json.Unmarshal([]byte(out), &r), out)
+	return code, r
+}
+
+func (s *site) get(path string) (int, string) {
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, "http://"+s.http+path, nil)
+	require.NoError(s.t, err)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(s.t, err)
+	return resp.StatusCode, string(b)
+}
+
+// The README's way from init to a shop that follows the database, and an audit that notices when it does not.
+func TestInitCheckRunAuditReplay(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs the whole pipeline")
+	}
+	s := newSite(t, 40)
+	code, out := shelfwire(t, "check", "-c", s.file)
+	require.Equal(t, exitOK, code, out)
+	code, r := s.audit()
+	require.Equal(t, exitDrift, code, "nothing is in the shops yet")
+	require.NotEmpty(t, r.Drifts)
+
+	stop := s.run()
+	clean := func() bool { code, _ := s.audit(); return code == exitOK }
+	require.Eventually(t, clean, time.Minute, time.Second, "the first snapshot")
+	code, body := s.get("/readyz")
+	require.Equal(t, http.StatusOK, code, body)
+	_, body = s.get("/metrics")
+	require.Contains(t, body, "shelfwire_push_succeeded_total")
+
+	s.exec(`UPDATE catalog.products SET title = 'Hello, shop' WHERE id = 1`)
+	s.exec(`UPDATE catalog.variants SET price = 4711 WHERE product_id = 1`)
+	require.Eventually(t, func() bool {
+		_, out := shelfwire(t, "replay", "-c", s.file, "--product", "1", "--wait", "10s")
+		t.Log(out)
+		return strings.Contains(out, "UNCHANGED") || strings.Contains(out, "SUCCESS")
+	}, time.Minute, 200*time.Millisecond)
+	require.Eventually(t, clean, 30*time.Second, 500*time.Millisecond)
+	code, out = shelfwire(t, "batches", "-c", s.file)
+	require.Equal(t, exitOK, code)
+	require.Contains(t, out, "COMPLETED")
+	stop()
+
+	s.alterations(t)
+}
+
+// alterations change one thing in a shop at a time; the audit must name each.
+func (s *site) alterations(t *testing.T) {
+	_, r := s.audit()
+	require.Empty(t, r.Drifts)
+	for _, shop := range s.parts.sim.Shops() {
+		for _, p := range shop.Products() {
+			if p.Status != "ACTIVE" || len(p.Variants) < 2 || len(p.Tags) == 0 {
+				continue
+			}
+			v := p.Variants[0]
+			for kind, mutation := range map[audit.Kind]string{
+				audit.Price:          fmt.Sprintf(`mutation { productVariantsBulkUpdate(productId: %q, variants: [{id: %q, price: "0.99"}]) { userErrors { message } } }`, p.ID, v.ID),
+				audit.Tag:            fmt.Sprintf(`mutation { tagsRemove(id: %q, tags: [%q]) { userErrors { message } } }`, p.ID, p.Tags[0]),
+				audit.Stock:          fmt.Sprintf(`mutation { inventoryAdjustQuantities(input: {name: "available", reason: "correction", changes: [{delta: 3, changeFromQuantity: null, inventoryItemId: %q, locationId: %q}]}) @idempotent(key: "alter") { userErrors { message } } }`, v.InventoryItemID, shop.Locations()[0].ID),
+				audit.VariantMissing: fmt.Sprintf(`mutation { productVariantsBulkDelete(productId: %q, variantsIds: [%q]) { userErrors { message } } }`, p.ID, p.Variants[1].ID),
+			} {
+				s.mutate(shop.Domain(), mutation)
+				code, r := s.audit()
+				require.Equal(t, exitDrift, code)
+				require.Condition(t, func() bool {
+					for _, d := range r.Drifts {
+						if d.Kind == kind && d.Shop == shop.Domain() {
+							return true
+						}
+					}
+					return false
+				}, "%s is not among %v", kind, r.Drifts)
+			}
+			return
+		}
+	}
+	t.Fatal("no product with two variants and a tag is in a shop")
+}
+
+func (s *site) mutate(shop, mutation string) {
+	s.t.Helper()
+	body, err := json.Marshal(map[string]string{"query": mutation})
+	require.NoError(s.t, err)
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost,
+		fmt.Sprintf("http://%s/%s/admin/api/2026-10/graphql.json", s.parts.shopAddr, shop), bytes.NewReader(body))
+	require.NoError(s.t, err)
+	req.Header.Set("X-Shopify-Access-Token", "simulated")
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(s.t, err)
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(s.t, err)
+	require.NotContains(s.t, string(b), `"errors"`)
+	require.NotContains(s.t, string(b), `"message"`)
+}
