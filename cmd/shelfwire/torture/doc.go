@@ -1,0 +1,20 @@
+// Package torture kills every part of a running Shelfwire and then looks for what was lost, doubled or left over.
+//
+// It is a test: PostgreSQL, Kafka, ClickHouse, the simulated shops and each role of Shelfwire run in processes of their
+// own while a back office writes. A seeded schedule ends one part after the other with SIGKILL and starts it again on
+// the same data and port. When the traffic is over and everything has come to rest, the copies of the data are compared
+// row by row:
+//
+//   - the source against the topics, by a replication slot of the test's own that no Shelfwire has touched;
+//   - the state against the topics, by a trigger that keeps every row that was ever put into the outbox;
+//   - the topics against ClickHouse, by partition and offset;
+//   - the source against the shops, by `shelfwire audit` and by SQL that shares nothing with the documents query;
+//   - the state against itself: nothing open, nothing waiting.
+//
+// An ordinary `go test` kills each part once. `make torture` kills thirty times; the seed is printed and SEED repeats it.
+//
+//	SEED                            seed of the schedule, the traffic and the shops' faults
+//	SHELFWIRE_TORTURE=1             the long run
+//	SHELFWIRE_TORTURE_KEEP          directory to which logs are copied when a run fails
+//	SHELFWIRE_KAFKA_BROKER_COMMAND  program that runs a real broker when called with: start --data DIR --port N
+package torture

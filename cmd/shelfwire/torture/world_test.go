@@ -1,0 +1,391 @@
+package torture
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
+	kafkatopics "github.com/shelfwire/shelfwire/connectors/kafka"
+	source "github.com/shelfwire/shelfwire/connectors/postgres"
+	"github.com/shelfwire/shelfwire/deploy/embedded/clickhouse"
+	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
+	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
+	"github.com/shelfwire/shelfwire/schemas/reference"
+	"github.com/shelfwire/shelfwire/sinks/shopify/shopifysim"
+	"github.com/shelfwire/shelfwire/sinks/state"
+)
+
+const (
+	partitions = 8
+	// lease is short enough for several takeovers within a run, and longer than three requests of timeout.
+	lease   = 6 * time.Second
+	timeout = 2 * time.Second
+	// lateRequest is pipeline.PushConfig's default: so long a request whose answer was lost may still land.
+	lateRequest = 2 * time.Minute
+
+	oracleSlot = "oracle"
+)
+
+// world is everything that runs in one test.
+type world struct {
+	t        *testing.T
+	dir      string
+	binary   string
+	file     string // the configuration
+	products int
+
+	parts  []*part
+	byName map[string]*part
+
+	postgresPort, kafkaPort, clickhousePort, shopPort int
+	admin, sourceURL, stateURL, clickhouseURL         string
+
+	cluster *kafkatopics.Cluster
+	state   *state.Store
+	cfg     *config.Config
+}
+
+// newWorld starts the services and prepares their contents. Nothing of Shelfwire runs yet.
+func newWorld(t *testing.T, products int, seed uint64, withClickHouse bool) *world {
+	t.Helper()
+	w := &world{t: t, dir: embeddedtest.Dir(t), products: products, byName: map[string]*part{}}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // a first download and a first build included
+	defer cancel()
+	for _, port := range []*int{&w.postgresPort, &w.kafkaPort, &w.clickhousePort, &w.shopPort} {
+		var err error
+		*port, err = freePort(ctx)
+		require.NoError(t, err)
+	}
+	t.Cleanup(w.keepLogs)
+	t.Cleanup(w.stopServices)
+	var g errgroup.Group
+	g.Go(func() error { return w.build(ctx) })
+	w.add("postgres", w.launchPostgres)
+	w.add("kafka", w.launchKafka)
+	if withClickHouse {
+		w.add("clickhouse", w.launchClickHouse)
+	}
+	require.NoError(t, w.waitAll(ctx))
+	require.NoError(t, g.Wait())
+	w.add("shop", w.launchShop)
+	require.NoError(t, w.waitAll(ctx))
+	require.NoError(t, w.fill(ctx, seed))
+	w.configure()
+	w.prepare(ctx)
+	return w
+}
+
+func (w *world) add(name string, launch func(context.Context) (running, error)) *part {
+	p := newPart(name, launch)
+	w.parts = append(w.parts, p)
+	w.byName[name] = p
+	p.begin(w.t.Context())
+	return p
+}
+
+func (w *world) waitAll(ctx context.Context) error {
+	for _, p := range w.parts {
+		if err := p.wait(ctx); err != nil {
+			_, exits := p.account()
+			return fmt.Errorf("%w: %s", err, strings.Join(exits, "\n"))
+		}
+	}
+	return nil
+}
+
+func (w *world) build(ctx context.Context) error {
+	w.binary = filepath.Join(w.dir, "shelfwire")
+	out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", w.binary, "..").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("build shelfwire: %w: %s", err, out)
+	}
+	return nil
+}
+
+func (w *world) launchPostgres(ctx context.Context) (running, error) {
+	s, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(w.dir, "postgres"), Port: w.postgresPort})
+	if err != nil {
+		return nil, err // not s, which would be a running that is not nil
+	}
+	if w.admin == "" { // the first start, which everyone waits for
+		w.admin = s.URL("postgres")
+	}
+	return s, nil
+}
+
+// launchKafka runs the broker of deploy/embedded or, where the environment names one, a real one.
+func (w *world) launchKafka(ctx context.Context) (running, error) {
+	dir := filepath.Join(w.dir, "kafka")
+	command := os.Getenv("SHELFWIRE_KAFKA_BROKER_COMMAND")
+	if command == "" {
+		p, err := kafka.StartProcess(ctx, kafka.Config{Dir: dir, Port: w.kafkaPort})
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+	p, err := startProcess(filepath.Join(w.dir, "kafka.log"), command, "start", "--data", dir, "--port", fmt.Sprint(w.kafkaPort))
+	if err != nil {
+		return nil, err
+	}
+	c, err := w.openCluster()
+	if err != nil {
+		p.Kill()
+		return nil, err
+	}
+	defer c.Close()
+	for c.Ping(ctx) != nil {
+		select {
+		case <-p.Done():
+			return nil, errors.New(p.Log())
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			p.Kill()
+			return nil, ctx.Err()
+		}
+	}
+	return p, nil
+}
+
+func (w *world) openCluster() (*kafkatopics.Cluster, error) {
+	return kafkatopics.New(kafkatopics.Config{Brokers: []string{fmt.Sprintf("127.0.0.1:%d", w.kafkaPort)}, Partitions: partitions})
+}
+
+func (w *world) launchClickHouse(ctx context.Context) (running, error) {
+	s, err := clickhouse.Start(ctx, clickhouse.Config{Dir: filepath.Join(w.dir, "clickhouse"), Port: w.clickhousePort})
+	if err != nil {
+		return nil, err
+	}
+	if w.clickhouseURL == "" {
+		w.clickhouseURL = s.URL("shelfwire")
+	}
+	return s, nil
+}
+
+func (w *world) shopURL(path string) string {
+	return fmt.Sprintf("http://127.0.0.1:%d/%s", w.shopPort, path)
+}
+
+// launchShop runs the simulated shops, large ones whose budget is not what a run waits for.
+func (w *world) launchShop(ctx context.Context) (running, error) {
+	args := []string{
+		"shop", "--listen", fmt.Sprintf("127.0.0.1:%d", w.shopPort), "--plan", "enterprise", "--data", filepath.Join(w.dir, "shops"),
+	}
+	for _, s := range demo.Stores() {
+		args = append(args, "--shop", s.Name+"="+strings.Join(s.Locations, ","))
+	}
+	p, err := startProcess(filepath.Join(w.dir, "shop.log"), w.binary, args...)
+	if err != nil {
+		return nil, err
+	}
+	for w.misbehave(ctx, true) != nil {
+		select {
+		case <-p.Done():
+			return nil, errors.New(p.Log())
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			p.Kill()
+			return nil, ctx.Err()
+		}
+	}
+	return p, nil
+}
+
+// misbehave makes the shops fail now and then, or no more.
+func (w *world) misbehave(ctx context.Context, on bool) error {
+	f := shopifysim.Faults{}
+	if on {
+		f = shopifysim.Faults{
+			Seed: 1, ThrottleRate: 0.02, ServerErrorRate: 0.01, InternalRate: 0.01, LostResponseRate: 0.02, LostRequestRate: 0.01,
+			LateRate: 0.005, GarbageRate: 0.005,
+		}
+	}
+	b, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.shopURL("_sim/faults"), bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("set the shops' faults: %s", resp.Status)
+	}
+	return nil
+}
+
+// fill makes source and state, and their contents.
+func (w *world) fill(ctx context.Context, seed uint64) (err error) {
+	if w.sourceURL, err = state.Create(ctx, w.admin, "shop"); err != nil {
+		return err
+	}
+	if w.stateURL, err = state.Create(ctx, w.admin, "shelfwire"); err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, w.sourceURL)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if err := demo.Install(ctx, conn); err != nil {
+		return err
+	}
+	return demo.Generate(ctx, conn, demo.Config{Products: w.products, Seed: seed})
+}
+
+// configure writes the file that a user would write for these services.
+func (w *world) configure() {
+	var b strings.Builder
+	fmt.Fprintf(&b, "source: {url: %q, heartbeat: 1s, snapshot_chunk: 200}\n", w.sourceURL)
+	fmt.Fprintf(&b, "kafka: {brokers: [\"127.0.0.1:%d\"], partitions: %d}\n", w.kafkaPort, partitions)
+	fmt.Fprintf(&b, "state: {url: %q}\n", w.stateURL)
+	if w.clickhouseURL != "" {
+		fmt.Fprintf(&b, "clickhouse: {url: %q}\n", w.clickhouseURL)
+	}
+	b.WriteString("shops:\n")
+	for _, s := range demo.Stores() {
+		fmt.Fprintf(&b, "  %s: {url: %q, token: simulated, timeout: %s}\n", s.Name, w.shopURL(s.Name), timeout)
+	}
+	// The guard is not what is tested here: a run of many segments takes more off sale than it would let pass.
+	fmt.Fprintf(&b, "documents_file: documents.sql\nroutes_file: routes.yaml\npush: {lease: %s}\nguard: {floor: 1000000}\n", lease)
+	b.WriteString("metrics: {listen: \"off\"}\nlog: {format: text}\n")
+	w.file = filepath.Join(w.dir, "shelfwire.yaml")
+	for name, text := range map[string][]byte{
+		"shelfwire.yaml": []byte(b.String()), "documents.sql": []byte(reference.DocumentsSQL()), "routes.yaml": reference.RoutesYAML(),
+	} {
+		require.NoError(w.t, os.WriteFile(filepath.Join(w.dir, name), text, 0o600))
+	}
+	var err error
+	w.cfg, err = config.Load(w.file, os.LookupEnv)
+	require.NoError(w.t, err)
+}
+
+// prepare sets up what the comparison needs to see from the beginning: a slot beside Shelfwire's own, and a record of
+// what goes into the outbox.
+func (w *world) prepare(ctx context.Context) {
+	src, err := w.openSource(ctx)
+	require.NoError(w.t, err)
+	defer src.Close()
+	require.NoError(w.t, src.EnsurePublication(ctx, w.cfg.Tables()))
+	_, err = src.EnsureSlot(ctx)
+	require.NoError(w.t, err)
+
+	w.state, err = state.Open(ctx, state.Config{URL: w.stateURL, MaxConns: 2})
+	require.NoError(w.t, err)
+	require.NoError(w.t, w.state.Migrate(ctx))
+	w.t.Cleanup(w.state.Close)
+	conn, err := pgx.Connect(ctx, w.stateURL)
+	require.NoError(w.t, err)
+	defer func() { _ = conn.Close(ctx) }()
+	_, err = conn.Exec(ctx, `
+		CREATE TABLE emitted AS SELECT id, topic, partition, key, value FROM outbox;
+		CREATE FUNCTION emit() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			INSERT INTO emitted SELECT id, topic, partition, key, value FROM added;
+			RETURN NULL;
+		END $$;
+		CREATE TRIGGER emit AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION emit()`)
+	require.NoError(w.t, err)
+
+	w.cluster, err = w.openCluster()
+	require.NoError(w.t, err)
+	w.t.Cleanup(w.cluster.Close)
+}
+
+// openSource reaches the source by the oracle's slot.
+func (w *world) openSource(ctx context.Context) (*source.Source, error) {
+	return source.Open(ctx, source.Config{URL: w.sourceURL, Slot: oracleSlot, Publication: w.cfg.Source.Publication, MaxConns: 2})
+}
+
+// run starts a process of Shelfwire.
+func (w *world) run(name string, flags ...string) *part {
+	args := append([]string{"run", "-c", w.file}, flags...)
+	return w.add(name, func(context.Context) (running, error) {
+		return startProcess(filepath.Join(w.dir, name+".log"), w.binary, args...)
+	})
+}
+
+// endPart stops one part cleanly and takes it off the list.
+func (w *world) endPart(name string) error {
+	p := w.byName[name]
+	for i := range w.parts {
+		if w.parts[i] == p {
+			w.parts = append(w.parts[:i:i], w.parts[i+1:]...)
+			break
+		}
+	}
+	return p.end()
+}
+
+// stopServices ends what still runs, the last part first. Only a part that was ended before must have ended cleanly.
+func (w *world) stopServices() {
+	for i := len(w.parts) - 1; i >= 0; i-- {
+		if err := w.parts[i].end(); err != nil {
+			w.t.Log(err)
+		}
+	}
+}
+
+// keepLogs copies the logs of a failed run to where they outlive it.
+func (w *world) keepLogs() {
+	to := os.Getenv("SHELFWIRE_TORTURE_KEEP")
+	if !w.t.Failed() || to == "" {
+		return
+	}
+	files, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
+	require.NoError(w.t, err)
+	require.NoError(w.t, os.MkdirAll(to, 0o755))
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		require.NoError(w.t, err)
+		require.NoError(w.t, os.WriteFile(filepath.Join(to, filepath.Base(f)), b, 0o600))
+	}
+	w.t.Logf("logs are in %s", to)
+}
+
+// query asks a database one question on a connection of its own, which no kill can have broken.
+func query[T any](ctx context.Context, url, sql string, args ...any) ([]T, error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[T])
+}
+
+// one asks for a single value.
+func one[T any](ctx context.Context, url, sql string, args ...any) (v T, err error) {
+	list, err := query[T](ctx, url, sql, args...)
+	if err != nil {
+		return v, err
+	}
+	if len(list) != 1 {
+		return v, fmt.Errorf("%d rows for %q", len(list), sql)
+	}
+	return list[0], nil
+}
