@@ -65,7 +65,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.AddCommand(runCommand(), initCommand(), checkCommand(), auditCommand(), replayCommand(), batchesCommand(),
-		shopCommand(), demoCommand())
+		shopCommand(), demoCommand(), benchCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitCode{exitUsage, err} })
 	err := root.ExecuteContext(ctx)
 	if err == nil {
