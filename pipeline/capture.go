@@ -279,12 +279,12 @@ func (c *Capture) position(ctx context.Context, confirmed change.LSN) (event.Pos
 	case pos.History != history:
 		return pos, &captureError{fmt.Sprintf("the position in Kafka is of another history: system %s timeline %d, and the "+
 			"source is system %s timeline %d: positions of the two cannot be compared; if the source was restored or failed "+
-			"over on purpose, run once with capture.restart to take a whole snapshot",
+			"over on purpose, run once with --restart-capture to take a whole snapshot",
 			pos.SystemID, pos.Timeline, history.SystemID, history.Timeline)}
 	case pos.CommitLSN < confirmed:
 		return pos, &captureError{fmt.Sprintf("the slot %s was confirmed up to %s, and Kafka has only what was committed "+
 			"before %s: what stands between is lost to the stream; find out what has read from the slot or lost the topic "+
-			"%spositions, then run once with capture.restart to take a whole snapshot",
+			"%spositions, then run once with --restart-capture to take a whole snapshot",
 			history.Slot, confirmed, pos.CommitLSN, c.cfg.Prefix)}
 	}
 	pos.Snapshot = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), time.Now())

@@ -440,7 +440,7 @@ func TestCaptureRefusesAPositionThatTheSlotHasPassed(t *testing.T) {
 		require.Never(t, func() bool { return c.Stats().Active.Load() }, 300*time.Millisecond, 5*time.Millisecond)
 		return stop()
 	}
-	require.ErrorContains(t, ended(), "run once with capture.restart")
+	require.ErrorContains(t, ended(), "run once with --restart-capture")
 	r.cfg.Restart = true
 	c, stop = r.start()
 	r.wait(c)

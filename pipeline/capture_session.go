@@ -230,7 +230,7 @@ func (s *captureSession) begin(tx change.Transaction) error {
 	}
 	if open := s.resume.Open; open != nil && !s.began && tx.CommitLSN != s.resume.CommitLSN {
 		return &captureError{fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent again: the next "+
-			"one commits at %s; run once with capture.restart to take a whole snapshot", s.resume.CommitLSN, tx.CommitLSN)}
+			"one commits at %s; run once with --restart-capture to take a whole snapshot", s.resume.CommitLSN, tx.CommitLSN)}
 	}
 	s.began = true
 	s.backlog = append(s.backlog, captureStep{kind: captureBegin, tx: tx})

@@ -17,6 +17,8 @@ const (
 	reasonNoRow  = "NO_ROW"
 	reasonNoShop = "NO_SHOP"
 	reasonUnsent = "UNSENT"
+	// reasonRead says that a first read has shown effects that the guard has not been asked about: plan again.
+	reasonRead = "READ"
 )
 
 // jobs turns flights and their rows into what each shop must be asked for.

@@ -80,7 +80,7 @@ func (s *settlement) job(j *job) {
 		if j.push.Shop != "" {
 			s.Products = append(s.Products, work.Settled{Known: k, Attempted: !j.ready})
 		}
-		if !s.repeats(j, batches) {
+		if !s.repeats(j, batches) && j.result.Reason != reasonRead {
 			s.outcome(j, k, batches, next)
 		}
 	}
@@ -116,7 +116,7 @@ func (s *settlement) known(j *job) work.Known {
 	k.ProductID, k.Shop = j.push.ProductID, j.push.Shop
 	k.Snapshot = s.r.snapshot
 	k.Shadow = res.Shadow
-	if res.ShopifyID != "" {
+	if res.Shadow != nil { // an empty id then means that the shop has the product no longer
 		k.ShopifyID = res.ShopifyID
 	}
 	k.Intents = nil

@@ -55,11 +55,20 @@ func parseRoles(only string) ([]role, error) {
 	return out, nil
 }
 
+// options are what a command line says about one run.
+type options struct {
+	roles []role
+	// acceptSource takes a source with another system id than the state was made for.
+	acceptSource bool
+	// restartCapture gives up Capture's position and takes a whole snapshot.
+	restartCapture bool
+}
+
 // app is the pipeline of one process.
 type app struct {
 	cfg     *config.Config
 	log     *slog.Logger
-	roles   []role
+	options options
 	owner   string
 	metrics *registry
 
@@ -82,16 +91,15 @@ type app struct {
 
 // openApp connects to everything that the roles need, brings topics, state and source up to date, and starts
 // nothing. close must be called also after an error.
-func openApp(ctx context.Context, cfg *config.Config, roles []role, acceptSource bool, log *slog.Logger) (*app, error) {
+func openApp(ctx context.Context, cfg *config.Config, opts options, log *slog.Logger) (*app, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "host"
 	}
-	a := &app{cfg: cfg, log: log, roles: roles, metrics: newRegistry(), owner: fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:8])}
+	a := &app{cfg: cfg, log: log, options: opts, metrics: newRegistry(), owner: fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:8])}
 	for _, step := range []func(context.Context) error{
 		a.openSource, a.openKafka,
-		func(ctx context.Context) error { return a.openState(ctx, acceptSource) },
-		a.openTables,
+		a.openState, a.openTables,
 		func(context.Context) error { return a.openShops(a.state) },
 		a.checkSource, a.stages,
 	} {
@@ -170,7 +178,7 @@ func (a *app) openMigratedState(ctx context.Context) error {
 	return a.state.Migrate(ctx)
 }
 
-func (a *app) openState(ctx context.Context, acceptSource bool) error {
+func (a *app) openState(ctx context.Context) error {
 	if err := a.openMigratedState(ctx); err != nil {
 		return err
 	}
@@ -178,7 +186,7 @@ func (a *app) openState(ctx context.Context, acceptSource bool) error {
 	if err != nil {
 		return err
 	}
-	return a.state.BindSource(ctx, h.SystemID, h.Timeline, acceptSource)
+	return a.state.BindSource(ctx, h.SystemID, h.Timeline, a.options.acceptSource)
 }
 
 func (a *app) openTables(context.Context) error {
@@ -203,7 +211,7 @@ func (a *app) checkSource(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (a *app) has(r role) bool { return slices.Contains(a.roles, r) }
+func (a *app) has(r role) bool { return slices.Contains(a.options.roles, r) }
 
 // stages builds the stages of the roles. Nothing runs yet.
 func (a *app) stages(ctx context.Context) error {
@@ -313,7 +321,7 @@ func (a *app) run(ctx context.Context) error {
 	if a.load != nil {
 		g.Go(func() error { return named("load", a.load.Run(ctx)) })
 	}
-	a.log.InfoContext(ctx, "running", "roles", fmt.Sprint(a.roles), "owner", a.owner)
+	a.log.InfoContext(ctx, "running", "roles", fmt.Sprint(a.options.roles), "owner", a.owner)
 	err := g.Wait()
 	if ctxErr := context.Cause(ctx); err != nil && errors.Is(err, ctxErr) {
 		return nil

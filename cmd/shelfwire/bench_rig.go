@@ -131,7 +131,7 @@ func (b *bench) withPipeline(ctx context.Context, c rigConfig, measure func(cont
 	if err != nil {
 		return err
 	}
-	r.app, err = openApp(ctx, r.cfg, allRoles, false, b.log)
+	r.app, err = openApp(ctx, r.cfg, options{roles: allRoles}, b.log)
 	defer r.app.close()
 	if err != nil {
 		return err

@@ -17,11 +17,11 @@ import (
 )
 
 func (a *app) buildCapture(context.Context) error {
-	tables := a.cfg.Tables()
+	tables := pipeline.RoutedTables(a.cfg.Routes)
 	a.capture = pipeline.NewCapture(pipeline.CaptureConfig{
 		Routes: a.cfg.Routes, Prefix: a.cfg.Kafka.Prefix, PositionPartition: kafka.CapturePartition,
 		BatchProducts: a.cfg.Batches.Products, BatchRows: a.cfg.Batches.Rows,
-		SnapshotChunk: a.cfg.Source.SnapshotChunk, Heartbeat: a.cfg.Source.Heartbeat,
+		Restart: a.options.restartCapture, SnapshotChunk: a.cfg.Source.SnapshotChunk, Heartbeat: a.cfg.Source.Heartbeat,
 	}, pipeline.CaptureParts{
 		Source: a.source,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
@@ -80,7 +80,7 @@ func (a *app) openShops(budget budget.Store) (err error) {
 		}
 	}
 	a.shops, err = shopify.New(shopify.Config{
-		Shops: shops, Budget: budget, Holder: a.owner, Timeout: a.requestTimeout(), Logger: a.log,
+		Shops: shops, Budget: budget, Holder: a.owner, Timeout: a.requestTimeout(), StaleWait: a.cfg.Push.StaleWait, Logger: a.log,
 	})
 	return err
 }

@@ -105,7 +105,7 @@ func runDemo(ctx context.Context, f *demoFlags, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	d.app, err = openApp(ctx, cfg, allRoles, false, d.log)
+	d.app, err = openApp(ctx, cfg, options{roles: allRoles}, d.log)
 	defer d.app.close()
 	if err != nil {
 		return err

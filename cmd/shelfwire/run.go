@@ -36,6 +36,7 @@ func runCommand() *cobra.Command {
 	file := configFlag(cmd)
 	only := cmd.Flags().String("only", "", "roles of this process, separated by commas: capture, expand, push, relay, load (default all)")
 	accept := cmd.Flags().Bool("accept-source", false, "take a source with another system id than the state was made for")
+	restart := cmd.Flags().Bool("restart-capture", false, "give up the position on record and take a whole snapshot")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := config.Load(*file, os.LookupEnv)
 		if err != nil {
@@ -46,7 +47,7 @@ func runCommand() *cobra.Command {
 			return err
 		}
 		log := newLogger(cmd.ErrOrStderr(), cfg.Log)
-		a, err := openApp(cmd.Context(), cfg, roles, *accept, log)
+		a, err := openApp(cmd.Context(), cfg, options{roles: roles, acceptSource: *accept, restartCapture: *restart}, log)
 		defer a.close()
 		if err != nil {
 			return err

@@ -103,6 +103,9 @@ type Push struct {
 	MaxWait time.Duration `yaml:"max_wait"`
 	// Lease is how long a killed worker's products stay its own. Default 30s.
 	Lease time.Duration `yaml:"lease"`
+	// StaleWait is how long a stock level waits when the shop's "available" is not what was left there, so that the
+	// shop's own sales can reach the database first. Default 60s.
+	StaleWait time.Duration `yaml:"stale_wait"`
 }
 
 // Guard holds pushes that would take too much off sale at once.
@@ -238,6 +241,7 @@ func (c *Config) defaults() {
 	dur(&c.Push.Quiet, 500*time.Millisecond)
 	dur(&c.Push.MaxWait, 5*time.Second)
 	dur(&c.Push.Lease, 30*time.Second)
+	dur(&c.Push.StaleWait, time.Minute)
 	if c.Guard.Share == 0 {
 		c.Guard.Share = 0.2
 	}
