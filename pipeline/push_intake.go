@@ -69,6 +69,9 @@ type entry struct {
 	// only restricts the push to these shops (a parked retry); nil means all. parked says why it was parked.
 	only   map[string]struct{}
 	parked string
+	// pulled are the parked rows that it stands for, by shop, at their generations: pulling claims nothing, so the
+	// same row comes again and again until it is settled.
+	pulled map[string]int64
 	due    time.Time
 	unseen time.Time // since when its transaction is not visible yet
 }
@@ -100,6 +103,12 @@ func (e *entry) absorb(o *entry) {
 	}
 	if e.parked == "" {
 		e.parked = o.parked
+	}
+	for shop, generation := range o.pulled {
+		if e.pulled == nil {
+			e.pulled = map[string]int64{}
+		}
+		e.pulled[shop] = max(e.pulled[shop], generation)
 	}
 }
 
@@ -386,6 +395,7 @@ func (p *Push) unpark(rows []work.Parked) {
 		e := &entry{
 			product: id, partition: row.Partition, changes: row.Changes, first: row.FirstCommit, last: row.LastCommit,
 			captured: row.FirstCommit, lane: row.Lane, attempt: row.Attempt, parked: row.Reason,
+			pulled: map[string]int64{row.Shop: row.Generation},
 		}
 		e.needs(row.XID)
 		if row.Shop != "" {
@@ -395,6 +405,7 @@ func (p *Push) unpark(rows []work.Parked) {
 		case h == nil:
 			p.hot[id] = e
 			p.window.Hurry(id, now, now)
+		case h.pulled[row.Shop] >= row.Generation && row.Generation > 0: // it stands for that row already
 		case h.parked != "":
 			h.absorb(e)
 		} // a live change absorbs what is parked: its settlement deletes the row

@@ -138,7 +138,7 @@ func (p *demoParts) startShops(ctx context.Context) error {
 // misbehave makes the shops as unreliable as the network between here and there can be.
 func (p *demoParts) misbehave() {
 	p.sim.SetFaults(shopifysim.Faults{
-		Seed: p.seed, ThrottleRate: 0.03, ServerErrorRate: 0.01, InternalRate: 0.005, LostResponseRate: 0.01, LostRequestRate: 0.005,
+		Seed: p.seed, ThrottleRate: 0.01, ServerErrorRate: 0.01, InternalRate: 0.005, LostResponseRate: 0.01, LostRequestRate: 0.005,
 	})
 }
 
