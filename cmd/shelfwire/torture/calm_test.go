@@ -37,7 +37,7 @@ func (w *world) calm(ctx context.Context, limit time.Duration) error {
 	}
 }
 
-// waiting says what is not finished yet. What only waits for a late answer to be ruled out is.
+// waiting says what is not finished yet. Where no request can land late, what only waits for that to be ruled out is.
 func (w *world) waiting(ctx context.Context, end string) (string, error) {
 	captured, err := one[bool](ctx, w.sourceURL,
 		`SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = $2`, end, w.cfg.Source.Slot)
@@ -56,6 +56,7 @@ func (w *world) waiting(ctx context.Context, end string) (string, error) {
 	}
 	for _, q := range []struct{ what, sql string }{
 		{"parked products", `SELECT count(*) FROM parked WHERE reason <> 'LATE_REQUEST'`},
+		{"products that wait for a late request", fmt.Sprintf(`SELECT count(*) FROM parked WHERE %t`, w.setup.late)},
 		{"open batches", `SELECT count(*) FROM batches WHERE status IN ('PENDING', 'PROCESSING')`},
 		{"outbox rows", `SELECT count(*) FROM outbox`},
 	} {

@@ -39,14 +39,10 @@ func (w *world) compareShops(ctx context.Context, f *findings, marks demo.Marks)
 				f.add(fmt.Sprintf("shop %s: product %q: %s and %s are both there", s.Name, id, p.ID, other))
 			}
 			ids[id] = p.ID
-			for _, v := range p.Variants {
-				if p.Status == "ACTIVE" {
-					sold[sale{s.Name, id, v.SKU}] = v
-				}
-			}
 			if p.Status == "ACTIVE" && slices.Contains(marks.DeletedProducts, id) {
 				f.add(fmt.Sprintf("shop %s: product %s was deleted and is on sale", s.Name, id))
 			}
+			sell(sold, s.Name, p)
 		}
 	}
 	return w.compareSales(ctx, f, sold)
@@ -54,6 +50,15 @@ func (w *world) compareShops(ctx context.Context, f *findings, marks demo.Marks)
 
 // sale is a variant in a shop.
 type sale struct{ shop, product, sku string }
+
+// sell adds the variants of a product that is on sale.
+func sell(sold map[sale]shopifysim.Variant, shop string, p shopifysim.Product) {
+	for _, v := range p.Variants {
+		if p.Status == "ACTIVE" {
+			sold[sale{shop, customID(p), v.SKU}] = v
+		}
+	}
+}
 
 func customID(p shopifysim.Product) string {
 	for _, m := range p.Metafields {

@@ -165,7 +165,7 @@ func (w *world) openEnds(ctx context.Context, f *findings) error {
 		{"an intent that nobody will look at again", `SELECT format('%s/%s %s %s, %s old', product_id, shop, mutation, key, now() - at)
 			FROM intents i WHERE NOT EXISTS (SELECT FROM parked p WHERE p.product_id = i.product_id AND p.shop IN ('', i.shop))`},
 		{"an intent that is older than any request", fmt.Sprintf(`SELECT format('%%s/%%s %%s %%s, %%s old', product_id, shop, mutation, key, now() - at)
-			FROM intents WHERE at < now() - interval '%d s'`, int((lateRequest+30*time.Second).Seconds()))},
+			FROM intents WHERE at < now() - interval '%d s'`, int((lateRequest + 30*time.Second).Seconds()))},
 		{"an outbox row", `SELECT format('%s %s', id, topic) FROM outbox`},
 		{"a parked product", `SELECT format('%s/%s %s', product_id, shop, reason) FROM parked WHERE reason <> 'LATE_REQUEST'`},
 		{"a shop that counts as dead", `SELECT format('%s: %s', shop, reason) FROM shops WHERE dead_since IS NOT NULL`},

@@ -19,9 +19,6 @@ type running interface {
 type part struct {
 	name   string
 	launch func(ctx context.Context) (running, error)
-	// service parts may be started before and stopped after all others.
-	service bool
-
 	kills  chan strike
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -30,6 +27,7 @@ type part struct {
 	// up is closed while the part runs, and replaced when it goes down.
 	up     chan struct{}
 	killed int
+	frozen int
 	// exits are the ends that nobody asked for, with what the part had to say.
 	exits []string
 	stop  error
@@ -89,33 +87,65 @@ func (p *part) supervise(ctx context.Context) {
 			continue
 		}
 		p.rise(r)
+		if p.watch(ctx, r) {
+			continue
+		}
+		if time.Since(began) > 5*time.Second {
+			pause = shortestPause
+		}
+		rest(ctx, pause)
+		pause = min(2*pause, longestPause)
+	}
+}
+
+// watch returns when the part runs no more, and whether it may be started again without a pause.
+func (p *part) watch(ctx context.Context, r running) bool {
+	for {
 		select {
 		case <-ctx.Done():
 			p.stop = r.Stop()
-			return
+			return true
 		case s := <-p.kills:
+			if s.freeze {
+				p.freeze(ctx, r, s)
+				continue
+			}
 			r.Kill()
 			p.fall()
 			p.mu.Lock()
 			p.killed++
 			p.mu.Unlock()
+			close(s.dead)
 			rest(ctx, s.down)
+			return true
 		case <-r.Done():
 			p.fall()
 			p.note("ended by itself: " + tail(r.Log(), 1500))
-			if time.Since(began) > 5*time.Second {
-				pause = shortestPause
-			}
-			rest(ctx, pause)
-			pause = min(2*pause, longestPause)
+			return false
 		}
 	}
 }
 
-// kill ends the part as a crash would. It returns when the part is dead; it comes back by itself.
+// freeze stops the process for a while.
+func (p *part) freeze(ctx context.Context, r running, s strike) {
+	defer close(s.dead)
+	if run, ok := r.(*process); ok {
+		p.mu.Lock()
+		p.frozen++
+		p.mu.Unlock()
+		run.freeze()
+		rest(ctx, s.down)
+		run.thaw()
+	}
+}
+
+// kill ends the part as a crash would. It returns when the part is dead, or when a frozen one has woken up again; it
+// comes back by itself.
 func (p *part) kill(ctx context.Context, s strike) error {
+	s.dead = make(chan struct{})
 	select {
 	case p.kills <- s:
+		<-s.dead
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -142,10 +172,10 @@ func (p *part) note(exit string) {
 }
 
 // account is what has happened to the part.
-func (p *part) account() (killed int, exits []string) {
+func (p *part) account() (killed, frozen int, exits []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.killed, p.exits
+	return p.killed, p.frozen, p.exits
 }
 
 // rest waits, and reports whether ctx still stands.

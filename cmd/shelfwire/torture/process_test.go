@@ -66,6 +66,10 @@ func (p *process) Kill() {
 	<-p.done
 }
 
+// freeze stops the process where it stands; thaw lets it go on.
+func (p *process) freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *process) thaw()   { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
+
 // stopLimit is how long a process may take for a clean stop: a push worker drains for up to 20 s.
 const stopLimit = 25 * time.Second
 

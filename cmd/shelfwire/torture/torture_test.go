@@ -27,6 +27,8 @@ type plan struct {
 	// calm bounds the wait for everything to come to rest. A shop that was killed counts as dead for up to a minute,
 	// and a product that has met several faults waits for minutes.
 	calm time.Duration
+	// late has requests land late, freezes processes, and waits until what that leaves behind is mended.
+	late bool
 }
 
 // regressions are seeds whose schedules have found something, with what that was.
@@ -42,7 +44,7 @@ func TestTorture(t *testing.T) {
 	}
 	p := plan{seed: 1, kills: 10, products: 150, calm: 4 * time.Minute}
 	if os.Getenv("SHELFWIRE_TORTURE") != "" {
-		p = plan{seed: rand.Uint64() >> 1, kills: 30, products: 300, calm: 8 * time.Minute}
+		p = plan{seed: rand.Uint64() >> 1, kills: 30, products: 300, calm: 8 * time.Minute, late: true}
 		if os.Getenv("SEED") == "" {
 			for _, r := range regressions {
 				t.Run(fmt.Sprintf("regression %d", r.seed), func(t *testing.T) {
@@ -70,11 +72,11 @@ var roles = []struct{ name, only string }{
 func torture(t *testing.T, p plan) {
 	t.Helper()
 	t.Logf("seed %d: SEED=%d make torture repeats the schedule", p.seed, p.seed)
-	w := newWorld(t, p.products, p.seed, true)
+	w := newWorld(t, setup{seed: p.seed, products: p.products, late: p.late})
 	for _, r := range roles {
 		w.run(r.name, "--only", r.only)
 	}
-	w.awaitSlot()
+	w.awaitSlot("capture")
 	began := time.Now()
 	office := w.strikes(p)
 	t.Logf("traffic: %d transactions committed, %d rolled back, %d rows, in %d segments, %d of them cut, in %s",
@@ -97,7 +99,7 @@ func torture(t *testing.T, p plan) {
 
 // awaitSlot waits for Capture's slot: what was committed before it is in the snapshot only, and not for the oracle to
 // compare.
-func (w *world) awaitSlot() {
+func (w *world) awaitSlot(capturing ...string) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	defer cancel()
 	for {
@@ -107,7 +109,13 @@ func (w *world) awaitSlot() {
 		if n == 1 {
 			return
 		}
-		require.True(w.t, rest(ctx, 20*time.Millisecond), "no slot: %s", w.byName["capture"].exits)
+		if !rest(ctx, 20*time.Millisecond) {
+			for _, name := range capturing {
+				_, _, exits := w.byName[name].account()
+				w.t.Logf("%s: %s", name, exits)
+			}
+			require.FailNow(w.t, "no slot")
+		}
 	}
 }
 
@@ -125,7 +133,11 @@ func (w *world) strikes(p plan) *backOffice {
 	for _, p := range w.parts {
 		names = append(names, p.name)
 	}
-	for _, s := range schedule(p.seed, p.kills, names) {
+	strikes := schedule(p.seed, p.kills, names)
+	if p.late {
+		strikes = freezes(p.seed, strikes, []string{"push-a", "push-b", "capture", "relay", "load", "expand"})
+	}
+	for _, s := range strikes {
 		require.True(w.t, rest(ctx, s.after))
 		limited, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		err := w.byName[s.part].kill(limited, s)
@@ -135,17 +147,33 @@ func (w *world) strikes(p plan) *backOffice {
 	rest(ctx, 2*time.Second) // what came last is hit as well
 	stop()
 	<-wrote
+	w.tidy()
 	limited, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	defer cancel()
 	require.NoError(w.t, w.waitAll(limited))
 	return office
 }
 
+// tidy ends what a cut segment of the traffic has left half done: a title that no shop takes, a switch that is off.
+func (w *world) tidy() {
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	for {
+		_, err := query[int64](ctx, w.sourceURL, `
+			WITH mended AS (UPDATE catalog.products SET title = left(title, 60) WHERE length(title) > 255 RETURNING id)
+			UPDATE catalog.stores SET sync_prices = true WHERE NOT sync_prices RETURNING id`)
+		if err == nil {
+			return
+		}
+		require.True(w.t, rest(ctx, 100*time.Millisecond), "%v", err)
+	}
+}
+
 // account logs what has happened to each part.
 func (w *world) account() {
 	for _, p := range w.parts {
-		killed, exits := p.account()
-		w.t.Logf("%-10s killed %d times, ended %d times by itself", p.name, killed, len(exits))
+		killed, frozen, exits := p.account()
+		w.t.Logf("%-10s killed %d times, frozen %d times, ended %d times by itself", p.name, killed, frozen, len(exits))
 		for _, e := range exits {
 			w.t.Logf("%-10s   %s", p.name, tail(e, 600))
 		}

@@ -35,8 +35,9 @@ func (b *backOffice) run(ctx context.Context) {
 			err = nil // it ended because we wanted it to
 		}
 		b.book(t, err)
-		if err != nil {
-			rest(ctx, 200*time.Millisecond)
+		for err != nil && ctx.Err() == nil {
+			rest(ctx, 100*time.Millisecond)
+			_, err = one[int](ctx, b.url, `SELECT 1`)
 		}
 	}
 }

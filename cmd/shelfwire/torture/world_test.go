@@ -44,11 +44,11 @@ const (
 
 // world is everything that runs in one test.
 type world struct {
-	t        *testing.T
-	dir      string
-	binary   string
-	file     string // the configuration
-	products int
+	t      *testing.T
+	setup  setup
+	dir    string
+	binary string
+	file   string // the configuration
 
 	parts  []*part
 	byName map[string]*part
@@ -61,10 +61,20 @@ type world struct {
 	cfg     *config.Config
 }
 
+// setup is what a test wants of its world.
+type setup struct {
+	seed     uint64
+	products int
+	// plain leaves ClickHouse out and has shops without faults.
+	plain bool
+	// late has requests that land long after they were given up. What they leave behind is mended 2 min later.
+	late bool
+}
+
 // newWorld starts the services and prepares their contents. Nothing of Shelfwire runs yet.
-func newWorld(t *testing.T, products int, seed uint64, withClickHouse bool) *world {
+func newWorld(t *testing.T, s setup) *world {
 	t.Helper()
-	w := &world{t: t, dir: embeddedtest.Dir(t), products: products, byName: map[string]*part{}}
+	w := &world{t: t, setup: s, dir: embeddedtest.Dir(t), byName: map[string]*part{}}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // a first download and a first build included
 	defer cancel()
 	for _, port := range []*int{&w.postgresPort, &w.kafkaPort, &w.clickhousePort, &w.shopPort} {
@@ -78,14 +88,14 @@ func newWorld(t *testing.T, products int, seed uint64, withClickHouse bool) *wor
 	g.Go(func() error { return w.build(ctx) })
 	w.add("postgres", w.launchPostgres)
 	w.add("kafka", w.launchKafka)
-	if withClickHouse {
+	if !s.plain {
 		w.add("clickhouse", w.launchClickHouse)
 	}
 	require.NoError(t, w.waitAll(ctx))
 	require.NoError(t, g.Wait())
 	w.add("shop", w.launchShop)
 	require.NoError(t, w.waitAll(ctx))
-	require.NoError(t, w.fill(ctx, seed))
+	require.NoError(t, w.fill(ctx))
 	w.configure()
 	w.prepare(ctx)
 	return w
@@ -102,7 +112,7 @@ func (w *world) add(name string, launch func(context.Context) (running, error)) 
 func (w *world) waitAll(ctx context.Context) error {
 	for _, p := range w.parts {
 		if err := p.wait(ctx); err != nil {
-			_, exits := p.account()
+			_, _, exits := p.account()
 			return fmt.Errorf("%w: %s", err, strings.Join(exits, "\n"))
 		}
 	}
@@ -194,7 +204,7 @@ func (w *world) launchShop(ctx context.Context) (running, error) {
 	if err != nil {
 		return nil, err
 	}
-	for w.misbehave(ctx, true) != nil {
+	for w.misbehave(ctx, !w.setup.plain) != nil {
 		select {
 		case <-p.Done():
 			return nil, errors.New(p.Log())
@@ -212,8 +222,11 @@ func (w *world) misbehave(ctx context.Context, on bool) error {
 	f := shopifysim.Faults{}
 	if on {
 		f = shopifysim.Faults{
-			Seed: 1, ThrottleRate: 0.02, ServerErrorRate: 0.01, InternalRate: 0.01, LostResponseRate: 0.02, LostRequestRate: 0.01,
-			LateRate: 0.005, GarbageRate: 0.005,
+			Seed: w.setup.seed, ThrottleRate: 0.02, ServerErrorRate: 0.01, InternalRate: 0.01, LostResponseRate: 0.02, LostRequestRate: 0.01,
+			GarbageRate: 0.005,
+		}
+		if w.setup.late {
+			f.LateRate = 0.01
 		}
 	}
 	b, err := json.Marshal(f)
@@ -236,7 +249,7 @@ func (w *world) misbehave(ctx context.Context, on bool) error {
 }
 
 // fill makes source and state, and their contents.
-func (w *world) fill(ctx context.Context, seed uint64) (err error) {
+func (w *world) fill(ctx context.Context) (err error) {
 	if w.sourceURL, err = state.Create(ctx, w.admin, "shop"); err != nil {
 		return err
 	}
@@ -251,7 +264,7 @@ func (w *world) fill(ctx context.Context, seed uint64) (err error) {
 	if err := demo.Install(ctx, conn); err != nil {
 		return err
 	}
-	return demo.Generate(ctx, conn, demo.Config{Products: w.products, Seed: seed})
+	return demo.Generate(ctx, conn, demo.Config{Products: w.setup.products, Seed: w.setup.seed})
 }
 
 // configure writes the file that a user would write for these services.
