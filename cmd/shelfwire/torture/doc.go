@@ -15,6 +15,6 @@
 //
 //	SEED                            seed of the schedule, the traffic and the shops' faults
 //	SHELFWIRE_TORTURE=1             the long run
-//	SHELFWIRE_TORTURE_KEEP          directory to which logs are copied when a run fails
+//	SHELFWIRE_TORTURE_KEEP          directory to which the logs of all parts are copied
 //	SHELFWIRE_KAFKA_BROKER_COMMAND  program that runs a real broker when called with: start --data DIR --port N
 package torture

@@ -360,10 +360,10 @@ func (w *world) stopServices() {
 	}
 }
 
-// keepLogs copies the logs of a failed run to where they outlive it.
+// keepLogs copies the logs to where they outlive the run.
 func (w *world) keepLogs() {
 	to := os.Getenv("SHELFWIRE_TORTURE_KEEP")
-	if !w.t.Failed() || to == "" {
+	if to == "" {
 		return
 	}
 	files, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
