@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -130,9 +131,7 @@ func (p *Push) changeHealth(shop string, f func(*work.ShopHealth)) {
 		old := p.health.p.Load()
 		m := map[string]work.ShopHealth{}
 		if old != nil {
-			for k, v := range *old {
-				m[k] = v
-			}
+			maps.Copy(m, *old)
 		}
 		h := m[shop]
 		h.Shop = shop
@@ -194,6 +193,7 @@ type PushStats struct {
 	Hot           atomic.Int64 // gauge: waiting in memory
 	Flying        atomic.Int64 // gauge: on their way
 	Owned         atomic.Int64 // gauge: partitions
+	Lag           atomic.Int64 // gauge: ns from the first commit of the last push to the shop's answer
 
 	// Latency is called with the time from the commit of a push's first change to the shop's answer; nil is fine.
 	// It must be set before Run.
@@ -219,7 +219,11 @@ func (s *PushStats) outcome(st event.Status) {
 }
 
 func (s *PushStats) latency(from, to time.Time) {
-	if s.Latency != nil && !from.IsZero() && !to.IsZero() {
+	if from.IsZero() || to.IsZero() {
+		return
+	}
+	s.Lag.Store(int64(to.Sub(from)))
+	if s.Latency != nil {
 		s.Latency(to.Sub(from))
 	}
 }

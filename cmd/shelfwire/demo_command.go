@@ -178,7 +178,6 @@ func (d *demoRun) loadCatalog(ctx context.Context) error {
 // story is what a person sees: first snapshot, traffic, calm, audit, queries.
 func (d *demoRun) story(ctx context.Context) error {
 	screen := &screen{d: d}
-	defer screen.end()
 	screenCtx, stopScreen := context.WithCancel(ctx)
 	defer stopScreen()
 	go screen.run(screenCtx)
@@ -197,7 +196,6 @@ func (d *demoRun) story(ctx context.Context) error {
 		return err
 	}
 	stopScreen()
-	screen.end()
 	auditErr := d.audit(ctx, screen.traffic.Marks())
 	var code *exitCode
 	if auditErr != nil && !errors.As(auditErr, &code) {

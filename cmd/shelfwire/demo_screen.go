@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
@@ -15,9 +13,6 @@ import (
 type screen struct {
 	d       *demoRun
 	traffic *demo.Traffic
-	lines   atomic.Int64
-	once    sync.Once
-	done    chan struct{}
 }
 
 func (s *screen) run(ctx context.Context) {
@@ -32,9 +27,6 @@ func (s *screen) run(ctx context.Context) {
 		}
 	}
 }
-
-// end is called before anything else takes the terminal.
-func (s *screen) end() {}
 
 // line says what has happened so far.
 func (s *screen) line(ctx context.Context) string {
@@ -56,6 +48,6 @@ func (s *screen) line(ctx context.Context) string {
 	if n, err := s.d.parked(ctx); err == nil {
 		waiting += n
 	}
-	fmt.Fprintf(&b, "  waiting %d", waiting)
+	fmt.Fprintf(&b, "  waiting %d  lag %.1fs", waiting, time.Duration(p.Lag.Load()).Seconds())
 	return b.String()
 }

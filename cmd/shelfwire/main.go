@@ -64,7 +64,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(runCommand(), initCommand(), checkCommand(), auditCommand(), replayCommand(), batchesCommand(),
+	root.AddCommand(runCommand(), initCommand(), checkCommand(), auditCommand(), replayCommand(), batchesCommand(), holdsCommand(),
 		shopCommand(), demoCommand(), benchCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitCode{exitUsage, err} })
 	err := root.ExecuteContext(ctx)
