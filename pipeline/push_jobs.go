@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -88,8 +89,10 @@ func (f *flight) shops(rows []document.Row) []*job {
 			if json.Unmarshal(row.Document, &d) == nil && d.Reason != "" {
 				reason = d.Reason
 			}
-			out = append(out, f.ready("", work.Result{Status: event.Skipped, Reason: reason,
-				Message: "no shop is routed to this product"}))
+			out = append(out, f.ready("", work.Result{
+				Status: event.Skipped, Reason: reason,
+				Message: "no shop is routed to this product",
+			}))
 			continue
 		}
 		routed[row.Shop] = true
@@ -134,8 +137,8 @@ func (f *flight) document(row document.Row) *job {
 	d, err := document.Parse(row.Document)
 	if err != nil {
 		res := work.Result{Status: event.Failed, Category: event.Validation, Message: err.Error()}
-		if at, ok := err.(interface{ FieldPath() string }); ok { //nolint:errorlint // Parse returns its own type
-			res.Field = at.FieldPath()
+		if at, ok := errors.AsType[*document.Error](err); ok {
+			res.Field = at.Path
 		}
 		j := f.ready(row.Shop, res)
 		j.push.Raw = row.Document

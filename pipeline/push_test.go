@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"encoding/json"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
@@ -217,6 +219,24 @@ func TestOneProductThatBreaksTheQueryStopsNobodyElse(t *testing.T) {
 		require.Equal(t, int64(10), w.position)
 		require.Equal(t, work.ItemFailed, w.items[[3]string{"b1", "p7", ""}].Status)
 		require.Equal(t, work.ItemSuccess, w.items[[3]string{"b1", "p6", "north"}].Status)
+		stop()
+	})
+}
+
+func TestADocumentThatBreaksTheSchemaNamesTheField(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.docs["p1"] = []document.Row{{
+			ProductID: "p1", Shop: "north", Document: json.RawMessage(`{"eligible":true,"title":"x","handle":5}`),
+		}}
+		w.change("p1", 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		_, stop := w.run("a")
+		w.wait(2 * time.Second)
+		require.Empty(t, w.sent)
+		item := w.items[[3]string{"b1", "p1", "north"}]
+		require.Equal(t, work.ItemFailed, item.Status)
+		require.Equal(t, event.Validation, item.Category)
+		require.Equal(t, "handle", item.Field)
 		stop()
 	})
 }
