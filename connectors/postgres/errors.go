@@ -117,16 +117,14 @@ func wrap(ctx context.Context, op string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", op, errors.Join(ctx.Err(), err))
 	}
-	var typed *QueryError
-	if errors.As(err, &typed) {
+	if _, ok := errors.AsType[*QueryError](err); ok {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	return &QueryError{Op: op, SQLSTATE: sqlstate(err), Err: err}
 }
 
 func sqlstate(err error) string {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pg.Code
 	}
 	return ""

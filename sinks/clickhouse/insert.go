@@ -153,8 +153,7 @@ var cures = map[int32]string{
 
 // explain makes an error of the driver readable. Anything else it leaves alone.
 func explain(err error) error {
-	var e *clickhouse.Exception
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*clickhouse.Exception](err); ok {
 		text, _, _ := strings.Cut(e.Message, "\n")
 		return &ServerError{Code: e.Code, Text: strings.TrimPrefix(text, "DB::Exception: "), Cure: cures[e.Code], err: err}
 	}

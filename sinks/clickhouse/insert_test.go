@@ -3,7 +3,6 @@ package clickhouse
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"testing"
@@ -159,7 +158,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = db.Insert(ctx, event.Batches, topicA, records(t, event.Batches, 0, 0, event.Batch{ID: "b", Type: "opened"}), "a")
-	require.True(t, errors.Is(err, context.Canceled), err)
+	require.ErrorIs(t, err, context.Canceled)
 	_, err = db.Insert(t.Context(), event.Positions, topicA, records(t, event.Positions, 0, 0, "x"), "a")
 	require.ErrorContains(t, err, "no table")
 }

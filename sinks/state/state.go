@@ -157,8 +157,7 @@ func (s *Store) BindSource(ctx context.Context, systemID string, timeline int32,
 		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
-		var se *SourceError
-		if errors.As(err, &se) {
+		if se, ok := errors.AsType[*SourceError](err); ok {
 			return se
 		}
 		return fmt.Errorf("bind the state to source %s: %w", systemID, err)

@@ -42,8 +42,7 @@ func transient(err error) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch pe.Code {
 		case "40P01", "40001", // deadlock, serialization
 			"57P01", "57P02", "57P03", "25P03", // shut down, crashed, starting, idle in transaction
