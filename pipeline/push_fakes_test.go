@@ -67,6 +67,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
+	t.Helper()
 	return &world{
 		t: t, docs: map[string][]document.Row{}, xid: 1 << 40, broken: map[string]bool{}, added: make(chan struct{}, 1),
 		known: map[[2]string]work.Known{}, items: map[[3]string]work.Item{}, parked: map[[2]string]work.Parked{},
@@ -123,7 +124,8 @@ func (w *world) run(owner string) (p *Push, stop func()) {
 }
 
 func (w *world) wait(d time.Duration) {
-	w.mu.Lock() // what the test has read of the world happened before what others write from here on
+	// An empty section: what the test has read of the world happened before what others write from here on.
+	w.mu.Lock()
 	w.mu.Unlock() //nolint:staticcheck // an empty section is the point
 	time.Sleep(d) // in the bubble
 	synctest.Wait()

@@ -130,6 +130,7 @@ func (s *settlement) known(j *job) work.Known {
 		if res.Counts {
 			k.Attempt++
 		}
+	default: // failed, cancelled, held: nothing is tried again that would have to be counted
 	}
 	return k
 }

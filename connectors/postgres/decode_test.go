@@ -83,14 +83,14 @@ func TestRecordCorpus(t *testing.T) {
 	require.NoError(t, os.WriteFile(corpus, []byte(lines.String()), 0o644))
 }
 
-func readCorpus(t testing.TB) [][]byte {
-	t.Helper()
+func readCorpus(tb testing.TB) [][]byte {
+	tb.Helper()
 	text, err := os.ReadFile(corpus)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	var all [][]byte
 	for line := range strings.Lines(string(text)) {
 		b, err := hex.DecodeString(strings.TrimSpace(line))
-		require.NoError(t, err)
+		require.NoError(tb, err)
 		all = append(all, b)
 	}
 	return all

@@ -140,8 +140,10 @@ func TestARetryIsANewRound(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
 		require.Equal(t, "p", rows[0].ProductID)
-		require.NoError(t, s.Settle(ctx, work.Settlement{Fences: push, Items: []work.Item{failed},
-			Unpark: []work.ParkedRef{{ProductID: "p", Shop: "s", Generation: rows[0].Generation}}}))
+		require.NoError(t, s.Settle(ctx, work.Settlement{
+			Fences: push, Items: []work.Item{failed},
+			Unpark: []work.ParkedRef{{ProductID: "p", Shop: "s", Generation: rows[0].Generation}},
+		}))
 	}
 	_, err := s.RetryBatch(ctx, "none", 1, 1)
 	require.ErrorIs(t, err, ErrNoBatch)

@@ -25,15 +25,19 @@ func TestAWorkerWhoseLeaseWasTakenWritesNothing(t *testing.T) {
 
 	writes := map[string]func(f []work.Fence) error{
 		"take in": func(f []work.Fence) error {
-			return s.TakeIn(ctx, work.TakeIn{Fences: f, Parked: []work.Parked{{ProductID: "q", Partition: 1}},
-				TakenIn: map[int32]int64{1: 10}})
+			return s.TakeIn(ctx, work.TakeIn{
+				Fences: f, Parked: []work.Parked{{ProductID: "q", Partition: 1}},
+				TakenIn: map[int32]int64{1: 10},
+			})
 		},
 		"intend": func(f []work.Fence) error {
 			return s.Intend(ctx, f, []work.Intent{{Key: "k", Shop: "s", ProductIDs: []string{"p"}, Mutation: "productSet"}})
 		},
 		"settle": func(f []work.Fence) error {
-			return s.Settle(ctx, work.Settlement{Fences: f, Products: []work.Settled{{Known: work.Known{ProductID: "p", Shop: "s"}}},
-				Unpark: seen.Parked, Positions: map[int32]int64{1: 10}})
+			return s.Settle(ctx, work.Settlement{
+				Fences: f, Products: []work.Settled{{Known: work.Known{ProductID: "p", Shop: "s"}}},
+				Unpark: seen.Parked, Positions: map[int32]int64{1: 10},
+			})
 		},
 		"save positions": func(f []work.Fence) error { return s.SavePosition(ctx, f, map[int32]int64{1: 10}) },
 		"processing": func(f []work.Fence) error {

@@ -206,11 +206,13 @@ func TestAHoldIsRejected(t *testing.T) {
 	require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: f, Batches: []event.Batch{{ID: "b"}}}))
 	require.NoError(t, s.Settle(ctx, work.Settlement{
 		Fences: f, Items: []work.Item{
-			{BatchID: "b", ProductID: "p1", Shop: "s", Status: work.ItemHeld}, {BatchID: "b", ProductID: "p1", Shop: "z", Status: work.ItemHeld},
+			{BatchID: "b", ProductID: "p1", Shop: "s", Status: work.ItemHeld},
+			{BatchID: "b", ProductID: "p1", Shop: "z", Status: work.ItemHeld},
 			{BatchID: "b", ProductID: "p100", Shop: "s", Status: work.ItemHeld},
 		},
 		Park: []work.Parked{
-			{ProductID: "p1", Shop: "s", Reason: reasonHeld}, {ProductID: "p55", Shop: "s", Reason: reasonHeld},
+			{ProductID: "p1", Shop: "s", Reason: reasonHeld},
+			{ProductID: "p55", Shop: "s", Reason: reasonHeld},
 			{ProductID: "p100", Shop: "s", Reason: reasonHeld},
 		},
 	}))
