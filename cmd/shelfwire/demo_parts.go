@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -144,8 +145,8 @@ func (p *demoParts) misbehave() {
 
 // stop ends the parts, the last one first.
 func (p *demoParts) stop() {
-	for i := len(p.stops) - 1; i >= 0; i-- {
-		p.stops[i]()
+	for _, stop := range slices.Backward(p.stops) {
+		stop()
 	}
 }
 

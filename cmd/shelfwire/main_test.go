@@ -226,6 +226,7 @@ func TestInitCheckRunAuditReplay(t *testing.T) {
 
 // alterations change one thing in a shop at a time; the audit must name each.
 func (s *site) alterations(t *testing.T) {
+	t.Helper()
 	_, r := s.audit()
 	require.Empty(t, r.Drifts)
 	for _, shop := range s.parts.sim.Shops() {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -266,13 +265,4 @@ func firstLine(s string) string {
 		s = string(r[:79]) + "…"
 	}
 	return s
-}
-
-// jsonLine writes v as one line of JSON.
-func jsonLine(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
 }
