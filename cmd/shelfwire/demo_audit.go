@@ -63,31 +63,6 @@ func (d *demoRun) firstSnapshot(ctx context.Context) error {
 	return err
 }
 
-// traffic runs the back office, and follows the batches that its admins would look at.
-func (d *demoRun) traffic(ctx context.Context, t *demo.Traffic) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	go d.followBatches(ctx)
-	return t.Run(ctx)
-}
-
-// followBatches says each new state of each named batch.
-func (d *demoRun) followBatches(ctx context.Context) {
-	last := map[string]state.BatchStatus{}
-	_ = poll(ctx, 100*time.Millisecond, func(ctx context.Context) (bool, error) {
-		list, err := d.app.state.Batches(ctx, state.BatchFilter{Kind: event.KindTransaction, Limit: 50})
-		if err != nil {
-			return false, nil //nolint:nilerr // the screen is no place to fail
-		}
-		for _, b := range list {
-			if b.Name != "" && last[b.ID] != b.Status {
-				last[b.ID] = b.Status
-				d.say("batch      %q by %s is %s (%d items, %d succeeded, %d failed)", b.Name, b.Admin, b.Status, b.Total, b.Succeeded, b.Failed)
-			}
-		}
-		return false, nil
-	})
-}
 
 // parked counts the products that wait in the state. What only waits for a late answer to be ruled out is done.
 func (d *demoRun) parked(ctx context.Context) (int64, error) {

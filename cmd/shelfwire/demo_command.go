@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
+	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
 // demoFlags are what a person may ask of the demo.
@@ -177,18 +178,18 @@ func (d *demoRun) loadCatalog(ctx context.Context) error {
 
 // story is what a person sees: first snapshot, traffic, calm, audit, queries.
 func (d *demoRun) story(ctx context.Context) error {
-	screen := &screen{d: d}
-	screenCtx, stopScreen := context.WithCancel(ctx)
+	screen := &screen{d: d, batches: map[string]state.BatchStatus{}}
+	stopScreen := screen.start(ctx)
 	defer stopScreen()
-	go screen.run(screenCtx)
 
 	if err := d.firstSnapshot(ctx); err != nil {
 		return err
 	}
 	d.parts.misbehave()
-	screen.traffic = demo.NewTraffic(demo.TrafficConfig{URL: d.parts.sourceURL, Duration: d.duration, Seed: d.seed})
+	traffic := demo.NewTraffic(demo.TrafficConfig{URL: d.parts.sourceURL, Duration: d.duration, Seed: d.seed})
+	screen.traffic.Store(traffic)
 	d.say("traffic    a back office works for %s; the shops throttle, fail and lose answers now and then", d.duration)
-	if err := d.traffic(ctx, screen.traffic); err != nil {
+	if err := traffic.Run(ctx); err != nil {
 		return err
 	}
 	d.say("traffic    over; waiting until everything has arrived")
@@ -196,7 +197,8 @@ func (d *demoRun) story(ctx context.Context) error {
 		return err
 	}
 	stopScreen()
-	auditErr := d.audit(ctx, screen.traffic.Marks())
+	screen.tell(ctx) // the last state of each batch, which may be younger than the last look
+	auditErr := d.audit(ctx, traffic.Marks())
 	var code *exitCode
 	if auditErr != nil && !errors.As(auditErr, &code) {
 		return auditErr

@@ -4,17 +4,36 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
-// screen prints a line a second.
+// screen shows the run while it lasts.
 type screen struct {
 	d       *demoRun
-	traffic *demo.Traffic
+	traffic atomic.Pointer[demo.Traffic] // nil until it begins
+	// batches are the states that have been said, by batch; only follow uses them, and tell after its end.
+	batches map[string]state.BatchStatus
 }
 
+// start shows the run until stop is called, which waits for the last line.
+func (s *screen) start(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var shown sync.WaitGroup
+	shown.Go(func() { s.run(ctx) })
+	shown.Go(func() { s.follow(ctx) })
+	return func() {
+		cancel()
+		shown.Wait()
+	}
+}
+
+// run prints a line a second.
 func (s *screen) run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -28,13 +47,36 @@ func (s *screen) run(ctx context.Context) {
 	}
 }
 
+// follow says each new state of the batches that the back office's admins would look at.
+func (s *screen) follow(ctx context.Context) {
+	_ = poll(ctx, 100*time.Millisecond, func(ctx context.Context) (bool, error) {
+		s.tell(ctx)
+		return false, nil
+	})
+}
+
+// tell says the states of named batches that have not been said. The screen is no place to fail: what cannot be read
+// is not said.
+func (s *screen) tell(ctx context.Context) {
+	list, err := s.d.app.state.Batches(ctx, state.BatchFilter{Kind: event.KindTransaction, Limit: 50})
+	if err != nil {
+		return
+	}
+	for _, b := range list {
+		if b.Name != "" && s.batches[b.ID] != b.Status {
+			s.batches[b.ID] = b.Status
+			s.d.say("batch      %q by %s is %s (%d items, %d succeeded, %d failed)", b.Name, b.Admin, b.Status, b.Total, b.Succeeded, b.Failed)
+		}
+	}
+}
+
 // line says what has happened so far.
 func (s *screen) line(ctx context.Context) string {
 	a := s.d.app
 	p, c := a.push.Stats(), a.capture.Stats()
 	var b strings.Builder
-	if s.traffic != nil {
-		t := s.traffic.Stats()
+	if traffic := s.traffic.Load(); traffic != nil {
+		t := traffic.Stats()
 		fmt.Fprintf(&b, "committed %d (rolled back %d)  ", t.Committed, t.RolledBack)
 	}
 	fmt.Fprintf(&b, "captured %d  coalesced %d  pushed %d  skipped %d  failed %d  retried %d  ",
