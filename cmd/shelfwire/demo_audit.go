@@ -63,7 +63,6 @@ func (d *demoRun) firstSnapshot(ctx context.Context) error {
 	return err
 }
 
-
 // parked counts the products that wait in the state. What only waits for a late answer to be ruled out is done.
 func (d *demoRun) parked(ctx context.Context) (int64, error) {
 	return query[int64](ctx, d.parts.stateURL, `SELECT count(*) FROM parked WHERE reason <> 'LATE_REQUEST'`)
