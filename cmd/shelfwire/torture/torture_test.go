@@ -142,7 +142,8 @@ func (w *world) strikes(p plan) *backOffice {
 		limited, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		err := w.byName[s.part].kill(limited, s)
 		cancel()
-		require.NoError(w.t, err, "%s was not there to be killed: %s", s.part, strings.Join(w.byName[s.part].exits, "\n"))
+		_, _, exits := w.byName[s.part].account()
+		require.NoError(w.t, err, "%s was not there to be killed: %s", s.part, strings.Join(exits, "\n"))
 	}
 	rest(ctx, 2*time.Second) // what came last is hit as well
 	stop()

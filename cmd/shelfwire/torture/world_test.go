@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -353,8 +354,8 @@ func (w *world) endPart(name string) error {
 
 // stopServices ends what still runs, the last part first. Only a part that was ended before must have ended cleanly.
 func (w *world) stopServices() {
-	for i := len(w.parts) - 1; i >= 0; i-- {
-		if err := w.parts[i].end(); err != nil {
+	for _, p := range slices.Backward(w.parts) {
+		if err := p.end(); err != nil {
 			w.t.Log(err)
 		}
 	}
