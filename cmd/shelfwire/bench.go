@@ -24,6 +24,7 @@ type benchFlags struct {
 	duration time.Duration
 	seed     uint64
 	verbose  bool
+	quick    bool // fewer products and repetitions, for tests of what does not depend on them
 }
 
 func benchCommand() *cobra.Command {
@@ -190,7 +191,7 @@ const benchProducts = 500
 // shared measures on one pipeline, once its catalog stands in the shops.
 func (b *bench) shared(ctx context.Context, list []benchMeasure) {
 	left := list
-	err := b.withPipeline(ctx, rigConfig{products: benchProducts, stores: 3}, func(ctx context.Context, r *benchRig) error {
+	err := b.withPipeline(ctx, rigConfig{products: b.few(benchProducts, 200), stores: 3}, func(ctx context.Context, r *benchRig) error {
 		if err := r.settle(ctx); err != nil {
 			return err
 		}
@@ -207,6 +208,14 @@ func (b *bench) shared(ctx context.Context, list []benchMeasure) {
 	if err != nil {
 		b.missing = append(b.missing, fmt.Errorf("measure on a pipeline (%d measurements left): %w", len(left), err))
 	}
+}
+
+// few chooses between the benchmark's own count and the one of a quick run.
+func (b *bench) few(n, quick int) int {
+	if b.quick {
+		return quick
+	}
+	return n
 }
 
 // book keeps the figures of one measurement, or why there are none.
@@ -261,20 +270,21 @@ func (b *bench) report(out io.Writer) error {
 
 // describeMachine names what the figures were measured on, and how busy it was with other things.
 func describeMachine() string {
-	s := fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
 	if f, err := os.Open("/proc/cpuinfo"); err == nil {
 		defer func() { _ = f.Close() }()
 		for lines := bufio.NewScanner(f); lines.Scan(); {
 			if key, value, ok := strings.Cut(lines.Text(), ":"); ok && strings.TrimSpace(key) == "model name" {
-				s += " (" + strings.TrimSpace(value) + ")"
+				fmt.Fprintf(&s, " (%s)", strings.TrimSpace(value))
 				break
 			}
 		}
 	}
-	s += ", " + runtime.Version()
+	s.WriteString(", " + runtime.Version())
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		one, _, _ := strings.Cut(string(load), " ")
-		s += ", load average " + one + " before it began"
+		fmt.Fprintf(&s, ", load average %s before it began", one)
 	}
-	return s
+	return s.String()
 }

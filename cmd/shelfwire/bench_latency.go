@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -16,7 +18,7 @@ func measureStart(ctx context.Context, b *bench) ([]figure, error) {
 	for range starts {
 		began := time.Now()
 		err := b.withPipeline(ctx, rigConfig{products: products, stores: 2}, func(ctx context.Context, r *benchRig) error {
-			ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, fmt.Errorf("no product was in a shop after 2 minutes"))
+			ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("no product was in a shop after 2 minutes"))
 			defer cancel()
 			select {
 			case <-r.tap.created:
@@ -88,7 +90,8 @@ func measureLatency(ctx context.Context, b *bench, r *benchRig) ([]figure, error
 		b.say("latency: p50 %d ms, p99 %d ms, shop %d ms", l.p50.Milliseconds(), l.p99.Milliseconds(), l.shop.Milliseconds())
 		all = append(all, l)
 	}
-	best := slices.MinFunc(all, func(a, b latencyRound) int { return int(a.p99 - b.p99) })
+	slices.SortFunc(all, func(a, b latencyRound) int { return cmp.Compare(a.p99, b.p99) })
+	middle := all[rounds/2]
 	var p50s, p99s []time.Duration
 	for _, l := range all {
 		p50s, p99s = append(p50s, l.p50), append(p99s, l.p99)
@@ -96,16 +99,16 @@ func measureLatency(ctx context.Context, b *bench, r *benchRig) ([]figure, error
 	conditions := func(list []time.Duration) string {
 		return fmt.Sprintf("%d single price changes a second for %.0f s over %d products of three shops, nothing else going on, shops without "+
 			"faults; from COMMIT's answer in the client to the shop's answer, seen in front of the shop; of %d rounds (%s) the one with "+
-			"the lowest p99; goal: quiet period %d ms + the simulator's median latency %d ms + 100 ms for p50, and 500 ms more for p99; "+
+			"the median p99; goal: quiet period %d ms + the simulator's median latency %d ms + 100 ms for p50, and 500 ms more for p99; "+
 			"the last change was committed %d ms late",
 			rate, (b.duration / rounds).Seconds(), len(products), rounds, durations(list, time.Millisecond), r.cfg.Push.Quiet.Milliseconds(),
-			best.shop.Milliseconds(), best.behind.Milliseconds())
+			middle.shop.Milliseconds(), middle.behind.Milliseconds())
 	}
-	limit := r.cfg.Push.Quiet + best.shop + 100*time.Millisecond
+	limit := r.cfg.Push.Quiet + middle.shop + 100*time.Millisecond
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	return []figure{
-		atMost("commit to shop, p50", ms(best.p50), "ms", ms(limit), conditions(p50s)),
-		atMost("commit to shop, p99", ms(best.p99), "ms", ms(limit+500*time.Millisecond), conditions(p99s)),
+		atMost("commit to shop, p50", ms(middle.p50), "ms", ms(limit), conditions(p50s)),
+		atMost("commit to shop, p99", ms(middle.p99), "ms", ms(limit+500*time.Millisecond), conditions(p99s)),
 	}, nil
 }
 

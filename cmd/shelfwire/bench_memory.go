@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -222,6 +223,6 @@ func (p *process) watch(ctx context.Context) (memory, error) {
 	if err != nil {
 		return memory{}, err
 	}
-	slices.SortFunc(samples, func(a, b memory) int { return int((a.resident - b.resident) * 1024) })
+	slices.SortFunc(samples, func(a, b memory) int { return cmp.Compare(a.resident, b.resident) })
 	return samples[len(samples)/2], nil
 }

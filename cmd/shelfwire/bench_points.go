@@ -58,7 +58,7 @@ func measurePoints(ctx context.Context, b *bench, r *benchRig) ([]figure, error)
 		single[id] += points
 	}
 	var out []figure
-	for _, t := range r.traces(b.seed, all) {
+	for _, t := range b.traces(r, all) {
 		f, err := r.trace(ctx, t, single)
 		if err != nil {
 			return out, fmt.Errorf("%s: %w", t.name, err)
@@ -87,11 +87,11 @@ func (r *benchRig) fillStock(ctx context.Context, all []benchVariant) error {
 // traces are the change classes. What the goals are set on is how such changes come: orders are booked by warehouse
 // systems in waves, and prices are saved one by one while somebody works through a product. The third shows the
 // other end: bookings that share nothing with each other but the shop.
-func (r *benchRig) traces(seed uint64, all []benchVariant) []pointsTrace {
-	const waves, lines = 20, 200
-	const bursts, burstProducts, saves = 8, 5, 10
-	const singles = 500
-	rng := rand.New(rand.NewPCG(seed, 0xbe7c))
+func (b *bench) traces(r *benchRig, all []benchVariant) []pointsTrace {
+	const lines = 200
+	const burstProducts, saves = 5, 10
+	waves, bursts, singles := b.few(20, 3), b.few(8, 2), b.few(500, 50)
+	rng := rand.New(rand.NewPCG(b.seed, 0xbe7c))
 	stock := pointsTrace{
 		name: "points, stock bookings in waves", limit: 1.0 / 50, interval: time.Second,
 		words:  fmt.Sprintf("%d transactions, one a second, each booking %d order lines of random variants", waves, lines),

@@ -20,7 +20,7 @@ func (s spent) worst(o spent) spent {
 
 // measureRequests counts what shops and source are asked for one transaction. Each is repeated; the worst counts.
 func measureRequests(ctx context.Context, b *bench, r *benchRig) ([]figure, error) {
-	const repeats = 5
+	repeats := b.few(5, 1)
 	byShop, err := r.perShop()
 	if err != nil {
 		return nil, err

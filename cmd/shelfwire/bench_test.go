@@ -1,0 +1,82 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The counts and the points are properties of the pipeline, not of the machine: their goals hold on any. What takes
+// seconds is not measured here.
+func TestBenchCountsAndPoints(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts PostgreSQL, Kafka and ClickHouse")
+	}
+	out := filepath.Join(t.TempDir(), "bench.json")
+	var table, progress bytes.Buffer
+	err := runBench(t.Context(), &benchFlags{out: out, only: []string{"requests", "points"}, seed: 1, quick: true}, &table, &progress)
+	require.NoError(t, err, progress.String())
+
+	raw, err := os.ReadFile(out)
+	require.NoError(t, err)
+	var figures []figure
+	require.NoError(t, json.Unmarshal(raw, &figures))
+	names := map[string]bool{}
+	for _, f := range figures {
+		names[f.Name] = true
+		require.True(t, f.Holds, "%s is %g %s, goal %s: %s", f.Name, f.Value, f.Unit, f.Goal, f.Conditions)
+		require.Contains(t, table.String(), f.Name)
+		require.Positive(t, f.Value, f.Name)
+	}
+	for _, name := range []string{
+		"ten prices of one product", "ten products of one shop", "50 products of three shops", "50 products of three shops, documents",
+		"points, stock bookings in waves", "points, price bursts", "points, stock bookings one by one",
+	} {
+		require.True(t, names[name], "no figure %q", name)
+	}
+}
+
+func TestBenchSaysWhatItCannotMeasure(t *testing.T) {
+	var table, progress bytes.Buffer
+	err := runBench(t.Context(), &benchFlags{only: []string{"warmth"}}, &table, &progress)
+	var code *exitCode
+	require.ErrorAs(t, err, &code)
+	require.Equal(t, exitUsage, code.code)
+	require.ErrorContains(t, err, "latency")
+
+	t.Setenv(envPostgres, "postgres://elsewhere")
+	require.ErrorContains(t, runBench(t.Context(), &benchFlags{}, &table, &progress), "unset it")
+
+	// A measurement that fails leaves the others standing, and is an error at the end.
+	b := newBench(&benchFlags{}, &progress)
+	b.book(t.Context(), "one", func(context.Context) ([]figure, error) {
+		return []figure{atMost("kept", 2, "s", 1, "always")}, context.DeadlineExceeded
+	})
+	require.Len(t, b.missing, 1)
+	require.ErrorIs(t, b.missing[0], context.DeadlineExceeded)
+	require.Len(t, b.figures, 1)
+	require.False(t, b.figures[0].Holds)
+	require.Equal(t, "≤ 1", b.figures[0].Goal)
+}
+
+func TestQuantileIsReachedByItsShare(t *testing.T) {
+	var list []time.Duration
+	for i := range 100 {
+		list = append(list, time.Duration(i+1))
+	}
+	require.Equal(t, time.Duration(50), quantile(list, 0.5))
+	require.Equal(t, time.Duration(99), quantile(list, 0.99))
+	require.Equal(t, time.Duration(1), quantile(list[:1], 0.99))
+}
+
+func TestSpreadTakesShopsInTurn(t *testing.T) {
+	byShop := map[string][]int64{"a": {1, 2, 3, 4}, "b": {10}, "c": {20, 21}}
+	require.Equal(t, []int64{1, 10, 20, 2, 21}, spread(byShop, 5))
+	require.Len(t, spread(byShop, 100), 7)
+}
