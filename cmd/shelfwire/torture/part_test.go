@@ -120,7 +120,11 @@ func (p *part) watch(ctx context.Context, r running) bool {
 			return true
 		case <-r.Done():
 			p.fall()
-			p.note("ended by itself: " + tail(r.Log(), 1500))
+			how := "ended by itself"
+			if run, ok := r.(*process); ok {
+				how += fmt.Sprintf(" with %d", run.cmd.ProcessState.ExitCode())
+			}
+			p.note(how + ": " + tail(r.Log(), 1500))
 			return false
 		}
 	}
