@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -40,7 +41,9 @@ const lockGrace = 2 * time.Second
 type Broker struct {
 	cluster *kfake.Cluster
 	addr    string
+	dir     string // empty: in memory
 	lock    *host.Lock
+	closed  sync.Once
 }
 
 // Start opens the directory and listens. Topics are never created by a mere
@@ -66,14 +69,31 @@ func Start(ctx context.Context, c Config) (*Broker, error) {
 			return nil, fmt.Errorf("start kafka: another one runs in %s: %w", c.Dir, err)
 		}
 		// A directory of its own below: kfake decides what its files are called.
-		opts = append(opts, kfake.DataDir(filepath.Join(c.Dir, "log")))
+		log := filepath.Join(c.Dir, "log")
+		if err := recoverAfterCrash(c.Dir, log); err != nil {
+			lock.Unlock()
+			return nil, fmt.Errorf("start kafka: %w", err)
+		}
+		opts = append(opts, kfake.DataDir(log))
 	}
 	cluster, port, err := listen(ctx, c.Port, opts)
 	if err != nil {
 		lock.Unlock()
 		return nil, fmt.Errorf("start kafka: %w", err)
 	}
-	return &Broker{cluster: cluster, addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), lock: lock}, nil
+	return &Broker{cluster: cluster, addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), dir: c.Dir, lock: lock}, nil
+}
+
+// closedFile says that the broker of the directory was closed: open transactions were saved with it and go on.
+const closedFile = "closed"
+
+// recoverAfterCrash mends the log unless its last broker was closed.
+func recoverAfterCrash(dir, log string) error {
+	err := os.Remove(filepath.Join(dir, closedFile))
+	if err == nil || !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return recoverLog(log)
 }
 
 // listen starts the cluster, on another free port when somebody took the first
@@ -108,6 +128,12 @@ func (b *Broker) Cluster() *kfake.Cluster { return b.cluster }
 
 // Close ends the broker and syncs its files. A second call does nothing.
 func (b *Broker) Close() {
-	b.cluster.Close()
-	b.lock.Unlock()
+	b.closed.Do(func() {
+		b.cluster.Close()
+		if b.dir != "" {
+			// Without the file the next start takes this for a crash, and aborts what is open.
+			_ = os.WriteFile(filepath.Join(b.dir, closedFile), nil, 0o600)
+		}
+		b.lock.Unlock()
+	})
 }
