@@ -41,7 +41,9 @@ type loadPositions interface {
 type LoadConfig struct {
 	Lease LeaseConfig
 	// MaxRows and MaxBytes cut a block: what one INSERT writes for one topic. Larger blocks cost ClickHouse less and
-	// this process more memory, up to twice MaxBytes for each topic. Defaults 20,000 and 16 MiB of keys and values.
+	// this process more memory: keys and values count here, and the driver holds each several times over in its columns
+	// and their compressed form. A first snapshot of 1,000 products peaks at 206 MB with the defaults, 4,000 and 4 MiB,
+	// and at 282 MB with 20,000 rows, as a poll takes MaxRows before bytes are looked at.
 	MaxRows  int
 	MaxBytes int
 	// Linger is how long the first record of a block waits for more. Shorter shows records sooner and makes more,
@@ -54,10 +56,10 @@ type LoadConfig struct {
 func (c LoadConfig) withDefaults() LoadConfig {
 	c.Lease = c.Lease.withDefaults()
 	if c.MaxRows == 0 {
-		c.MaxRows = 20_000
+		c.MaxRows = 4_000
 	}
 	if c.MaxBytes == 0 {
-		c.MaxBytes = 16 << 20
+		c.MaxBytes = 4 << 20
 	}
 	if c.Linger == 0 {
 		c.Linger = time.Second

@@ -123,7 +123,7 @@ LEFT JOIN LATERAL (
                     CASE WHEN j.percent < 0 THEN greatest(v.price, v.compare_at_price) ELSE v.compare_at_price END AS compare_at
             ) sale
             LEFT JOIN LATERAL (
-                -- A level for each location of the store, 0 where the variant has no stock roj.
+                -- A level for each location of the store, 0 where the variant has no stock row.
                 SELECT coalesce(jsonb_agg(jsonb_build_object(
                     'location', l.location, 'quantity', l.quantity, 'name', j.stock_quantity) ORDER BY l.location), '[]') AS list
                 FROM (
