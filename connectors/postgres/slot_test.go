@@ -142,10 +142,11 @@ func withTimeout(t *testing.T, raw, timeout string) string {
 // away loses it.
 func TestAttendOutlivesTheTimeout(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE p (id int PRIMARY KEY)`)
-	src := d.captureWith(func(c *postgres.Config) { c.URL = withTimeout(t, d.url, "600ms") }, "public.p")
+	src := d.captureWith(func(c *postgres.Config) { c.URL = withTimeout(t, d.url, "2s") }, "public.p")
+	// More than all buffers hold. It is written first: while the test waits for it, nobody would attend to the stream.
+	d.exec(`INSERT INTO p SELECT generate_series(1, 200000)`)
 	st := stream(t, src, 0)
-	d.exec(`INSERT INTO p SELECT generate_series(1, 200000)`) // more than all buffers hold
-	away := func(context.Context) error { <-time.After(2 * time.Second); return nil }
+	away := func(context.Context) error { <-time.After(5 * time.Second); return nil }
 	require.NoError(t, st.Attend(t.Context(), away))
 	require.Len(t, d.rows(st), 200000)
 
