@@ -65,21 +65,44 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Before the start, when nothing is in flight: no byte is left in a buffer of the driver.
-	h, err := conn.Hijack()
+	raw, err := takeOver(ctx, conn)
 	if err != nil {
-		return nil, fmt.Errorf("connect for replication: %w", err)
+		return nil, wrap(ctx, "connect for replication", err)
 	}
-	st := &Stream{src: s, wire: newWire(h.Conn, s.cfg.ReadBuffer), decoder: newDecoder(), sentAt: time.Now(), primaryKeys: s.primaryKey}
+	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer), decoder: newDecoder(), sentAt: time.Now(), primaryKeys: s.primaryKey}
 	err = st.start(ctx, from)
 	if err == nil {
 		err = st.settle(ctx, from)
 	}
 	if err != nil {
-		_ = h.Conn.Close() // the error at hand says more
+		_ = raw.Close() // the error at hand says more
 		return nil, err
 	}
 	return st, nil
+}
+
+// takeOver takes the connection from the driver, before the start, when nothing is in flight; it closes it when it
+// cannot.
+//
+// Invariant: the driver reads no more. When a write of its own takes longer than 15 ms, as on a busy machine, it begins
+// to read in the background, and that read goes on until the server says something: it would swallow the answer to
+// START_REPLICATION, for which we would wait until the server's timeout. A round trip ends the read. Only then comes
+// SyncConn, which finds out whether one is left: its own round trip is a comment, which not every version of the
+// server takes for a statement on a replication connection.
+func takeOver(ctx context.Context, conn *pgconn.PgConn) (net.Conn, error) {
+	err := conn.Exec(ctx, "SELECT 1").Close()
+	if err == nil {
+		err = conn.SyncConn(ctx)
+	}
+	var h *pgconn.HijackedConn
+	if err == nil {
+		h, err = conn.Hijack()
+	}
+	if err != nil {
+		_ = conn.Conn().Close() // the error at hand says more
+		return nil, err
+	}
+	return h.Conn, nil
 }
 
 // start sends START_REPLICATION and waits for the copy to begin.
