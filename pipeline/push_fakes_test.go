@@ -59,6 +59,8 @@ type world struct {
 	held      map[string]bool // shop: everything with an effect is held
 	settleErr error
 
+	generation int64
+
 	// The shops.
 	sent     []string // "shop:product"
 	answer   func(shop, product string) work.Result
@@ -301,7 +303,14 @@ func (w *world) TakeIn(_ context.Context, t work.TakeIn) error {
 func (w *world) park(rows []work.Parked) {
 	for _, p := range rows {
 		k := [2]string{p.ProductID, p.Shop}
-		p.Generation = w.parked[k].Generation + 1
+		if old, ok := w.parked[k]; ok {
+			if old.Due.Before(p.Due) {
+				p.Due, p.Reason = old.Due, old.Reason
+			}
+			p.Lane, p.XID, p.Changes = min(p.Lane, old.Lane), max(p.XID, old.XID), p.Changes+old.Changes
+		}
+		w.generation++
+		p.Generation = w.generation
 		w.parked[k] = p
 	}
 }

@@ -32,7 +32,7 @@ func (r *round) jobs(flights []*flight, rows map[string][]document.Row, failed m
 		case f.again > 0:
 			continue
 		case f.again < 0: // its transaction stays invisible: it waits in the state
-			f.again = 0
+			f.again, f.unseen = 0, true
 			js = []*job{{flight: f, push: work.Push{ProductID: id}, park: "NOT_YET_VISIBLE"}}
 		case failed[id] != nil:
 			j := f.ready("", work.Result{
@@ -42,9 +42,12 @@ func (r *round) jobs(flights []*flight, rows map[string][]document.Row, failed m
 			j.unread = true
 			js = []*job{j}
 		default:
-			js = f.shops(rows[id])
+			js = f.split(rows[id])
 		}
-		f.open = len(js)
+		f.open, f.shops = len(js), make(map[string]struct{}, len(js))
+		for _, j := range js {
+			f.shops[j.push.Shop] = struct{}{}
+		}
 		out = append(out, js...)
 	}
 	for _, j := range out {
@@ -78,8 +81,8 @@ func (f *flight) knownIn(shop string) work.Known {
 	return k
 }
 
-// shops makes one job for each shop that the product belongs to or has left.
-func (f *flight) shops(rows []document.Row) []*job {
+// split makes one job for each shop that the product belongs to or has left.
+func (f *flight) split(rows []document.Row) []*job {
 	var out []*job
 	routed := map[string]bool{}
 	for _, row := range rows {
@@ -124,6 +127,16 @@ func (f *flight) shops(rows []document.Row) []*job {
 		out = append(out, f.ready("", work.Result{Status: event.Skipped, Reason: reasonNoRow}))
 	}
 	return out
+}
+
+// ends reports whether the product's last job ends its wait in a shop that it has no job for: the wait for all shops,
+// and the one for a shop that it has nothing to do with any more. A push of some shops ends neither for others.
+func (f *flight) ends(shop string) bool {
+	if shop == "" {
+		return f.entry.only == nil
+	}
+	_, own := f.shops[shop]
+	return !own && !f.unseen && f.wants(shop)
 }
 
 func (f *flight) wants(shop string) bool {
@@ -218,6 +231,8 @@ func (r *round) splitItems(ctx context.Context, jobs []*job) error {
 	for part := range fences {
 		s.Fences = append(s.Fences, r.owned[part].fence())
 	}
+	ctx, cancel := context.WithTimeout(ctx, r.p.cfg.Lease.TTL) // beyond the leases it could not be written any more
+	defer cancel()
 	return retry(ctx, r.p.log, "split items", func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s) })
 }
 

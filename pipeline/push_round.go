@@ -37,8 +37,10 @@ type flight struct {
 	known  map[string]work.Known // by shop; "" is the product's own record
 	items  []work.Item           // unsettled
 	parked []work.ParkedRef
-	open   int  // jobs that are not settled yet
-	broken bool // a job could not be settled: the product must fly again
+	shops  map[string]struct{} // those that it has a job for
+	unseen bool                // its transaction stays invisible: nothing was read
+	open   int                 // jobs that are not settled yet
+	broken bool                // a job could not be settled: the product must fly again
 	again  time.Duration
 }
 
@@ -65,17 +67,19 @@ const again = 500 * time.Millisecond
 
 // run never returns before every flight has landed one way or the other.
 func (r *round) run(ctx context.Context, entries []*entry) []landing {
-	flights, err := r.load(ctx, entries)
+	// Until the items are split nothing has been sent, and a stop cuts whatever is waited for.
+	flights, err := r.load(r.stop, entries)
 	if err != nil {
 		r.p.log.WarnContext(ctx, "load before a read", "products", len(entries), "error", err)
 		return sendBack(entries, again)
 	}
 	flights, done := r.seenBefore(flights)
-	rows, failed := r.read(ctx, flights)
+	rows, failed := r.read(r.stop, flights)
 	jobs := r.jobs(flights, rows, failed)
-	jobs = r.hold(ctx, jobs)
-	r.route(ctx, jobs)
-	if err := r.splitItems(ctx, jobs); err != nil {
+	jobs = r.hold(r.stop, jobs)
+	r.route(r.stop, jobs)
+	if err := r.splitItems(r.stop, jobs); err != nil {
+		r.leave(jobs)
 		r.p.log.WarnContext(ctx, "items not split", "error", err)
 		return append(done, sendBack(entriesOf(flights), again)...)
 	}
@@ -257,6 +261,15 @@ func (r *round) route(ctx context.Context, jobs []*job) {
 	}
 }
 
+// leave gives back the places of jobs that have entered their shop and will not be sent.
+func (r *round) leave(jobs []*job) {
+	for _, j := range jobs {
+		if !j.ready && j.park == "" {
+			r.p.busy.leave(j.push.Shop, 1)
+		}
+	}
+}
+
 // send settles what needs no call, and carries out the rest shop by shop, each shop in its own time.
 func (r *round) send(ctx context.Context, jobs []*job) {
 	var idle []*job
@@ -311,7 +324,7 @@ func (r *round) sendTo(ctx context.Context, shop string, jobs []*job) {
 	results := r.p.parts.Sender.Send(r.stop, shop, plans, intend)
 	for i, j := range jobs {
 		j.result = results[i]
-		if j.result.Status == event.Retrying && j.result.Reason == reasonUnsent {
+		if j.result.Status == event.Retrying && j.result.Reason == reasonUnsent && j.result.Shadow == nil {
 			j.park = "SHOP_BUSY" // nothing has happened that would be worth an outcome
 		}
 	}

@@ -68,9 +68,9 @@ func (s *settlement) job(j *job) {
 		return
 	}
 	k := s.known(j)
+	next := s.retry(j, &k) // first: the last attempt makes a FAILED of it, for the item and the record too
 	s.documents(j, &k)
 	items, batches := s.items(j)
-	next := s.retry(j, &k)
 	switch {
 	case j.push.Shop == "" && j.result.Reason == reasonNoRow && len(items) == 0: // dropped silently, counted
 		s.r.p.stats.Dropped.Add(1)
@@ -78,13 +78,22 @@ func (s *settlement) job(j *job) {
 		s.Forget = append(s.Forget, k)
 	default:
 		if j.push.Shop != "" {
-			s.Products = append(s.Products, work.Settled{Known: k, Attempted: !j.ready})
+			record := k
+			if j.result.Status == event.Failed { // what comes after has all its attempts before it
+				record.Attempt = 0
+			}
+			s.Products = append(s.Products, work.Settled{Known: record, Attempted: !j.ready})
 		}
 		if !s.repeats(j, batches) && j.result.Reason != reasonRead {
 			s.outcome(j, k, batches, next)
 		}
 	}
 	s.Items = append(s.Items, items...)
+	s.unpark(j)
+}
+
+// unpark ends the wait of the product in the job's shop.
+func (s *settlement) unpark(j *job) {
 	for _, ref := range j.flight.parked {
 		if ref.Shop != "" && ref.Shop == j.push.Shop {
 			s.Unpark = append(s.Unpark, ref)
@@ -92,8 +101,10 @@ func (s *settlement) job(j *job) {
 	}
 }
 
-// parkUnsent puts a job back that its shop does not take at the moment. Its items wait with it.
+// parkUnsent puts a job back that its shop does not take at the moment. Its items wait with it. The row that it was
+// pulled from goes: parking on top of it would add the same changes to it every time.
 func (s *settlement) parkUnsent(j *job) {
+	s.unpark(j)
 	e := j.flight.entry
 	row := work.Parked{
 		ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: max(e.lane, j.plan.Lane),
@@ -178,11 +189,18 @@ func (s *settlement) add(rec event.Record, err error) {
 // items settles exactly the items whose transaction the read has seen.
 func (s *settlement) items(j *job) (items []work.Item, batches []string) {
 	for _, it := range j.flight.items {
-		if !j.unread && !s.r.snapshot.Sees(it.XID) || it.Shop != "" && it.Shop != j.push.Shop {
+		switch {
+		case j.unread: // the read breaks for every shop
+			if it.Shop != "" && !j.flight.wants(it.Shop) {
+				continue
+			}
+		case !s.r.snapshot.Sees(it.XID) || it.Shop != "" && it.Shop != j.push.Shop:
 			continue
+		default:
+			it.Shop = j.push.Shop
 		}
 		res := &j.result
-		it.Shop, it.Status = j.push.Shop, itemStatus(res.Status)
+		it.Status = itemStatus(res.Status)
 		it.Category, it.Reason, it.Message, it.Field = res.Category, res.Reason, res.Message, res.Field
 		it.ShopifyID, it.VariantIDs, it.Payload = res.ShopifyID, res.VariantIDs, res.Sent
 		it.ProcessedAt = s.now
@@ -298,7 +316,7 @@ func (s *settlement) finish() map[int32][]int64 {
 		// Invariant: these offsets are committed in the transaction that settles the last shop of their product.
 		offsets[e.partition] = append(offsets[e.partition], e.offsets...)
 		for _, ref := range f.parked {
-			if ref.Shop == "" {
+			if f.ends(ref.Shop) {
 				s.Unpark = append(s.Unpark, ref)
 			}
 		}

@@ -150,7 +150,7 @@ func (p *Push) noteHealth(ctx context.Context, shop string, results []work.Resul
 		switch {
 		case results[i].ShopDead:
 			dead, reason = true, results[i].Message
-		case results[i].Status == event.Success || results[i].Status == event.Failed:
+		case results[i].Status == event.Success, results[i].Status == event.Failed, results[i].Status == event.Skipped:
 			alive = true
 		}
 	}

@@ -1,0 +1,170 @@
+package pipeline
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// Parking adds the changes of the row that stands to those of the new one. A product that comes back unsent again and
+// again must not grow by that, or it ends beyond what the column holds and takes its whole group with it.
+func TestAProductThatComesBackUnsentKeepsItsCountOfChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.answer = func(string, string) work.Result {
+			return work.Result{Status: event.Retrying, Category: event.APILimit, Reason: reasonUnsent}
+		}
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.wait(20 * time.Second)
+		require.Greater(t, len(w.sent), 10)
+		require.Equal(t, 1, w.parked[[2]string{"p1", "north"}].Changes)
+		stop()
+	})
+}
+
+// A retry of one shop says nothing of the others: what waits for all of them must stay.
+func TestAPushOfOneShopEndsNoWaitForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north", "south")
+		w.park([]work.Parked{
+			{ProductID: "p1", Shop: "south", Due: time.Now(), Reason: "RETRY", Lane: work.LaneRetry},
+			{ProductID: "p1", Due: time.Now().Add(10 * time.Second), Reason: "NOT_YET_VISIBLE"},
+		})
+		_, stop := w.run("a")
+		w.wait(5 * time.Second)
+		require.Equal(t, []string{"south:p1"}, w.sent)
+		w.wait(10 * time.Second)
+		require.Contains(t, w.sent, "north:p1")
+		require.Empty(t, w.parked)
+		stop()
+	})
+}
+
+func TestARetryInAShopThatTheProductHasLeftIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.park([]work.Parked{{ProductID: "p1", Shop: "south", Due: time.Now(), Reason: "SHOP_BUSY", Lane: work.LaneRetry}})
+		_, stop := w.run("a")
+		w.wait(5 * time.Second)
+		require.Empty(t, w.parked)
+		require.Equal(t, 1, w.reads, "no hot loop")
+		stop()
+	})
+}
+
+// The item was split when the query still worked, and the retry is the shop's.
+func TestAQueryThatBreaksDuringARetryFailsTheItemOfItsShop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.answer = func(string, string) work.Result {
+			return work.Result{Status: event.Retrying, Category: event.Network, Counts: true}
+		}
+		_, stop := w.run("a")
+		w.change("p1", 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		w.wait(time.Second)
+		require.Equal(t, work.ItemRetrying, w.items[[3]string{"b1", "p1", "north"}].Status)
+		w.mu.Lock()
+		w.broken["p1"] = true
+		w.mu.Unlock()
+		w.wait(time.Minute)
+		require.Equal(t, work.ItemFailed, w.items[[3]string{"b1", "p1", "north"}].Status)
+		require.Len(t, w.items, 1)
+		require.Empty(t, w.parked)
+		require.Less(t, w.reads, 5, "no hot loop")
+		stop()
+	})
+}
+
+func TestTheLastAttemptFailsTheItemAndTheNextChangeBeginsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.answer = func(string, string) work.Result {
+			return work.Result{Status: event.Retrying, Category: event.Network, Counts: true}
+		}
+		w.known[[2]string{"p1", "north"}] = work.Known{ProductID: "p1", Shop: "north", Attempt: attemptsMax}
+		_, stop := w.run("a")
+		w.change("p1", 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		w.wait(2 * time.Second)
+		require.Empty(t, w.parked)
+		require.Equal(t, work.ItemFailed, w.items[[3]string{"b1", "p1", "north"}].Status)
+		require.Equal(t, event.Failed, w.known[[2]string{"p1", "north"}].LastStatus)
+		w.mu.Lock()
+		w.xid++
+		w.mu.Unlock()
+		w.change("p1", w.xid-1)
+		w.wait(700 * time.Millisecond)
+		require.Equal(t, "RETRY", w.parked[[2]string{"p1", "north"}].Reason)
+		stop()
+	})
+}
+
+func TestItemsThatCannotBeSplitTakeNoPlacesOfTheirShop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.settleErr = work.ErrLeaseLost
+		_, stop := w.run("a")
+		for i := range 300 {
+			id := fmt.Sprintf("p%d", i)
+			w.put(id, "x", "north")
+			w.change(id, 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		}
+		w.wait(5 * time.Second)
+		w.mu.Lock()
+		w.settleErr = nil
+		w.mu.Unlock()
+		w.wait(20 * time.Second)
+		require.Len(t, w.sent, 300)
+		require.Empty(t, w.parked)
+		stop()
+	})
+}
+
+// The first request of a push has created the product, the second found no points: what the shop has is on record.
+func TestWhatAPartlySentPushHasDoneIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		sent := 0
+		w.answer = func(string, string) work.Result {
+			if sent++; sent > 1 {
+				return work.Result{Status: event.Success, ShopifyID: "gid://p1", Shadow: []byte(`"x"`)}
+			}
+			return work.Result{Status: event.Retrying, Reason: reasonUnsent, ShopifyID: "gid://p1", Shadow: []byte(`"half"`)}
+		}
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.wait(600 * time.Millisecond)
+		require.Equal(t, "gid://p1", w.known[[2]string{"p1", "north"}].ShopifyID)
+		require.Empty(t, w.intents)
+		w.wait(10 * time.Second)
+		require.Equal(t, []string{"p1 north RETRYING UNSENT", "p1 north SUCCESS "}, w.outcomes())
+		stop()
+	})
+}
+
+func TestAShopWhoseProbeFindsNothingToDoIsAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.health["north"] = work.ShopHealth{Shop: "north", DeadSince: time.Now(), NextProbe: time.Now()}
+		w.answer = func(string, string) work.Result { return work.Result{Status: event.Skipped, Reason: "UNCHANGED"} }
+		_, stop := w.run("a")
+		w.wait(100 * time.Millisecond)
+		w.change("p1", 100)
+		w.wait(2 * time.Second)
+		require.Zero(t, w.health["north"].DeadSince)
+		stop()
+	})
+}
