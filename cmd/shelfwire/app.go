@@ -301,8 +301,8 @@ func (a *app) buildLoad(lease pipeline.LeaseConfig, n int32) error {
 }
 
 // run starts every goroutine of the process, and ends when ctx does or when one of them cannot go on.
-func (a *app) run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+func (a *app) run(outer context.Context) error {
+	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error { return serveMetrics(ctx, a.cfg.Metrics.Listen, a.metrics, a.ready, a.log) })
 	if a.capture != nil {
 		g.Go(func() error { return named("capture", a.capture.Run(ctx)) })
@@ -323,7 +323,8 @@ func (a *app) run(ctx context.Context) error {
 	}
 	a.log.InfoContext(ctx, "running", "roles", fmt.Sprint(a.options.roles), "owner", a.owner)
 	err := g.Wait()
-	if ctxErr := context.Cause(ctx); err != nil && errors.Is(err, ctxErr) {
+	// Only the caller's own stop is no error. The group's context is ended by every error, with that error as its cause.
+	if err != nil && outer.Err() != nil && errors.Is(err, context.Cause(outer)) {
 		return nil
 	}
 	return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -69,6 +70,8 @@ func (c *Cluster) NewReader(topic string) (*Reader, error) {
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// An offset that is gone must be seen by whoever keeps positions: resetting by itself loses records silently.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		// A partition that is added waits for the fetch that is under way: a takeover would take that much longer.
+		kgo.FetchMaxWait(500*time.Millisecond),
 		kgo.FetchMaxBytes(16<<20),
 		kgo.FetchMaxPartitionBytes(4<<20),
 	)
