@@ -22,7 +22,8 @@ type follower struct {
 	// otherwise tries until it succeeds or ctx ends.
 	handle func(ctx context.Context, lease work.Lease, recs []event.Record) error
 
-	held map[int32]work.Lease
+	held  map[int32]work.Lease
+	ahead readAhead
 }
 
 // run works until ctx ends and then gives the leases back.
@@ -67,6 +68,7 @@ func (f *follower) assign(ctx context.Context, held []heldLease) {
 		default:
 			f.reader.Remove(h.Partition)
 			f.held[h.Partition] = h.Lease
+			f.ahead.begin(h.Partition, h.Position)
 			f.reader.Add(h.Partition, h.Position)
 		}
 		seen[h.Partition] = true
@@ -91,9 +93,13 @@ func (f *follower) drop(partition int32) {
 // dispatch hands each partition's records over in one call.
 func (f *follower) dispatch(ctx context.Context, recs []event.Record) error {
 	byPart := map[int32][]event.Record{}
-	for _, r := range recs {
+	for i := range recs {
+		r := &recs[i]
+		if f.ahead.stale(r) {
+			continue
+		}
 		if l, ok := f.held[r.Partition]; ok && r.Offset >= l.Position {
-			byPart[r.Partition] = append(byPart[r.Partition], r)
+			byPart[r.Partition] = append(byPart[r.Partition], *r)
 		}
 	}
 	for part, rs := range byPart {
@@ -128,6 +134,41 @@ func (f *follower) release(ctx context.Context) {
 	if err := f.keeper.store.Release(ctx, fences); err != nil {
 		f.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
 	}
+}
+
+// readAhead tells records that were read before their partition was begun anew. Deliver reads one poll ahead: when a
+// lease is lost and won again, that poll is still to come, and it lies beyond what is then read again. Taken first, it
+// would make all in between look as if it had been taken before. The zero value is ready.
+type readAhead struct {
+	next   map[int32]int64 // one past the record that was handed over last
+	beyond map[int32]int64 // a poll that was read ahead begins here or after it
+}
+
+// begin says that a partition is read from an offset on.
+func (a *readAhead) begin(partition int32, offset int64) {
+	delete(a.beyond, partition)
+	// From the offset on there is at least one record before next. So the first record of the new reading lies before
+	// it, and whatever was read ahead does not.
+	if next, ok := a.next[partition]; ok && offset < next {
+		if a.beyond == nil {
+			a.beyond = map[int32]int64{}
+		}
+		a.beyond[partition] = next
+	}
+}
+
+// stale must be asked of every record that is handed over, in order, wanted or not.
+func (a *readAhead) stale(r *event.Record) bool {
+	if a.next == nil {
+		a.next = map[int32]int64{}
+	}
+	a.next[r.Partition] = r.Offset + 1
+	beyond, waits := a.beyond[r.Partition]
+	if waits && r.Offset >= beyond {
+		return true
+	}
+	delete(a.beyond, r.Partition)
+	return false
 }
 
 // deliver hands over what the reader returns, as fast as the other side takes it. It ends with ctx, or with an error

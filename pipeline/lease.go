@@ -55,10 +55,14 @@ type leaseKeeper struct {
 	log        *slog.Logger
 }
 
-// run renews until ctx ends. A renewal that does not succeed changes nothing: the holder sees its leases run out.
+// run renews until ctx ends. A renewal that does not succeed changes nothing: the holder sees its leases run out. It
+// goes on while the holder is busy, which hears of the newest renewal only: a page of a fan-out may take longer than a
+// lease.
 func (k *leaseKeeper) run(ctx context.Context, held chan<- []heldLease) error {
 	tick := time.NewTicker(k.cfg.Every)
 	defer tick.Stop()
+	var news []heldLease
+	var to chan<- []heldLease // nil while there is no news
 	for {
 		start := time.Now()
 		rctx, cancel := context.WithTimeout(ctx, k.cfg.TTL/2)
@@ -70,18 +74,19 @@ func (k *leaseKeeper) run(ctx context.Context, held chan<- []heldLease) error {
 			for i, l := range leases {
 				out[i] = heldLease{Lease: l, until: start.Add(k.cfg.TTL)}
 			}
-			select {
-			case held <- out:
-			case <-ctx.Done():
-				return nil
-			}
+			news, to = out, held
 		case ctx.Err() == nil:
 			k.log.WarnContext(ctx, "lease renewal", "stage", string(k.stage), "error", err)
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
+		for waits := true; waits; {
+			select {
+			case to <- news:
+				to = nil
+			case <-tick.C:
+				waits = false
+			case <-ctx.Done():
+				return nil
+			}
 		}
 	}
 }

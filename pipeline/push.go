@@ -164,6 +164,7 @@ type Push struct {
 	health  healthMap
 	busy    shopLoad
 	rounds  sync.WaitGroup
+	ahead   readAhead
 }
 
 // NewPush returns a worker that does nothing until Run.
@@ -206,7 +207,7 @@ func (p *Push) loop(ctx context.Context) error {
 	defer save.Stop()
 	for {
 		records := p.records
-		if len(p.hot)+len(p.flying) >= p.cfg.Hot {
+		if len(p.hot)+len(p.flying) >= p.cfg.Hot || p.open() >= openPerHot*p.cfg.Hot {
 			records = nil
 		}
 		due, stop := p.timer()
@@ -236,6 +237,17 @@ func (p *Push) loop(ctx context.Context) error {
 	}
 }
 
+// openPerHot bounds the records behind one position, for each product that may wait: a few products that change all
+// the time while they cannot be pushed would collect offsets without end.
+const openPerHot = 20
+
+func (p *Push) open() (n int) {
+	for _, o := range p.owned {
+		n += o.open()
+	}
+	return n
+}
+
 // timer fires when the next product is due and may fly.
 func (p *Push) timer() (due <-chan time.Time, stop func()) {
 	next, ok := p.window.Next()
@@ -262,11 +274,15 @@ func (p *Push) start(ctx context.Context) {
 				continue
 			}
 			o := p.owned[e.partition]
-			if o == nil || !o.usable(now, p.cfg.RequestTimeout) {
+			if o == nil || o.draining {
 				p.forget(id) // the next owner reads it again
 				continue
 			}
-			e.due = now
+			if !o.usable(now, p.cfg.RequestTimeout) { // renewed in time, it is still ours, and nobody reads it again
+				p.window.Delay(id, now, now.Add(again))
+				continue
+			}
+			e.due, e.owner = now, o
 			o.flying++
 			p.flying[id] = struct{}{}
 			delete(p.hot, id)
@@ -298,12 +314,11 @@ func (p *Push) land(ls []landing) {
 	for _, l := range ls {
 		id := l.entry.product
 		delete(p.flying, id)
-		if o := p.owned[l.entry.partition]; o != nil {
-			o.flying--
-		}
+		o := l.entry.owner
+		o.flying--
 		switch {
 		case !l.again:
-		case p.owned[l.entry.partition] == nil:
+		case o.draining, p.owned[l.entry.partition] != o: // it is read again from the position, under another lease
 		case p.hot[id] != nil:
 			p.hot[id].absorb(l.entry)
 			p.window.Delay(id, now, now.Add(l.after))

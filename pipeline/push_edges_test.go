@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -165,6 +166,89 @@ func TestAShopWhoseProbeFindsNothingToDoIsAlive(t *testing.T) {
 		w.change("p1", 100)
 		w.wait(2 * time.Second)
 		require.Zero(t, w.health["north"].DeadSince)
+		stop()
+	})
+}
+
+// Renewals that come late, yet before the lease's end, leave it with its epoch: nobody reads its records again.
+func TestAChangeThatIsDueWhileItsLeaseRunsOutIsPushedWhenItIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		_, stop := w.run("a")
+		w.wait(time.Second)
+		w.mu.Lock()
+		w.renewErr = errors.New("the state is away")
+		w.mu.Unlock()
+		w.wait(18 * time.Second)
+		w.change("p1", 100)
+		w.wait(5 * time.Second)
+		require.Empty(t, w.sent, "the lease does not outlast a request")
+		w.mu.Lock()
+		w.renewErr = nil
+		w.mu.Unlock()
+		w.wait(5 * time.Second)
+		require.Equal(t, []string{"north:p1"}, w.sent)
+		require.Equal(t, int64(1), w.position)
+		require.Equal(t, int64(1), w.epoch)
+		stop()
+	})
+}
+
+// With the window full, the next poll waits to be taken. When the lease then ends and is won again, reading begins
+// before that poll.
+func TestARecordThatWasReadAheadDoesNotHideThoseBeforeIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.away, w.pollMost = true, 1
+		p := w.worker("a", func(c *PushConfig) { c.Hot = 2 })
+		stop := w.start(p)
+		for i := range 4 {
+			id := fmt.Sprintf("p%d", i)
+			w.put(id, "x", "north")
+			w.change(id, 100)
+		}
+		w.wait(5 * time.Second)
+		w.mu.Lock()
+		w.epoch++ // its end had passed when it was renewed
+		w.mu.Unlock()
+		w.wait(5 * time.Second)
+		w.mu.Lock()
+		w.away = false
+		w.mu.Unlock()
+		w.wait(10 * time.Second)
+		require.ElementsMatch(t, []string{"north:p0", "north:p1", "north:p2", "north:p3"}, w.sent)
+		require.Equal(t, int64(4), w.position)
+		stop()
+	})
+}
+
+// What still flies under the lease that was lost must not be counted for the one that was won.
+func TestAHandOverWaitsForItsOwnFlightsAfterALostLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.put("p2", "x", "south")
+		w.slow = 10 * time.Second
+		_, stop := w.run("a")
+		w.wait(100 * time.Millisecond)
+		w.change("p1", 100)
+		w.wait(time.Second)
+		w.mu.Lock()
+		w.epoch++
+		w.mu.Unlock()
+		w.wait(4 * time.Second)
+		w.change("p2", 100)
+		w.wait(time.Second)
+		require.Equal(t, []string{"north:p1", "south:p2"}, w.sent)
+		w.mu.Lock()
+		w.wanted = true
+		w.mu.Unlock()
+		w.wait(6 * time.Second) // p1 has landed, p2 has not
+		require.Equal(t, "a", w.owner)
+		require.True(t, w.wanted)
+		w.wait(6 * time.Second)
+		require.Contains(t, w.known, [2]string{"p2", "south"}, "settled before the lease was given away")
 		stop()
 	})
 }

@@ -58,6 +58,8 @@ type world struct {
 	health    map[string]work.ShopHealth
 	held      map[string]bool // shop: everything with an effect is held
 	settleErr error
+	renewErr  error
+	pollMost  int // records a poll returns at the most; 0: all
 
 	generation int64
 
@@ -108,16 +110,26 @@ func (w *world) change(product string, xid change.XID, headers ...event.Header) 
 
 // run starts a worker in the bubble and returns how to stop it.
 func (w *world) run(owner string) (p *Push, stop func()) {
-	p = NewPush(PushConfig{
+	p = w.worker(owner, func(*PushConfig) {})
+	return p, w.start(p)
+}
+
+func (w *world) worker(owner string, change func(*PushConfig)) *Push {
+	cfg := PushConfig{
 		Lease: LeaseConfig{Owner: owner}, Prefix: "catalog.", Partitions: 1,
 		Debounce: debounce.Config{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second},
-	}, PushParts{
+	}
+	change(&cfg)
+	return NewPush(cfg, PushParts{
 		Leases: w, Reader: w, Documents: w, State: w, Fenced: w, Shops: w, Sender: w, Log: slog.New(slog.DiscardHandler),
 	})
+}
+
+func (w *world) start(p *Push) (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	return p, func() {
+	return func() {
 		w.t.Helper()
 		w.wait(0)
 		cancel()
@@ -137,6 +149,9 @@ func (w *world) wait(d time.Duration) {
 func (w *world) Renew(_ context.Context, stage work.Stage, owner string, _ int32, ttl time.Duration) ([]work.Lease, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.renewErr != nil {
+		return nil, w.renewErr
+	}
 	if w.owner != owner {
 		if w.owner != "" && time.Now().Before(w.expires) {
 			return nil, nil
@@ -190,6 +205,9 @@ func (w *world) Remove(int32) {
 func (w *world) Poll(ctx context.Context, n int) ([]event.Record, error) {
 	for {
 		w.mu.Lock()
+		if w.pollMost > 0 {
+			n = w.pollMost
+		}
 		if w.reading && w.next < int64(len(w.records)) {
 			out := slices.Clone(w.records[w.next:min(w.next+int64(n), int64(len(w.records)))])
 			w.next += int64(len(out))

@@ -17,15 +17,16 @@ import (
 
 // ownedPartition is a partition that this worker holds the lease of.
 type ownedPartition struct {
-	mu      sync.Mutex // guards lease, until and tracker: rounds read them
+	mu      sync.Mutex // guards lease, until, draining and tracker: rounds read them
 	lease   work.Lease
 	until   time.Time
 	tracker *checkpoint.Tracker
-	saved   int64
+	// draining is written by the loop alone, which reads it without the lock.
+	draining bool
 
 	// The loop's own.
-	flying   int
-	draining bool
+	saved  int64
+	flying int
 }
 
 func (o *ownedPartition) fence() work.Fence {
@@ -48,6 +49,12 @@ func (o *ownedPartition) safeWith(offsets []int64) int64 {
 	return o.tracker.SafeWith(offsets...)
 }
 
+func (o *ownedPartition) open() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.tracker.Open()
+}
+
 func (o *ownedPartition) done(offsets []int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -58,6 +65,7 @@ func (o *ownedPartition) done(offsets []int64) {
 type entry struct {
 	product   change.ProductID
 	partition int32
+	owner     *ownedPartition // under whose lease it flies
 	offsets   []int64
 	xids      []change.XID // distinct transactions that its read must see
 	changes   int
@@ -132,6 +140,7 @@ func (p *Push) assign(ctx context.Context, held []heldLease) {
 			o = &ownedPartition{tracker: checkpoint.NewTracker(h.Position), saved: h.Position}
 			p.owned[h.Partition] = o
 			o.lease, o.until = h.Lease, h.until
+			p.ahead.begin(h.Partition, h.Position)
 			p.parts.Reader.Add(h.Partition, h.Position)
 			p.log.InfoContext(ctx, "partition taken", "partition", h.Partition, "position", h.Position, "epoch", h.Epoch)
 		}
@@ -139,7 +148,9 @@ func (p *Push) assign(ctx context.Context, held []heldLease) {
 		o.lease, o.until = h.Lease, h.until
 		o.mu.Unlock()
 		if h.Wanted && !o.draining {
+			o.mu.Lock()
 			o.draining = true
+			o.mu.Unlock()
 			p.parts.Reader.Remove(h.Partition)
 			p.forgetPartition(h.Partition)
 		}
@@ -195,7 +206,7 @@ func (p *Push) take(ctx context.Context, recs []event.Record) {
 	for i := range recs {
 		r := &recs[i]
 		o := p.owned[r.Partition]
-		if o == nil || o.draining {
+		if p.ahead.stale(r) || o == nil || o.draining {
 			continue
 		}
 		o.mu.Lock()
