@@ -352,7 +352,10 @@ func (p *Push) drain(ctx context.Context) error {
 			return nil
 		}
 	}
-	p.savePositions(ctx)
+	// Neither is owed: positions are read again and leases end. So a stop does not wait for a state that is away.
+	save, cancelSave := context.WithTimeout(ctx, 2*time.Second)
+	defer cancelSave()
+	p.savePositions(save)
 	fences := make([]work.Fence, 0, len(p.owned))
 	for part, o := range p.owned {
 		p.parts.Reader.Remove(part)
@@ -361,7 +364,9 @@ func (p *Push) drain(ctx context.Context) error {
 	if len(fences) == 0 {
 		return nil
 	}
-	if err := p.parts.Leases.Release(ctx, fences); err != nil {
+	release, cancelRelease := context.WithTimeout(ctx, 2*time.Second)
+	defer cancelRelease()
+	if err := p.parts.Leases.Release(release, fences); err != nil {
 		p.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
 	}
 	return nil

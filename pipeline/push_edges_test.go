@@ -252,3 +252,21 @@ func TestAHandOverWaitsForItsOwnFlightsAfterALostLease(t *testing.T) {
 		stop()
 	})
 }
+
+func TestAStopDoesNotWaitForAStateThatIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.wait(900 * time.Millisecond)
+		require.Equal(t, []string{"north:p1"}, w.sent)
+		w.mu.Lock()
+		w.stuck = true
+		w.mu.Unlock()
+		w.wait(time.Second)
+		begun := time.Now()
+		stop()
+		require.Less(t, time.Since(begun), 5*time.Second)
+	})
+}

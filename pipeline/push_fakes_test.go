@@ -58,6 +58,7 @@ type world struct {
 	health    map[string]work.ShopHealth
 	held      map[string]bool // shop: everything with an effect is held
 	settleErr error
+	stuck     bool // positions are not written until their context ends
 	renewErr  error
 	pollMost  int // records a poll returns at the most; 0: all
 
@@ -299,8 +300,15 @@ func (w *world) Guard(_ context.Context, shop string, reqs []work.GuardRequest, 
 	return out, nil
 }
 
-func (w *world) TakeIn(_ context.Context, t work.TakeIn) error {
+func (w *world) TakeIn(ctx context.Context, t work.TakeIn) error {
 	w.mu.Lock()
+	if w.stuck {
+		w.mu.Unlock()
+		<-ctx.Done()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return ctx.Err()
+	}
 	defer w.mu.Unlock()
 	if err := w.fenced(t.Fences); err != nil {
 		return err

@@ -1,13 +1,16 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/shelfwire/shelfwire/pipeline/checkpoint"
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -330,6 +333,10 @@ func parseChange(r *event.Record) (e *entry, batch, origin string, err error) {
 	if len(r.Key) == 0 {
 		return nil, "", "", errors.New("the record has no key: it must be the product id")
 	}
+	// The state takes neither, and would refuse all that are read or written together with it.
+	if !utf8.Valid(r.Key) || bytes.IndexByte(r.Key, 0) >= 0 {
+		return nil, "", "", errors.New("the record's key is no text: it must be the product id in UTF-8")
+	}
 	e = &entry{
 		product: change.ProductID(r.Key), partition: r.Partition, offsets: []int64{r.Offset},
 		changes: 1, captured: r.Timestamp,
@@ -351,6 +358,9 @@ func parseChange(r *event.Record) (e *entry, batch, origin string, err error) {
 	}
 	e.last = e.first
 	batch, _ = r.Header(event.HeaderBatch)
+	if !utf8.ValidString(batch) || strings.IndexByte(batch, 0) >= 0 {
+		return nil, "", "", fmt.Errorf("header %s is no text", event.HeaderBatch)
+	}
 	origin, _ = r.Header(event.HeaderOrigin)
 	return e, batch, origin, nil
 }

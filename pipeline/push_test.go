@@ -387,11 +387,13 @@ func TestMalformedRecordsBecomeDeadLetters(t *testing.T) {
 			{Key: event.HeaderXID, Value: []byte("many")},
 		}})
 		w.mu.Unlock()
+		w.change("p\xff", 100)
+		w.change("p\x00", 100)
 		w.change("p1", 100)
 		_, stop := w.run("a")
 		w.wait(2 * time.Second)
 		require.Equal(t, []string{"north:p1"}, w.sent)
-		require.Equal(t, int64(3), w.position)
+		require.Equal(t, int64(5), w.position)
 		dead := 0
 		for _, r := range w.outbox {
 			if r.Topic == "catalog."+event.DeadLetters {
@@ -400,7 +402,7 @@ func TestMalformedRecordsBecomeDeadLetters(t *testing.T) {
 				require.NotEmpty(t, reason)
 			}
 		}
-		require.Equal(t, 2, dead)
+		require.Equal(t, 4, dead)
 		stop()
 	})
 }
