@@ -2,15 +2,12 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/schemas/work"
-	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
 func holdsCommand() *cobra.Command {
@@ -27,11 +24,7 @@ func holdsCommand() *cobra.Command {
 	reject := cmd.Flags().String("reject", "", "reject a hold: SHOP/EFFECT")
 	cmd.MarkFlagsMutuallyExclusive("release", "reject")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
-		if err != nil {
-			return &exitCode{exitUsage, err}
-		}
-		st, err := state.Open(cmd.Context(), state.Config{URL: cfg.State.URL.Reveal(), MaxConns: 2})
+		_, st, err := openState(cmd.Context(), *file)
 		if err != nil {
 			return err
 		}

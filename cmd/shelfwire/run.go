@@ -107,6 +107,16 @@ func (d documents) Documents(ctx context.Context, ids []change.ProductID) ([]doc
 	return d.source.Documents(ctx, d.sql, ids)
 }
 
+// openState reads the configuration and opens its state, for a command that looks at it once.
+func openState(ctx context.Context, file string) (*config.Config, *state.Store, error) {
+	cfg, err := config.Load(file, os.LookupEnv)
+	if err != nil {
+		return nil, nil, &exitCode{exitUsage, err}
+	}
+	st, err := state.Open(ctx, state.Config{URL: cfg.State.URL.Reveal(), MaxConns: 2})
+	return cfg, st, err
+}
+
 func replayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay",
@@ -121,11 +131,7 @@ func replayCommand() *cobra.Command {
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
 	_ = cmd.MarkFlagRequired("product")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
-		if err != nil {
-			return &exitCode{exitUsage, err}
-		}
-		st, err := state.Open(cmd.Context(), state.Config{URL: cfg.State.URL.Reveal(), MaxConns: 2})
+		cfg, st, err := openState(cmd.Context(), *file)
 		if err != nil {
 			return err
 		}
@@ -213,11 +219,7 @@ func batchesCommand() *cobra.Command {
 	file := configFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
-		if err != nil {
-			return &exitCode{exitUsage, err}
-		}
-		st, err := state.Open(cmd.Context(), state.Config{URL: cfg.State.URL.Reveal(), MaxConns: 2})
+		_, st, err := openState(cmd.Context(), *file)
 		if err != nil {
 			return err
 		}
