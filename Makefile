@@ -6,13 +6,13 @@ LINT     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BIN      := $(CURDIR)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint generate verify bench torture build
+.PHONY: help demo test lint generate verify bench torture build
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Run the whole pipeline on embedded parts for a minute (ARGS='--for 20s')
-	$(GO) run ./cmd/shelfwire demo $(ARGS)
+	@$(GO) build -o $(BIN)/shelfwire ./cmd/shelfwire && exec $(BIN)/shelfwire demo $(ARGS)
 
 test: ## Run all tests that need no JVM, with the race detector
 	$(GO) vet ./...

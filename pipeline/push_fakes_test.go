@@ -268,7 +268,7 @@ func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) 
 	}
 	for k, v := range w.parked {
 		if slices.Contains(products, k[0]) {
-			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation})
+			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation, XID: v.XID})
 		}
 	}
 	return l, nil

@@ -39,7 +39,7 @@ func (r *round) jobs(flights []*flight, rows map[string][]document.Row, failed m
 				Status: event.Failed, Category: event.Validation, Field: "documents",
 				Message: fmt.Sprintf("the documents query breaks on this product: %v", failed[id]),
 			})
-			j.unread = true
+			j.unread, f.blind = true, true
 			js = []*job{j}
 		default:
 			js = f.split(rows[id])

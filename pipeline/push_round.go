@@ -42,6 +42,7 @@ type flight struct {
 	open   int                 // jobs that are not settled yet
 	broken bool                // a job could not be settled: the product must fly again
 	again  time.Duration
+	blind  bool // its read is of no use: parked rows end without having been seen
 }
 
 // landing is what a flight has become: done, or to fly again after a pause.

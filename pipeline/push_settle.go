@@ -95,10 +95,16 @@ func (s *settlement) job(j *job) {
 // unpark ends the wait of the product in the job's shop.
 func (s *settlement) unpark(j *job) {
 	for _, ref := range j.flight.parked {
-		if ref.Shop != "" && ref.Shop == j.push.Shop {
+		if ref.Shop != "" && ref.Shop == j.push.Shop && s.covers(j.flight, ref) {
 			s.Unpark = append(s.Unpark, ref)
 		}
 	}
+}
+
+// covers reports whether the flight stands for what the parked row waits for: its read has seen the row's transaction,
+// or the row is parked anew, or the product cannot be read at all.
+func (s *settlement) covers(f *flight, ref work.ParkedRef) bool {
+	return f.blind || f.unseen || s.r.snapshot.Sees(ref.XID)
 }
 
 // parkUnsent puts a job back that its shop does not take at the moment. Its items wait with it. The row that it was
@@ -112,6 +118,9 @@ func (s *settlement) parkUnsent(j *job) {
 	}
 	switch j.park {
 	case "NOT_YET_VISIBLE":
+		for _, ref := range j.flight.parked {
+			e.needs(ref.XID)
+		}
 		row.XID = slices.Max(e.xids)
 		row.Due = s.now.Add(time.Second)
 	case "GUARD_UNKNOWN":
@@ -316,7 +325,7 @@ func (s *settlement) finish() map[int32][]int64 {
 		// Invariant: these offsets are committed in the transaction that settles the last shop of their product.
 		offsets[e.partition] = append(offsets[e.partition], e.offsets...)
 		for _, ref := range f.parked {
-			if f.ends(ref.Shop) {
+			if f.ends(ref.Shop) && s.covers(f, ref) {
 				s.Unpark = append(s.Unpark, ref)
 			}
 		}

@@ -96,6 +96,22 @@ func TestATransactionThatStaysInvisibleIsParkedAndComesBack(t *testing.T) {
 	})
 }
 
+// A later change may be visible while an earlier, parked one is not: pushing the later one must leave the row standing.
+func TestAReadThatDoesNotSeeAParkedTransactionLeavesItParked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.xid = 200
+		w.park([]work.Parked{{ProductID: "p1", Reason: "NOT_YET_VISIBLE", XID: 300, Due: time.Now().Add(time.Hour)}})
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.wait(2 * time.Second)
+		require.Equal(t, []string{"north:p1"}, w.sent)
+		require.Len(t, w.parked, 1)
+		stop()
+	})
+}
+
 func TestADeadShopDelaysNoOtherAndComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

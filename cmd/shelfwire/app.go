@@ -265,8 +265,8 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 	a.push = pipeline.NewPush(pipeline.PushConfig{
 		Lease: lease, Prefix: a.cfg.Kafka.Prefix, Partitions: n,
 		Debounce:       debounce.Config{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait},
-		RequestTimeout: a.requestTimeout(),
-		Guard:          work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor},
+		RequestTimeout: a.requestTimeout(), Drain: a.cfg.Push.Drain,
+		Guard: work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor},
 	}, pipeline.PushParts{
 		Leases: a.state, Reader: changes, Documents: documents{a.source, a.cfg.Documents},
 		State: a.state, Fenced: a.state, Shops: a.state, Sender: a.shops, Log: a.log,

@@ -160,6 +160,7 @@ func (d *demoRun) loaded(ctx context.Context) (bool, error) {
 // audit compares, twice over: all that the documents query says against the shops, and what the reference schema's
 // own expectations and the traffic's marks say.
 func (d *demoRun) audit(ctx context.Context, marks demo.Marks) error {
+	d.say("audit      reading both shops")
 	// Both comparisons look at one reading of the shops.
 	catalogs := &readOnce{shops: auditShops{d.app.shops, slices.Sorted(maps.Keys(d.app.cfg.Shops))}, read: map[string][]audit.Product{}}
 	r, err := audit.Run(ctx, &auditSource{app: d.app}, catalogs, nil)

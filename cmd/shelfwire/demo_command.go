@@ -47,6 +47,12 @@ func demoCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.data, "data", "", "directory for the services' data (default: a temporary one)")
 	cmd.Flags().BoolVar(&f.verbose, "verbose", false, "print the pipeline's own log")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		switch {
+		case f.duration <= 0:
+			return &exitCode{exitUsage, fmt.Errorf("--for %s: give a time such as 20s", f.duration)}
+		case f.products < 3:
+			return &exitCode{exitUsage, fmt.Errorf("--products %d: give at least 3", f.products)}
+		}
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
 		go endWithParent(ctx, stop)
@@ -148,6 +154,10 @@ func (d *demoRun) loadCatalog(ctx context.Context) error {
 	var there bool
 	if err := conn.QueryRow(ctx, `SELECT to_regclass('catalog.products') IS NOT NULL`).Scan(&there); err != nil {
 		return err
+	}
+	if there && os.Getenv(envPostgres) != "" {
+		return &exitCode{exitUsage, fmt.Errorf("%s names a database that has a schema catalog already, and the demo writes random "+
+			"traffic into it: give an empty database, or unset the variable", envPostgres)}
 	}
 	if there {
 		d.say("catalog    found in %s", d.parts.dir)

@@ -165,7 +165,7 @@ func (p *demoParts) config() (*config.Config, error) {
 		Documents:  reference.DocumentsSQL(),
 		Routes:     routes,
 		Metrics:    config.Metrics{Listen: "127.0.0.1:0"},
-		Push:       config.Push{StaleWait: time.Second}, // nobody buys in the simulated shops
+		Push:       config.Push{Drain: 3 * time.Second, StaleWait: time.Second}, // nobody buys in the simulated shops
 	}
 	for _, s := range demo.Stores() {
 		c.Shops[s.Name] = config.Shop{URL: fmt.Sprintf("http://%s/%s", p.shopAddr, s.Name), Token: "simulated"}

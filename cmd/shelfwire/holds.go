@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -22,8 +23,10 @@ func holdsCommand() *cobra.Command {
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
 	release := cmd.Flags().String("release", "", "release a hold: SHOP/EFFECT, as the list shows it")
 	reject := cmd.Flags().String("reject", "", "reject a hold: SHOP/EFFECT")
-	cmd.MarkFlagsMutuallyExclusive("release", "reject")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *release != "" && *reject != "" {
+			return &exitCode{exitUsage, errors.New("--release and --reject: give one of them")}
+		}
 		_, st, err := openState(cmd.Context(), *file)
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -31,7 +32,7 @@ const (
 func main() {
 	embedded.ChildHook()
 	// The first signal begins a clean stop; a second one is not caught any more and ends the process at once.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop)
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
@@ -61,6 +62,11 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		root.Version = info.Main.Version
+	}
+	began := false // a command that never began was called wrongly
+	root.PersistentPreRun = func(*cobra.Command, []string) { began = true }
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -74,6 +80,8 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var code *exitCode
 	switch {
 	case errors.As(err, &code):
+	case !began:
+		code = &exitCode{exitUsage, err}
 	case ctx.Err() != nil: // whatever broke off, it broke off because it was told to
 		_, _ = fmt.Fprintln(stderr, "stopped")
 		return exitStopped

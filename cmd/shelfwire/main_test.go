@@ -79,8 +79,13 @@ func TestMistakesOfTheCommandLine(t *testing.T) {
 	code, out := shelfwire(t, "run", "-c", filepath.Join(t.TempDir(), "none.yaml"))
 	require.Equal(t, exitUsage, code)
 	require.Contains(t, out, "shelfwire init")
-	code, _ = shelfwire(t, "run", "--no-such-flag")
-	require.Equal(t, exitUsage, code)
+	for _, args := range [][]string{
+		{"run", "--no-such-flag"}, {"no-such-command"}, {"demo", "extra"}, {"replay"}, {"demo", "--for", "-5s"}, {"demo", "--products", "0"},
+		{"holds", "--release", "x", "--reject", "y"},
+	} {
+		code, out := shelfwire(t, args...)
+		require.Equal(t, exitUsage, code, "%v: %s", args, out)
+	}
 	_, err := parseRoles("capture,pull")
 	require.ErrorContains(t, err, `"pull" is no role`)
 }
@@ -122,8 +127,8 @@ func newSite(t *testing.T, products int) *site {
 	edited := string(text[:from]) + shops + "\n" + string(text[to:]) + "\nmetrics: {listen: \"" + s.http + "\"}\nlog: {format: text}\n"
 	require.NoError(t, os.WriteFile(s.file, []byte(edited), 0o600))
 	for name, value := range map[string]string{
-		"SHELFWIRE_POSTGRES_URL": s.parts.sourceURL, "SHELFWIRE_KAFKA": s.parts.kafkaAddr, "SHELFWIRE_STATE_URL": s.parts.stateURL,
-		"SHELFWIRE_CLICKHOUSE_URL": s.parts.clickhouseURL, "SHOP_TOKEN": "simulated",
+		"SOURCE_URL": s.parts.sourceURL, "KAFKA_BROKER": s.parts.kafkaAddr, "STATE_URL": s.parts.stateURL,
+		"CLICKHOUSE_URL": s.parts.clickhouseURL, "SHOP_TOKEN": "simulated",
 	} {
 		t.Setenv(name, value)
 	}

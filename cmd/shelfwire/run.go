@@ -129,8 +129,10 @@ func replayCommand() *cobra.Command {
 	products := cmd.Flags().StringSlice("product", nil, "product id; may be given several times")
 	wait := cmd.Flags().Duration("wait", 0, "wait this long for the products to be settled, and say what became of them")
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
-	_ = cmd.MarkFlagRequired("product")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if len(*products) == 0 {
+			return &exitCode{exitUsage, errors.New("name the products to push again: --product ID")}
+		}
 		cfg, st, err := openState(cmd.Context(), *file)
 		if err != nil {
 			return err

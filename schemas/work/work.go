@@ -270,6 +270,8 @@ type ParkedRef struct {
 	ProductID  string
 	Shop       string
 	Generation int64
+	// XID is the transaction that the row waits for: a read that does not see it must leave the row standing.
+	XID change.XID
 }
 
 // Settlement is everything that a group of finished pushes changes: one transaction, valid only under its fences.

@@ -91,6 +91,9 @@ func (s *Shops) ReadCatalog(ctx context.Context, shop string, yield func(ShopPro
 		return fmt.Errorf("read the catalog: no shop %q is configured", shop)
 	}
 	set, f := s.learnSettings(ctx, sh, work.LaneCampaign, true)
+	for attempt := 2; f != nil && !f.final && attempt <= catalogAttempts && pause(ctx, 100*time.Millisecond<<attempt); attempt++ {
+		set, f = s.learnSettings(ctx, sh, work.LaneCampaign, true)
+	}
 	if f != nil {
 		return fmt.Errorf("read the catalog of %s: %w", shop, f)
 	}

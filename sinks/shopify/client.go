@@ -309,7 +309,6 @@ func (s *Shops) call(ctx context.Context, sh *shop, lane work.Lane, ops []*op, i
 			s.settleBudget(ctx, sh, points, a)
 			return a
 		}
-		intend = nil
 		start = time.Now()
 		a := s.post(ctx, sh, body)
 		s.settleBudget(ctx, sh, points, a)

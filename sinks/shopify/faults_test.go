@@ -149,7 +149,10 @@ func TestThrottlingIsWaitedForAndDoesNotCount(t *testing.T) {
 		w.shop.Inject(shopifysim.Fault{Kind: shopifysim.Throttle, Field: "productUpdate", Count: 3})
 		r := w.push("1", doc)
 		require.Equal(t, event.Success, r.Status, r.Message)
-		require.Len(t, w.intents, 1, "nothing was executed: one intent for all attempts")
+		require.Len(t, w.intents, 4, "the lease is asked before each attempt, however long it has waited")
+		for _, i := range w.intents {
+			require.Equal(t, w.intents[0].Key, i.Key, "nothing was executed: one key for all attempts")
+		}
 	})
 }
 

@@ -27,10 +27,12 @@ func (s *Store) Load(ctx context.Context, products []string) (work.Loaded, error
 	var b pgx.Batch
 	// Parked and items before what is known: each statement has a snapshot of its own, and what was parked after its
 	// turn is then rather left standing than taken for seen.
-	b.Queue(`SELECT product_id, shop, generation FROM parked WHERE product_id = ANY($1)`, products).
+	b.Queue(`SELECT product_id, shop, generation, xid FROM parked WHERE product_id = ANY($1)`, products).
 		Query(func(rows pgx.Rows) (err error) {
 			l.Parked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p work.ParkedRef, err error) {
-				err = row.Scan(&p.ProductID, &p.Shop, &p.Generation)
+				var x int64
+				err = row.Scan(&p.ProductID, &p.Shop, &p.Generation, &x)
+				p.XID = change.XID(x)
 				return p, err
 			})
 			return err

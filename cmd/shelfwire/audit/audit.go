@@ -110,13 +110,13 @@ type Shops interface {
 
 // Run audits all shops. only narrows it to some products; nil means all.
 func Run(ctx context.Context, source Source, shops Shops, only []string) (*Report, error) {
-	r := &Report{}
+	r := &Report{Drifts: []Drift{}}
 	catalogs := map[string]map[string]*Product{}
 	for _, shop := range shops.Names() {
 		r.Shops++
 		cat, err := r.catalog(ctx, shops, shop, only)
 		if err != nil {
-			return nil, fmt.Errorf("read the catalog of %s: %w", shop, err)
+			return nil, err // it names the shop
 		}
 		catalogs[shop] = cat
 	}

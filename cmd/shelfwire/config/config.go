@@ -91,7 +91,7 @@ type Shop struct {
 	URL string `yaml:"url"`
 	// Token is the Admin API access token.
 	Token Secret `yaml:"token"`
-	// Timeout bounds one request. Default 15s; it must be shorter than the lease (30s).
+	// Timeout bounds one request. Default 15s; at most half of push.lease.
 	Timeout time.Duration `yaml:"timeout"`
 }
 
@@ -103,6 +103,9 @@ type Push struct {
 	MaxWait time.Duration `yaml:"max_wait"`
 	// Lease is how long a killed worker's products stay its own. Default 30s.
 	Lease time.Duration `yaml:"lease"`
+	// Drain is how long a stop waits for answers that are on their way. What it does not await is found again by its
+	// intents. Default 20s.
+	Drain time.Duration `yaml:"drain"`
 	// StaleWait is how long a stock level waits when the shop's "available" is not what was left there, so that the
 	// shop's own sales can reach the database first. Default 60s.
 	StaleWait time.Duration `yaml:"stale_wait"`
@@ -241,6 +244,7 @@ func (c *Config) defaults() {
 	dur(&c.Push.Quiet, 500*time.Millisecond)
 	dur(&c.Push.MaxWait, 5*time.Second)
 	dur(&c.Push.Lease, 30*time.Second)
+	dur(&c.Push.Drain, 20*time.Second)
 	dur(&c.Push.StaleWait, time.Minute)
 	if c.Guard.Share == 0 {
 		c.Guard.Share = 0.2
@@ -301,8 +305,8 @@ func (c *Config) checkShops(d *decoder) error {
 			return d.at(at, fmt.Sprintf("shop %s has the url %q", name, s.URL), "use https://NAME.myshopify.com")
 		case s.Token == "":
 			return d.at(at, fmt.Sprintf("shop %s has no token", name), "set token: ${NAME_OF_AN_ENVIRONMENT_VARIABLE} or token: {file: PATH}")
-		case s.Timeout >= c.Push.Lease:
-			return d.at(at+".timeout", fmt.Sprintf("a request of %s outlives the lease of %s", s.Timeout, c.Push.Lease), "shorten timeout or lengthen push.lease")
+		case s.Timeout > c.Push.Lease/2: // a lease is renewed every tenth of it, and must outlast a request then
+			return d.at(at+".timeout", fmt.Sprintf("a request of %s is longer than half the lease of %s", s.Timeout, c.Push.Lease), "shorten timeout or lengthen push.lease")
 		}
 	}
 	return nil

@@ -78,7 +78,7 @@ func TestMistakes(t *testing.T) {
 	for name, tt := range map[string]struct{ old, new, want string }{
 		"unknown key":       {"  quiet: 250ms", "  quite: 250ms", `shelfwire.yaml:19:3: unknown key "quite" in push; did you mean "quiet"?`},
 		"unknown top key":   {"push:", "pusher:", `:18:1: unknown key "pusher" in the file; did you mean "push"?`},
-		"far off key":       {"  quiet: 250ms", "  zzzzzzzzzz: 1", `known keys are lease, max_wait, quiet, stale_wait`},
+		"far off key":       {"  quiet: 250ms", "  zzzzzzzzzz: 1", `known keys are drain, lease, max_wait, quiet, stale_wait`},
 		"wrong type":        {"  quiet: 250ms", "  quiet: soon", `:19:10: push.quiet is "soon"; want a duration such as 500ms, 5s or 10m`},
 		"list wanted":       {"brokers: [127.0.0.1:9092]", "brokers: 127.0.0.1:9092", `:4:12: kafka.brokers must be a list`},
 		"unset variable":    {"${DB}", "${NO_SUCH}", `:2:8: source.url needs the environment variable NO_SUCH, which is not set`},
