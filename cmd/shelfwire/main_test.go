@@ -80,7 +80,12 @@ func TestMistakesOfTheCommandLine(t *testing.T) {
 	require.Equal(t, exitUsage, code)
 	require.Contains(t, out, "shelfwire init")
 	for _, args := range [][]string{
-		{"run", "--no-such-flag"}, {"no-such-command"}, {"demo", "extra"}, {"replay"}, {"demo", "--for", "-5s"}, {"demo", "--products", "0"},
+		{"run", "--no-such-flag"},
+		{"no-such-command"},
+		{"demo", "extra"},
+		{"replay"},
+		{"demo", "--for", "-5s"},
+		{"demo", "--products", "0"},
 		{"holds", "--release", "x", "--reject", "y"},
 	} {
 		code, out := shelfwire(t, args...)
