@@ -107,11 +107,7 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 		err = fmt.Errorf("no route of the configuration has a query for the table %q", fan.Table)
 	}
 	if err != nil {
-		e.stats.Dead.Add(1)
-		return e.takeIn(ctx, work.TakeIn{
-			Fences: []work.Fence{lease.Fence}, Outbox: []event.Record{deadLetter(e.cfg.Prefix, rec, err)},
-			Positions: map[int32]int64{rec.Partition: rec.Offset + 1},
-		})
+		return e.bury(ctx, lease, rec, err)
 	}
 	e.stats.Fanouts.Add(1)
 	image, after := cursorOf(lease.Cursor)
@@ -125,6 +121,9 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 		}
 		for {
 			ids, err := e.page(ctx, query, row, after, fan.XID)
+			if err != nil && blamesData(err) { // it would break for ever, and everything behind it would wait
+				return e.bury(ctx, lease, rec, fmt.Errorf("the route's query breaks on this row: %w", err))
+			}
 			if err != nil {
 				return err
 			}
@@ -145,6 +144,17 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 	})
 }
 
+// bury puts a record that cannot be expanded among the dead letters and passes it. What of its products was parked
+// before stays parked; the audit finds the others.
+func (e *Expand) bury(ctx context.Context, lease work.Lease, rec *event.Record, reason error) error {
+	e.stats.Dead.Add(1)
+	e.log.ErrorContext(ctx, "fan-out not expanded", "partition", rec.Partition, "offset", rec.Offset, "error", reason)
+	return e.takeIn(ctx, work.TakeIn{
+		Fences: []work.Fence{lease.Fence}, Outbox: []event.Record{deadLetter(e.cfg.Prefix, rec, reason)},
+		Positions: map[int32]int64{rec.Partition: rec.Offset + 1},
+	})
+}
+
 // cursorOf reads "image:last product id".
 func cursorOf(c string) (image int, after string) {
 	if len(c) > 1 && c[1] == ':' {
@@ -159,10 +169,17 @@ func (e *Expand) page(ctx context.Context, query string, row map[string]*string,
 	var ids []change.ProductID
 	for {
 		var snap change.Snapshot
+		var broken error
 		err := retry(ctx, e.log, "page of a fan-out", func(ctx context.Context) (err error) {
 			ids, snap, err = e.source.Page(ctx, query, row, after, e.cfg.Page)
+			if err != nil && blamesData(err) {
+				broken, err = err, nil
+			}
 			return err
 		})
+		if broken != nil {
+			return nil, broken
+		}
 		if err != nil || snap.Sees(xid) {
 			e.stats.Pages.Add(1)
 			return ids, err

@@ -155,11 +155,11 @@ func (s *settlement) known(j *job) work.Known {
 	return k
 }
 
-// repeats reports whether the outcome says nothing new: the same SKIPPED as last time, outside any batch.
+// repeats reports whether the outcome says nothing new: the same SKIPPED or HELD as last time, outside any batch.
 func (s *settlement) repeats(j *job, batches []string) bool {
 	last := j.push.Known
-	return len(batches) == 0 && j.result.Status == event.Skipped && j.result.Status == last.LastStatus &&
-		j.result.Reason == last.LastReason
+	again := j.result.Status == event.Skipped || j.result.Status == event.Held
+	return len(batches) == 0 && again && j.result.Status == last.LastStatus && j.result.Reason == last.LastReason
 }
 
 // documents publishes the evaluated document when it differs from the last one, and a tombstone when the source has

@@ -1,0 +1,154 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/route"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// pages lists the products of a category: those whose id begins with it.
+type pages struct {
+	products []string
+	visible  change.XID
+	from     time.Time // before it, no snapshot sees the row's transaction
+	broken   bool
+}
+
+func (p *pages) Page(_ context.Context, _ string, image map[string]*string, after string, n int) ([]change.ProductID, change.Snapshot, error) {
+	if p.broken {
+		return nil, change.Snapshot{}, queryError{data: true}
+	}
+	var out []change.ProductID
+	for _, id := range p.products {
+		if id[:1] == *image["category"] && id > after && len(out) < n {
+			out = append(out, change.ProductID(id))
+		}
+	}
+	if time.Now().Before(p.from) {
+		return out, change.Snapshot{Xmin: 100, Xmax: 100}, nil
+	}
+	return out, change.Snapshot{Xmin: p.visible, Xmax: p.visible}, nil
+}
+
+// taken records what a stage writes; it fails at the write with the number fail, as a worker that dies there.
+type taken struct {
+	writes []work.TakeIn
+	fail   int
+}
+
+func (t *taken) TakeIn(_ context.Context, in work.TakeIn) error {
+	if t.fail > 0 && len(t.writes)+1 >= t.fail {
+		return work.ErrLeaseLost
+	}
+	t.writes = append(t.writes, in)
+	return nil
+}
+
+func (t *taken) parked() (ids []string) {
+	for _, w := range t.writes {
+		for _, p := range w.Parked {
+			ids = append(ids, p.ProductID)
+		}
+	}
+	return ids
+}
+
+func fanout(t *testing.T, before, after string) *event.Record {
+	t.Helper()
+	f := event.Fanout{Table: "catalog.rules", XID: 100, BatchID: "b1"}
+	if before != "" {
+		f.Before = map[string]*string{"category": &before}
+	}
+	if after != "" {
+		f.After = map[string]*string{"category": &after}
+	}
+	v, err := json.Marshal(f)
+	require.NoError(t, err)
+	return &event.Record{Partition: 3, Offset: 7, Key: []byte("k"), Value: v}
+}
+
+func expander(src *pages, st *taken) *Expand {
+	return NewExpand(ExpandConfig{
+		Prefix: "catalog.", Partitions: 8, ChangePartitions: 8, Page: 2,
+		Routes: []route.Route{{Table: "catalog.rules", Query: "SELECT 1"}},
+	}, nil, nil, src, st, slog.New(slog.DiscardHandler))
+}
+
+func TestExpandParksTheProductsOfBothImages(t *testing.T) {
+	src := &pages{products: []string{"a1", "a2", "a3", "b1"}, visible: 1 << 40}
+	st := &taken{}
+	require.NoError(t, expander(src, st).fanout(t.Context(), work.Lease{}, fanout(t, "a", "b")))
+	require.Equal(t, []string{"a1", "a2", "a3", "b1"}, st.parked())
+	for _, w := range st.writes[:len(st.writes)-1] {
+		require.Equal(t, map[int32]int64{3: 7}, w.Positions, "the position stays until the last page")
+		require.Len(t, w.Items, len(w.Parked), "each is an item of the row's batch")
+		for _, p := range w.Parked {
+			require.Equal(t, change.Partition(change.ProductID(p.ProductID), 8), p.Partition)
+		}
+	}
+	require.Equal(t, map[int32]int64{3: 8}, st.writes[len(st.writes)-1].Positions)
+}
+
+// The next owner goes on after the page that was reached, whatever page the last one died at.
+func TestExpandGoesOnAfterThePageReached(t *testing.T) {
+	products := []string{"a1", "a2", "a3", "a4", "a5", "b1", "b2", "b3"}
+	for fail := 1; fail <= 5; fail++ {
+		t.Run(fmt.Sprint(fail), func(t *testing.T) {
+			src := &pages{products: products, visible: 1 << 40}
+			first, lease := &taken{fail: fail}, work.Lease{}
+			require.ErrorIs(t, expander(src, first).fanout(t.Context(), lease, fanout(t, "a", "b")), work.ErrLeaseLost)
+			if n := len(first.writes); n > 0 {
+				lease.Cursor = first.writes[n-1].Cursors[3]
+			}
+			second := &taken{}
+			require.NoError(t, expander(src, second).fanout(t.Context(), lease, fanout(t, "a", "b")))
+			require.Equal(t, products, slices.Concat(first.parked(), second.parked()), "each product once")
+		})
+	}
+}
+
+// WAL is sent before a commit is visible: a page that does not see the row's own transaction is read again.
+func TestExpandWaitsUntilTheRowIsVisible(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := &pages{products: []string{"a1"}, visible: 1 << 40, from: time.Now().Add(time.Minute)}
+		st := &taken{}
+		start := time.Now()
+		require.NoError(t, expander(src, st).fanout(t.Context(), work.Lease{}, fanout(t, "a", "")))
+		require.GreaterOrEqual(t, time.Since(start), time.Minute)
+		require.Equal(t, []string{"a1"}, st.parked())
+	})
+}
+
+func TestAFanoutThatCannotBeExpandedStopsNothing(t *testing.T) {
+	for name, tt := range map[string]struct {
+		rec    *event.Record
+		broken bool
+	}{
+		"no JSON":           {&event.Record{Partition: 3, Offset: 7, Value: []byte("{")}, false},
+		"no route":          {&event.Record{Partition: 3, Offset: 7, Value: []byte(`{"table":"catalog.other"}`)}, false},
+		"breaks on the row": {fanout(t, "a", ""), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := &taken{}
+			e := expander(&pages{broken: tt.broken, visible: 1 << 40}, st)
+			require.NoError(t, e.fanout(t.Context(), work.Lease{}, tt.rec))
+			require.Len(t, st.writes, 1)
+			require.Equal(t, map[int32]int64{3: 8}, st.writes[0].Positions)
+			require.Len(t, st.writes[0].Outbox, 1)
+			require.Equal(t, "catalog.deadletters", st.writes[0].Outbox[0].Topic)
+			require.Equal(t, tt.rec.Value, st.writes[0].Outbox[0].Value, "the original bytes")
+		})
+	}
+}
