@@ -39,7 +39,7 @@ func (r *round) jobs(flights []*flight, rows map[string][]document.Row, failed m
 				Status: event.Failed, Category: event.Validation, Field: "documents",
 				Message: fmt.Sprintf("the documents query breaks on this product: %v", failed[id]),
 			})
-			j.unread, f.blind = true, true
+			f.blind = true
 			js = []*job{j}
 		default:
 			js = f.split(rows[id])
@@ -164,7 +164,7 @@ func (f *flight) document(row document.Row) *job {
 }
 
 // hold asks the guard about everything that would take products off sale or give things away.
-func (r *round) hold(ctx context.Context, jobs []*job) []*job {
+func (r *round) hold(ctx context.Context, jobs []*job) {
 	asks := map[string][]work.GuardRequest{}
 	for _, j := range jobs {
 		if j.ready || j.park != "" {
@@ -199,7 +199,6 @@ func (r *round) hold(ctx context.Context, jobs []*job) []*job {
 			r.p.log.WarnContext(ctx, "guard not asked", "shop", shop, "error", err)
 		}
 	}
-	return jobs
 }
 
 // splitItems gives each item of a batch that has no shop yet one item for each shop, and marks what is about to be

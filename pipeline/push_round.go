@@ -42,7 +42,7 @@ type flight struct {
 	open   int                 // jobs that are not settled yet
 	broken bool                // a job could not be settled: the product must fly again
 	again  time.Duration
-	blind  bool // its read is of no use: parked rows end without having been seen
+	blind  bool // the read broke on the product itself: items settle and parked rows end without a snapshot
 }
 
 // landing is what a flight has become: done, or to fly again after a pause.
@@ -59,7 +59,6 @@ type job struct {
 	plan   work.Plan
 	result work.Result
 	ready  bool   // result stands; nothing is sent
-	unread bool   // the read broke on the product itself: it settles items without a snapshot
 	park   string // wait for this reason instead of being sent
 }
 
@@ -77,7 +76,7 @@ func (r *round) run(ctx context.Context, entries []*entry) []landing {
 	flights, done := r.seenBefore(flights)
 	rows, failed := r.read(r.stop, flights)
 	jobs := r.jobs(flights, rows, failed)
-	jobs = r.hold(r.stop, jobs)
+	r.hold(r.stop, jobs)
 	r.route(r.stop, jobs)
 	if err := r.splitItems(r.stop, jobs); err != nil {
 		r.leave(jobs)

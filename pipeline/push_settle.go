@@ -199,7 +199,7 @@ func (s *settlement) add(rec event.Record, err error) {
 func (s *settlement) items(j *job) (items []work.Item, batches []string) {
 	for _, it := range j.flight.items {
 		switch {
-		case j.unread: // the read breaks for every shop
+		case j.flight.blind: // the read breaks for every shop
 			if it.Shop != "" && !j.flight.wants(it.Shop) {
 				continue
 			}
