@@ -103,19 +103,24 @@ func (d *demoRun) calm(ctx context.Context) error {
 
 // passed reports whether a stage has finished everything that its topic holds.
 func (d *demoRun) passed(ctx context.Context, stage work.Stage, topic string) (bool, error) {
-	ends, err := d.app.cluster.EndOffsets(ctx, d.app.cluster.Topic(topic))
+	at, err := d.app.state.Positions(ctx, stage)
 	if err != nil {
 		return false, err
 	}
-	at, err := d.app.state.Positions(ctx, stage)
+	return d.finished(ctx, topic, func(part int32) int64 { return at[part] })
+}
+
+// finished reports whether no record of a topic stands at or after these positions.
+func (d *demoRun) finished(ctx context.Context, topic string, at func(part int32) int64) (bool, error) {
+	ends, err := d.app.cluster.EndOffsets(ctx, d.app.cluster.Topic(topic))
 	if err != nil {
 		return false, err
 	}
 	for part, end := range ends {
 		// The last offsets of a partition may be transaction markers, which no reader ever sees.
-		if at[part] < end {
-			last, err := d.lastRecord(ctx, topic, part, at[part], end)
-			if err != nil || last {
+		if at(part) < end {
+			open, err := d.lastRecord(ctx, topic, part, at(part), end)
+			if err != nil || open {
 				return false, err
 			}
 		}
@@ -140,17 +145,9 @@ func (d *demoRun) loaded(ctx context.Context) (bool, error) {
 	}
 	var first int32
 	for _, t := range d.app.loadTopics {
-		ends, err := d.app.cluster.EndOffsets(ctx, t.Name)
-		if err != nil {
+		done, err := d.finished(ctx, t.Kind, func(part int32) int64 { return at[first+part] })
+		if err != nil || !done {
 			return false, err
-		}
-		for part, end := range ends {
-			if at[first+part] < end {
-				open, err := d.lastRecord(ctx, t.Kind, part, at[first+part], end)
-				if err != nil || open {
-					return false, err
-				}
-			}
 		}
 		first += t.Partitions
 	}
