@@ -241,7 +241,6 @@ func TestRelaySendsEachRowOnceWhereverItIsStopped(t *testing.T) {
 				require.NoError(rt, ctx.Err(), "the last session ended with: %v", err)
 				err = relayUntilEmpty(ctx, relay, outbox)
 			}
-			err = nil
 			stopped = append(stopped, p)
 		}
 		require.Zero(rt, outbox.left())
