@@ -3,7 +3,9 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -29,11 +31,17 @@ type Config struct {
 	// Routes say how a row of each captured table leads to its product. Either they or RoutesFile are set.
 	Routes     []route.Route `yaml:"routes"`
 	RoutesFile string        `yaml:"routes_file"`
-	Push       Push          `yaml:"push"`
-	Guard      Guard         `yaml:"guard"`
-	Batches    Batches       `yaml:"batches"`
-	Metrics    Metrics       `yaml:"metrics"`
-	Log        Log           `yaml:"log"`
+	// Unrouted are tables, as schema.table, that the documents query reads and that need no route, as nobody changes
+	// them while Shelfwire runs: a list of countries. What does change in them reaches a shop only when something else
+	// touches the product. Default: none, so that check and run name every such table.
+	Unrouted []string `yaml:"unrouted"`
+	Push     Push     `yaml:"push"`
+	Guard    Guard    `yaml:"guard"`
+	Batches  Batches  `yaml:"batches"`
+	Metrics  Metrics  `yaml:"metrics"`
+	Log      Log      `yaml:"log"`
+
+	files files
 }
 
 // Source is the database whose changes are captured.
@@ -157,38 +165,50 @@ func (e *Error) Error() string {
 // Load reads and checks a file. getenv resolves ${NAME} in values; paths in the file are relative to it.
 func Load(file string, getenv func(string) (string, bool)) (*Config, error) {
 	raw, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &Error{File: file, Problem: "there is no such file", Mend: "name one with -c, or let shelfwire init write one to start from"}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w (shelfwire init writes one to start from)", err)
+		return nil, &Error{File: file, Problem: reason(err), Mend: "name a file that can be read with -c"}
 	}
 	c := &Config{}
 	d := &decoder{file: file, dir: filepath.Dir(file), getenv: getenv}
+	c.files.main = d
 	if err := d.decode(raw, c); err != nil {
 		return nil, err
 	}
-	if err := c.files(d, getenv); err != nil {
+	if err := c.readFiles(d, getenv); err != nil {
 		return nil, err
 	}
 	c.defaults()
 	return c, c.check(d)
 }
 
+// reason is what the system says about a file, without its name.
+func reason(err error) string {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return p.Err.Error()
+	}
+	return err.Error()
+}
+
 // Complete fills defaults into a configuration that was made in code, and checks it as Load does.
 func (c *Config) Complete() error {
 	c.defaults()
-	return c.check(&decoder{file: "configuration"})
+	return c.check(c.decoderOf(""))
 }
 
-// files reads what stands in files of its own.
-func (c *Config) files(d *decoder, getenv func(string) (string, bool)) error {
+// readFiles reads what stands in files of its own.
+func (c *Config) readFiles(d *decoder, getenv func(string) (string, bool)) error {
 	if c.DocumentsFile != "" {
 		if c.Documents != "" {
 			return d.at("documents_file", "documents and documents_file are both set", "keep one of them")
 		}
 		b, err := os.ReadFile(d.path(c.DocumentsFile))
 		if err != nil {
-			return d.at("documents_file", err.Error(), "name a file with the documents query")
+			return d.at("documents_file", d.path(c.DocumentsFile)+": "+reason(err), "name a file with the documents query")
 		}
-		c.Documents = string(b)
+		c.Documents, c.files.documents = string(b), d.path(c.DocumentsFile)
 	}
 	if c.RoutesFile == "" {
 		return nil
@@ -198,12 +218,13 @@ func (c *Config) files(d *decoder, getenv func(string) (string, bool)) error {
 	}
 	b, err := os.ReadFile(d.path(c.RoutesFile))
 	if err != nil {
-		return d.at("routes_file", err.Error(), "name a file that holds routes")
+		return d.at("routes_file", d.path(c.RoutesFile)+": "+reason(err), "name a file that holds routes")
 	}
 	var f struct {
 		Routes []route.Route `yaml:"routes"`
 	}
 	sub := &decoder{file: d.path(c.RoutesFile), dir: d.dir, getenv: getenv}
+	c.files.routes = sub
 	if err := sub.decode(b, &f); err != nil {
 		return err
 	}
@@ -293,7 +314,10 @@ func (c *Config) check(d *decoder) error {
 	if err := c.checkShops(d); err != nil {
 		return err
 	}
-	return c.checkRoutes(d)
+	if err := c.checkRoutes(); err != nil {
+		return err
+	}
+	return c.checkUnrouted(d)
 }
 
 func (c *Config) checkShops(d *decoder) error {
@@ -314,7 +338,7 @@ func (c *Config) checkShops(d *decoder) error {
 
 var tableName = regexp.MustCompile(`^[^.]+\.[^.]+$`)
 
-func (c *Config) checkRoutes(d *decoder) error {
+func (c *Config) checkRoutes() error {
 	seen := map[string]bool{}
 	for i, r := range c.Routes {
 		at := fmt.Sprintf("routes.%d", i)
@@ -326,15 +350,31 @@ func (c *Config) checkRoutes(d *decoder) error {
 		}
 		switch {
 		case !tableName.MatchString(r.Table):
-			return d.at(at, fmt.Sprintf("%q is no table of a route", r.Table), "write schema.table")
+			return c.At(at+".table", fmt.Sprintf("%q is no table of a route", r.Table), "write schema.table")
 		case seen[r.Table]:
-			return d.at(at, r.Table+" has two routes", "keep one")
+			return c.At(at+".table", r.Table+" has two routes", "keep one")
 		case n != 1:
-			return d.at(at, fmt.Sprintf("the route of %s has %d of key, parent and query", r.Table, n), "set exactly one: the column of the product id, a parent row, or a query that lists product ids")
+			return c.At(at, fmt.Sprintf("the route of %s has %d of key, parent and query", r.Table, n), "set exactly one: the column of the product id, a parent row, or a query that lists product ids")
 		case r.Parent != nil && (r.Parent.Column == "" || r.Parent.Table == "" || r.Parent.ID == "" || r.Parent.Key == ""):
-			return d.at(at, "the parent of "+r.Table+" is not complete", "set column, table, id and key")
+			return c.At(at, "the parent of "+r.Table+" is not complete", "set column, table, id and key")
 		}
 		seen[r.Table] = true
+	}
+	return nil
+}
+
+// checkUnrouted refuses an exception that says nothing, or the opposite of a route.
+func (c *Config) checkUnrouted(d *decoder) error {
+	for i, t := range c.Unrouted {
+		at := fmt.Sprintf("unrouted.%d", i)
+		switch {
+		case !tableName.MatchString(t):
+			return d.at(at, fmt.Sprintf("%q is no table", t), "write schema.table")
+		case slices.Contains(c.Tables(), t):
+			return d.at(at, t+" has a route as well", "take it out of unrouted, or remove its route")
+		case slices.Contains(c.Unrouted[:i], t):
+			return d.at(at, t+" stands twice", "keep one")
+		}
 	}
 	return nil
 }

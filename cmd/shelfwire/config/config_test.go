@@ -91,6 +91,10 @@ func TestMistakes(t *testing.T) {
 		"key twice":         {"push:\n", "push:\n  quiet: 1s\n", `the key "quiet" stands twice`},
 		"no documents":      {"documents: SELECT 1\n", "", `there is no documents query`},
 		"broken yaml":       {"kafka:", "kafka: [", `shelfwire.yaml:`},
+		"no table":          {"catalog.products", "products", `:13:12: "products" is no table of a route; write schema.table`},
+		"unrouted no table": {"push:\n", "unrouted: [countries]\npush:\n", `:18:12: "countries" is no table; write schema.table`},
+		"unrouted routed":   {"push:\n", "unrouted: [catalog.stock]\npush:\n", `:18:12: catalog.stock has a route as well`},
+		"unrouted twice":    {"push:\n", "unrouted: [a.b, a.b]\npush:\n", `:18:17: a.b stands twice`},
 		"quiet too long":    {"quiet: 250ms", "quiet: 6s", `max_wait is shorter than quiet`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -103,4 +107,46 @@ func TestMistakes(t *testing.T) {
 	}
 	_, err := load(t, "")
 	require.ErrorContains(t, err, "the file is empty")
+}
+
+// What shows only on the database is told at its place, in the file that holds it.
+func TestPlaces(t *testing.T) {
+	c, err := load(t, good)
+	require.NoError(t, err)
+	require.ErrorContains(t, c.At("routes.1.parent.key", "p", "m"), "shelfwire.yaml:17:72: p; m")
+	require.ErrorContains(t, c.At("routes.1.query", "p", "m"), "shelfwire.yaml:16:5: p; m", "the nearest that the file has")
+	require.ErrorContains(t, c.AtText("documents", 3, "p", "m"), "shelfwire.yaml:11:12: p; m", "a plain value has the place of its key")
+
+	c, err = load(t, strings.Replace(good, "documents: SELECT 1\n", "documents: |\n  SELECT 1,\n    nope\n", 1))
+	require.NoError(t, err)
+	require.ErrorContains(t, c.AtText("documents", 15, "p", "m"), "shelfwire.yaml:13:5: p; m")
+
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"documents.sql": "SELECT 1,\n  näme, nope\n", "routes.yaml": "# Mine.\nroutes:\n  - table: a.b\n    query: |\n      SELECT\n        x\n",
+		"shelfwire.yaml": "source: {url: a}\nkafka: {brokers: [b]}\nstate: {url: c}\nshops: {s: {url: \"http://d\", token: e}}\n" +
+			"documents_file: documents.sql\nroutes_file: routes.yaml\n",
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	c, err = config.Load(filepath.Join(dir, "shelfwire.yaml"), env)
+	require.NoError(t, err)
+	require.ErrorContains(t, c.At("routes.0.table", "p", "m"), "routes.yaml:3:12: p; m")
+	require.ErrorContains(t, c.AtText("routes.0.query", 10, "p", "m"), "routes.yaml:6:9: p; m")
+	require.ErrorContains(t, c.AtText("documents", 19, "p", "m"), "documents.sql:2:9: p; m")
+	require.ErrorContains(t, c.At("documents", "p", "m"), "documents.sql: p; m")
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "routes.yaml"), []byte("routes:\n  - table: b\n    key: x\n"), 0o600))
+	_, err = config.Load(filepath.Join(dir, "shelfwire.yaml"), env)
+	require.ErrorContains(t, err, `routes.yaml:2:12: "b" is no table of a route`)
+}
+
+func TestFilesThatCannotBeRead(t *testing.T) {
+	_, err := config.Load(filepath.Join(t.TempDir(), "none.yaml"), env)
+	require.ErrorContains(t, err, "none.yaml: there is no such file; name one with -c, or let shelfwire init write one")
+	_, err = config.Load(t.TempDir(), env)
+	require.ErrorContains(t, err, "is a directory; name a file")
+	_, err = load(t, strings.Replace(good, "documents: SELECT 1\n", "documents_file: none.sql\n", 1))
+	require.ErrorContains(t, err, ":11:17: ")
+	require.ErrorContains(t, err, "none.sql: no such file or directory; name a file with the documents query")
 }

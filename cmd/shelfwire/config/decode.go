@@ -41,6 +41,7 @@ type decoder struct {
 	file, dir string
 	getenv    func(string) (string, bool)
 	places    map[string]*yaml.Node
+	lines     []string // of the file
 }
 
 func (d *decoder) path(p string) string {
@@ -55,7 +56,7 @@ func (d *decoder) decode(raw []byte, into any) error {
 	if err := yaml.Unmarshal(raw, &doc); err != nil {
 		return d.syntax(err)
 	}
-	d.places = map[string]*yaml.Node{}
+	d.places, d.lines = map[string]*yaml.Node{}, strings.Split(string(raw), "\n")
 	if len(doc.Content) == 0 {
 		return &Error{File: d.file, Problem: "the file is empty", Mend: "shelfwire init writes one to start from"}
 	}
@@ -74,7 +75,7 @@ func (d *decoder) syntax(err error) error {
 }
 
 // at is an error at the place of a path such as push.max_wait, or of its nearest parent that the file has.
-func (d *decoder) at(path, problem, mend string) error {
+func (d *decoder) at(path, problem, mend string) *Error {
 	e := &Error{File: d.file, Problem: problem, Mend: mend}
 	for {
 		if n := d.places[path]; n != nil {
@@ -133,6 +134,9 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) error {
 	var known []string
 	for i := range v.NumField() {
 		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+		if name == "" {
+			continue // no key of the file
+		}
 		fields[name] = i
 		known = append(known, name)
 	}
