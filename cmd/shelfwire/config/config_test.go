@@ -119,7 +119,7 @@ func TestPlaces(t *testing.T) {
 
 	c, err = load(t, strings.Replace(good, "documents: SELECT 1\n", "documents: |\n  SELECT 1,\n    nope\n", 1))
 	require.NoError(t, err)
-	require.ErrorContains(t, c.AtText("documents", 15, "p", "m"), "shelfwire.yaml:13:5: p; m")
+	require.ErrorContains(t, c.AtText("documents", 13, "p", "m"), "shelfwire.yaml:13:5: p; m")
 
 	dir := t.TempDir()
 	for name, text := range map[string]string{
