@@ -270,3 +270,29 @@ func TestAStopDoesNotWaitForAStateThatIsAway(t *testing.T) {
 		require.Less(t, time.Since(begun), 5*time.Second)
 	})
 }
+
+// The product has no attempt left, but its last request may still land: the shop is read once more after it.
+func TestTheLastAttemptThatIsUnansweredIsLookedAtOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.answer = func(_, product string) work.Result {
+			if len(w.sent) > 1 {
+				return work.Result{Status: event.Success, ShopifyID: "gid://" + product, Shadow: []byte(`"x"`)}
+			}
+			return work.Result{Status: event.Retrying, Category: event.Network, Counts: true, Unanswered: true}
+		}
+		w.known[[2]string{"p1", "north"}] = work.Known{ProductID: "p1", Shop: "north", Attempt: attemptsMax}
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.wait(2 * time.Second)
+		require.Equal(t, []string{"p1 north FAILED "}, w.outcomes())
+		require.NotEmpty(t, w.intents)
+		require.Equal(t, "LATE_REQUEST", w.parked[[2]string{"p1", "north"}].Reason)
+		w.wait(3 * time.Minute)
+		require.Len(t, w.sent, 2)
+		require.Empty(t, w.intents)
+		require.Empty(t, w.parked)
+		stop()
+	})
+}

@@ -20,14 +20,19 @@ import (
 func (r *round) settle(ctx context.Context, jobs []*job, asked []work.Intent) {
 	r.settling.Lock()
 	defer r.settling.Unlock()
-	s := &settlement{r: r, now: time.Now(), left: map[*flight]int{}}
+	s := &settlement{r: r, now: time.Now(), left: map[*flight]int{}, asked: map[string][]work.Intent{}}
 	for _, j := range jobs {
 		s.left[j.flight]++
+	}
+	for _, i := range asked {
+		for _, id := range i.ProductIDs {
+			s.asked[id] = append(s.asked[id], i)
+		}
 	}
 	for _, j := range jobs {
 		s.job(j)
 	}
-	s.intents(jobs, asked)
+	s.intents(jobs)
 	offsets := s.finish()
 	err := s.err
 	if err == nil {
@@ -55,10 +60,11 @@ func (r *round) settle(ctx context.Context, jobs []*job, asked []work.Intent) {
 // settlement collects one settlement.
 type settlement struct {
 	work.Settlement
-	r    *round
-	now  time.Time
-	left map[*flight]int // jobs of the flight in this settlement
-	err  error
+	r     *round
+	now   time.Time
+	left  map[*flight]int          // jobs of the flight in this settlement
+	asked map[string][]work.Intent // by product: written for the requests that are settled now
+	err   error
 }
 
 // job adds one job's part.
@@ -244,6 +250,9 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 	res := &j.result
 	var reason string
 	var after time.Duration
+	if res.Status == event.Retrying && k.Attempt > attemptsMax {
+		res.Status = event.Failed
+	}
 	switch res.Status {
 	case event.Held:
 		reason, after = "HELD", time.Minute // each read decides anew
@@ -254,10 +263,6 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 		}
 		if res.ShopDead {
 			reason = "SHOP_DEAD"
-		}
-		if k.Attempt > attemptsMax {
-			res.Status = event.Failed
-			return time.Time{}
 		}
 	default:
 		if at := s.late(j); !at.IsZero() { // a request that was given up may still land: read once more after it
@@ -277,8 +282,12 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 
 // late returns when the newest unanswered request of the product can no longer land; zero when that has passed.
 func (s *settlement) late(j *job) time.Time {
+	open := j.push.Known.Intents
+	if j.result.Unanswered {
+		open = append(slices.Clone(open), s.asked[j.push.ProductID]...)
+	}
 	var at time.Time
-	for _, i := range j.push.Known.Intents {
+	for _, i := range open {
 		if end := i.At.Add(s.r.p.cfg.LateRequest); end.After(s.now) && end.After(at) {
 			at = end
 		}
@@ -287,18 +296,12 @@ func (s *settlement) late(j *job) time.Time {
 }
 
 // intents closes, for each product, the requests whose answer is known, and older ones that can no longer land.
-func (s *settlement) intents(jobs []*job, asked []work.Intent) {
-	sent := map[string][]work.Intent{}
-	for _, i := range asked {
-		for _, id := range i.ProductIDs {
-			sent[id] = append(sent[id], i)
-		}
-	}
+func (s *settlement) intents(jobs []*job) {
 	for _, j := range jobs {
 		if j.ready && !j.plan.Nothing || j.park != "" || j.result.Unanswered {
 			continue
 		}
-		answered := sent[j.push.ProductID]
+		answered := slices.Clone(s.asked[j.push.ProductID])
 		for _, i := range j.push.Known.Intents {
 			if !i.At.Add(s.r.p.cfg.LateRequest).After(s.now) {
 				answered = append(answered, i)
