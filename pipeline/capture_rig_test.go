@@ -119,6 +119,11 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 			return src.Stream(ctx, 0)
 		},
 		Fence: func(ctx context.Context) (pipeline.CaptureProducer, error) {
+			if r.faults != nil {
+				if err := r.faults("fence"); err != nil {
+					return (*kafka.Producer)(nil), err
+				}
+			}
 			p, err := r.kc.OpenProducer(ctx, "capture/"+r.slot())
 			if err != nil {
 				return nil, err

@@ -204,7 +204,7 @@ func (e *Expand) park(ctx context.Context, lease work.Lease, rec *event.Record, 
 	for _, id := range ids {
 		t.Parked = append(t.Parked, work.Parked{
 			ProductID: string(id), Partition: change.Partition(id, e.cfg.ChangePartitions),
-			Lane: work.LaneCampaign, Due: now, Reason: "FANOUT", XID: fan.XID, Changes: 1,
+			Lane: work.LaneCampaign, Due: now, Reason: "FANOUT", XIDs: []change.XID{fan.XID}, Changes: 1,
 			FirstCommit: fan.CommitTime, LastCommit: fan.CommitTime,
 		})
 		if fan.BatchID != "" {

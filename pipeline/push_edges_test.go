@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
@@ -292,6 +293,33 @@ func TestTheLastAttemptThatIsUnansweredIsLookedAtOnceMore(t *testing.T) {
 		w.wait(3 * time.Minute)
 		require.Len(t, w.sent, 2)
 		require.Empty(t, w.intents)
+		require.Empty(t, w.parked)
+		stop()
+	})
+}
+
+// Behind a synchronous standby transactions become visible in the order of their commits, which is not that of their
+// ids: the newest says nothing of the others.
+func TestAParkedProductWaitsForEachOfItsTransactions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.running = []change.XID{100, 105}
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.change("p1", 105)
+		w.wait(10 * time.Second)
+		require.Equal(t, "NOT_YET_VISIBLE", w.parked[[2]string{"p1", ""}].Reason)
+		w.mu.Lock()
+		w.running = []change.XID{100}
+		w.mu.Unlock()
+		w.wait(time.Minute)
+		require.Empty(t, w.sent, "100 is not visible yet")
+		w.mu.Lock()
+		w.running = nil
+		w.mu.Unlock()
+		w.wait(20 * time.Second)
+		require.Equal(t, []string{"north:p1"}, w.sent)
 		require.Empty(t, w.parked)
 		stop()
 	})

@@ -31,7 +31,8 @@ type world struct {
 
 	// The source.
 	docs     map[string][]document.Row
-	xid      change.XID // all transactions below it are visible
+	xid      change.XID   // all transactions below it are visible
+	running  []change.XID // but for these
 	broken   map[string]bool
 	away     bool
 	reads    int
@@ -244,7 +245,11 @@ func (w *world) Documents(_ context.Context, ids []change.ProductID) ([]document
 		}
 		out = append(out, w.docs[string(id)]...)
 	}
-	return out, change.Snapshot{Xmin: w.xid, Xmax: w.xid}, time.Now(), nil
+	s := change.Snapshot{Xmin: w.xid, Xmax: w.xid, Running: slices.Clone(w.running)}
+	for _, x := range w.running {
+		s.Xmin = min(s.Xmin, x)
+	}
+	return out, s, time.Now(), nil
 }
 
 func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) {
@@ -268,7 +273,7 @@ func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) 
 	}
 	for k, v := range w.parked {
 		if slices.Contains(products, k[0]) {
-			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation, XID: v.XID})
+			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation, XIDs: v.XIDs})
 		}
 	}
 	return l, nil
@@ -333,7 +338,7 @@ func (w *world) park(rows []work.Parked) {
 			if old.Due.Before(p.Due) {
 				p.Due, p.Reason = old.Due, old.Reason
 			}
-			p.Lane, p.XID, p.Changes = min(p.Lane, old.Lane), max(p.XID, old.XID), p.Changes+old.Changes
+			p.Lane, p.XIDs, p.Changes = min(p.Lane, old.Lane), append(p.XIDs, old.XIDs...), p.Changes+old.Changes
 		}
 		w.generation++
 		p.Generation = w.generation

@@ -90,9 +90,7 @@ type entry struct {
 // absorb merges what another entry of the same product stands for.
 func (e *entry) absorb(o *entry) {
 	e.offsets = append(e.offsets, o.offsets...)
-	for _, x := range o.xids {
-		e.needs(x)
-	}
+	e.needs(o.xids...)
 	e.changes += o.changes
 	if e.first.IsZero() || !o.first.IsZero() && o.first.Before(e.first) {
 		e.first, e.captured = o.first, o.captured
@@ -123,9 +121,11 @@ func (e *entry) absorb(o *entry) {
 	}
 }
 
-func (e *entry) needs(x change.XID) {
-	if x != 0 && !slices.Contains(e.xids, x) {
-		e.xids = append(e.xids, x)
+func (e *entry) needs(xids ...change.XID) {
+	for _, x := range xids {
+		if x != 0 && !slices.Contains(e.xids, x) {
+			e.xids = append(e.xids, x)
+		}
 	}
 }
 
@@ -418,7 +418,7 @@ func (p *Push) unpark(rows []work.Parked) {
 			captured: row.FirstCommit, lane: row.Lane, attempt: row.Attempt, parked: row.Reason,
 			pulled: map[string]int64{row.Shop: row.Generation},
 		}
-		e.needs(row.XID)
+		e.needs(row.XIDs...)
 		if row.Shop != "" {
 			e.only = map[string]struct{}{row.Shop: {}}
 		}

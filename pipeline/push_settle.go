@@ -110,7 +110,7 @@ func (s *settlement) unpark(j *job) {
 // covers reports whether the flight stands for what the parked row waits for: its read has seen the row's transaction,
 // or the row is parked anew, or the product cannot be read at all.
 func (s *settlement) covers(f *flight, ref work.ParkedRef) bool {
-	return f.blind || f.unseen || s.r.snapshot.Sees(ref.XID)
+	return f.blind || f.unseen || seesAll(s.r.snapshot, ref.XIDs)
 }
 
 // parkUnsent puts a job back that its shop does not take at the moment. Its items wait with it. The row that it was
@@ -125,9 +125,9 @@ func (s *settlement) parkUnsent(j *job) {
 	switch j.park {
 	case "NOT_YET_VISIBLE":
 		for _, ref := range j.flight.parked {
-			e.needs(ref.XID)
+			e.needs(ref.XIDs...)
 		}
-		row.XID = slices.Max(e.xids)
+		row.XIDs = e.xids
 		row.Due = s.now.Add(time.Second)
 	case "GUARD_UNKNOWN":
 		row.Due = s.now.Add(time.Second)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
@@ -102,7 +103,7 @@ func TestAReadThatDoesNotSeeAParkedTransactionLeavesItParked(t *testing.T) {
 		w := newWorld(t)
 		w.put("p1", "x", "north")
 		w.xid = 200
-		w.park([]work.Parked{{ProductID: "p1", Reason: "NOT_YET_VISIBLE", XID: 300, Due: time.Now().Add(time.Hour)}})
+		w.park([]work.Parked{{ProductID: "p1", Reason: "NOT_YET_VISIBLE", XIDs: []change.XID{300}, Due: time.Now().Add(time.Hour)}})
 		_, stop := w.run("a")
 		w.change("p1", 100)
 		w.wait(2 * time.Second)

@@ -93,8 +93,8 @@ type Parked struct {
 	Reason string
 	// Attempt counts the failed automatic attempts behind it.
 	Attempt int
-	// XID is the newest transaction that the next read must see; zero for none.
-	XID change.XID
+	// XIDs are the transactions that the next read must see: all of them, as a higher one may become visible first.
+	XIDs []change.XID
 	// Changes counts the changes that it stands for.
 	Changes     int
 	FirstCommit time.Time
@@ -270,8 +270,8 @@ type ParkedRef struct {
 	ProductID  string
 	Shop       string
 	Generation int64
-	// XID is the transaction that the row waits for: a read that does not see it must leave the row standing.
-	XID change.XID
+	// XIDs are the transactions that the row waits for: a read that does not see each must leave the row standing.
+	XIDs []change.XID
 }
 
 // Settlement is everything that a group of finished pushes changes: one transaction, valid only under its fences.

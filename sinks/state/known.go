@@ -27,12 +27,11 @@ func (s *Store) Load(ctx context.Context, products []string) (work.Loaded, error
 	var b pgx.Batch
 	// Parked and items before what is known: each statement has a snapshot of its own, and what was parked after its
 	// turn is then rather left standing than taken for seen.
-	b.Queue(`SELECT product_id, shop, generation, xid FROM parked WHERE product_id = ANY($1)`, products).
+	b.Queue(`SELECT product_id, shop, generation, xids FROM parked WHERE product_id = ANY($1)`, products).
 		Query(func(rows pgx.Rows) (err error) {
 			l.Parked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p work.ParkedRef, err error) {
-				var x int64
-				err = row.Scan(&p.ProductID, &p.Shop, &p.Generation, &x)
-				p.XID = change.XID(x)
+				err = row.Scan(&p.ProductID, &p.Shop, &p.Generation, &p.XIDs)
+				p.XIDs = orNil(p.XIDs)
 				return p, err
 			})
 			return err

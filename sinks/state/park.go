@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -48,7 +49,7 @@ func mergeParked(old, add work.Parked) work.Parked {
 		m.Due, m.Reason = old.Due, old.Reason
 	}
 	m.Attempt = max(old.Attempt, add.Attempt)
-	m.XID = max(old.XID, add.XID)
+	m.XIDs = joinXIDs(old.XIDs, add.XIDs)
 	m.Changes = old.Changes + add.Changes
 	if m.FirstCommit.IsZero() || !old.FirstCommit.IsZero() && old.FirstCommit.Before(m.FirstCommit) {
 		m.FirstCommit = old.FirstCommit
@@ -59,11 +60,24 @@ func mergeParked(old, add work.Parked) work.Parked {
 	return m
 }
 
+// xidsMost bounds what a row remembers of the transactions that it waits for. It keeps the highest: a transaction that
+// is not visible yet is waiting for a standby, and whoever waits for that is among the newest.
+const xidsMost = 64
+
+// joinXIDs is the union in ascending order. parkSQL does the same.
+func joinXIDs(a, b []change.XID) []change.XID {
+	all := slices.DeleteFunc(slices.Concat(a, b), func(x change.XID) bool { return x == 0 })
+	slices.Sort(all)
+	all = slices.Compact(all)
+	return orNil(all[max(0, len(all)-xidsMost):])
+}
+
 // foldParked sorts by (product, shop) and joins rows of the same one: an upsert may touch each row once, and writers
 // that lock in one order do not wait for each other in a circle. A zero due is now.
 func foldParked(parked []work.Parked, now time.Time) []work.Parked {
 	out := make([]work.Parked, 0, len(parked))
 	for _, p := range parked {
+		p.XIDs = joinXIDs(p.XIDs, nil)
 		if p.Due.IsZero() {
 			p.Due = now
 			if p.Reason == reasonHeld {
@@ -89,13 +103,13 @@ func foldParked(parked []work.Parked, now time.Time) []work.Parked {
 
 // parkSQL merges as mergeParked does. Due arrives as a delay from now, because the state's clock decides what is due
 // and a worker's clock may be off.
-const parkSQL = `INSERT INTO parked AS p (product_id, shop, partition, lane, due, generation, reason, attempt, xid,
+const parkSQL = `INSERT INTO parked AS p (product_id, shop, partition, lane, due, generation, reason, attempt, xids,
 		changes, first_commit, last_commit)
-	SELECT product_id, shop, partition, lane, clock_timestamp() + wait, nextval('generations'), reason, attempt, xid,
-		changes, first_commit, last_commit
-	FROM unnest($1::text[], $2::text[], $3::int[], $4::smallint[], $5::interval[], $6::text[], $7::int[], $8::bigint[],
+	SELECT product_id, shop, partition, lane, clock_timestamp() + wait, nextval('generations'), reason, attempt,
+		xids::bigint[], changes, first_commit, last_commit
+	FROM unnest($1::text[], $2::text[], $3::int[], $4::smallint[], $5::interval[], $6::text[], $7::int[], $8::text[],
 		$9::bigint[], $10::timestamptz[], $11::timestamptz[])
-		n(product_id, shop, partition, lane, wait, reason, attempt, xid, changes, first_commit, last_commit)
+		n(product_id, shop, partition, lane, wait, reason, attempt, xids, changes, first_commit, last_commit)
 	ORDER BY product_id COLLATE "C", shop COLLATE "C"
 	ON CONFLICT (product_id, shop) DO UPDATE SET
 		partition = EXCLUDED.partition,
@@ -104,7 +118,8 @@ const parkSQL = `INSERT INTO parked AS p (product_id, shop, partition, lane, due
 		reason = CASE WHEN p.due < EXCLUDED.due THEN p.reason ELSE EXCLUDED.reason END,
 		generation = nextval('generations'),
 		attempt = greatest(p.attempt, EXCLUDED.attempt),
-		xid = greatest(p.xid, EXCLUDED.xid),
+		xids = CASE WHEN EXCLUDED.xids <@ p.xids THEN p.xids ELSE ARRAY(SELECT x FROM (SELECT DISTINCT x
+			FROM unnest(p.xids || EXCLUDED.xids) x ORDER BY x DESC LIMIT 64) newest ORDER BY x) END,
 		changes = p.changes + EXCLUDED.changes,
 		first_commit = least(p.first_commit, EXCLUDED.first_commit),
 		last_commit = greatest(p.last_commit, EXCLUDED.last_commit)`
@@ -118,16 +133,35 @@ func queuePark(b *pgx.Batch, parked []work.Parked) {
 	n := len(rows)
 	ids, shops, reasons := make([]string, n), make([]string, n), make([]string, n)
 	parts, lanes, attempts := make([]int32, n), make([]int16, n), make([]int32, n)
-	waits, xids, changes := make([]time.Duration, n), make([]int64, n), make([]int64, n)
+	waits, xids, changes := make([]time.Duration, n), make([]string, n), make([]int64, n)
 	first, last := make([]*time.Time, n), make([]*time.Time, n)
 	for i := range rows {
 		p := &rows[i]
 		ids[i], shops[i], parts[i], lanes[i] = p.ProductID, p.Shop, p.Partition, int16(p.Lane)
 		waits[i] = max(p.Due.Sub(now), 0)
-		reasons[i], attempts[i], xids[i] = clean(p.Reason), int32(p.Attempt), int64(p.XID)
+		reasons[i], attempts[i], xids[i] = clean(p.Reason), int32(p.Attempt), arrayOf(p.XIDs)
 		changes[i], first[i], last[i] = int64(p.Changes), at(p.FirstCommit), at(p.LastCommit)
 	}
 	b.Queue(parkSQL, ids, shops, parts, lanes, waits, reasons, attempts, xids, changes, first, last)
+}
+
+// arrayOf writes ids as Postgres reads an array: parameters of arrays of arrays would have to be of equal length.
+func arrayOf(xids []change.XID) string {
+	b := []byte{'{'}
+	for i, x := range xids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, int64(x), 10)
+	}
+	return string(append(b, '}'))
+}
+
+func orNil(xids []change.XID) []change.XID {
+	if len(xids) == 0 {
+		return nil
+	}
+	return xids
 }
 
 // queueUnpark deletes parked rows that are still at the generation that was seen.
@@ -168,7 +202,7 @@ const pullSQL = `WITH RECURSIVE heads AS (
 			AND EXISTS (SELECT FROM parked k WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop
 				AND k.due <= statement_timestamp())
 	)
-	SELECT product_id, shop, partition, lane, due, generation, reason, attempt, xid, changes, first_commit, last_commit
+	SELECT product_id, shop, partition, lane, due, generation, reason, attempt, xids, changes, first_commit, last_commit
 	FROM (SELECT k.*, row_number() OVER (PARTITION BY k.lane, k.shop ORDER BY k.due) AS turn
 		FROM served g CROSS JOIN LATERAL (SELECT * FROM parked k
 			WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop AND k.due <= statement_timestamp()
@@ -201,10 +235,9 @@ func (s *Store) Pull(ctx context.Context, partitions []int32, excludeShops []str
 
 func scanParked(row pgx.CollectableRow) (work.Parked, error) {
 	var p work.Parked
-	var xid int64
 	var first, last *time.Time
-	err := row.Scan(&p.ProductID, &p.Shop, &p.Partition, &p.Lane, &p.Due, &p.Generation, &p.Reason, &p.Attempt, &xid,
+	err := row.Scan(&p.ProductID, &p.Shop, &p.Partition, &p.Lane, &p.Due, &p.Generation, &p.Reason, &p.Attempt, &p.XIDs,
 		&p.Changes, &first, &last)
-	p.XID, p.FirstCommit, p.LastCommit = change.XID(xid), orZero(first), orZero(last)
+	p.XIDs, p.FirstCommit, p.LastCommit = orNil(p.XIDs), orZero(first), orZero(last)
 	return p, err
 }

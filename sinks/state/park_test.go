@@ -143,7 +143,7 @@ func (m *parkModel) draw(t *rapid.T) work.Parked {
 		Due:       time.Now().Add(time.Duration(hours) * time.Hour),
 		Reason:    fmt.Sprintf("R%d", hours),
 		Attempt:   rapid.IntRange(0, 9).Draw(t, "attempt"),
-		XID:       change.XID(rapid.IntRange(0, 99).Draw(t, "xid")),
+		XIDs:      joinXIDs(rapid.SliceOfN(rapid.Map(rapid.IntRange(1, 200), func(x int) change.XID { return change.XID(x) }), 0, 40).Draw(t, "xids"), nil),
 		Changes:   rapid.IntRange(1, 9).Draw(t, "changes"),
 	}
 	if rapid.Bool().Draw(t, "timed") {
@@ -208,7 +208,7 @@ func (m *parkModel) settle(t *rapid.T) {
 // check compares, and learns the generations of what was parked since.
 func (m *parkModel) check(t *rapid.T) {
 	rows, err := m.s.pool.Query(context.Background(), `SELECT product_id, shop, partition, lane, due, generation, reason,
-		attempt, xid, changes, first_commit, last_commit FROM parked`)
+		attempt, xids, changes, first_commit, last_commit FROM parked`)
 	require.NoError(t, err)
 	all, err := pgx.CollectRows(rows, scanParked)
 	require.NoError(t, err)

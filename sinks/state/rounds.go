@@ -53,7 +53,10 @@ func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions
 		return out, err
 	}
 	parked, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p work.Parked, err error) {
-		err = row.Scan(&p.ProductID, &p.Shop, &p.XID)
+		var x int64
+		if err = row.Scan(&p.ProductID, &p.Shop, &x); x != 0 {
+			p.XIDs = []change.XID{xid(x)}
+		}
 		p.Lane, p.Reason = work.LaneRetry, reasonRetry
 		p.Partition = change.Partition(change.ProductID(p.ProductID), partitions)
 		return p, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
@@ -50,7 +51,7 @@ func TestOneSettlementCarriesEverything(t *testing.T) {
 		Products: []work.Settled{{Known: known, Attempted: true}, {Known: work.Known{ProductID: "p1", Snapshot: snapshot(70, 80)}}},
 		Items:    []work.Item{item}, SplitItems: []work.Item{{BatchID: "b1", ProductID: "p1"}},
 		Intents: []work.Intent{{Key: "k1", Shop: "s1", ProductIDs: []string{"p1"}}}, Outbox: records("p1"), Positions: map[int32]int64{0: 2},
-		Park: []work.Parked{{ProductID: "p1", Shop: "s1", Partition: 1, Lane: work.LaneRetry, Reason: "RETRY", Attempt: 1, XID: 5, Changes: 2, FirstCommit: committed, LastCommit: committed}},
+		Park: []work.Parked{{ProductID: "p1", Shop: "s1", Partition: 1, Lane: work.LaneRetry, Reason: "RETRY", Attempt: 1, XIDs: []change.XID{5}, Changes: 2, FirstCommit: committed, LastCommit: committed}},
 	}))
 	l, err = s.Load(ctx, []string{"p1"})
 	require.NoError(t, err)

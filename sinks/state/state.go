@@ -147,7 +147,7 @@ func (s *Store) BindSource(ctx context.Context, systemID string, timeline int32,
 		var b pgx.Batch
 		if foreign {
 			b.Queue(`UPDATE products SET snapshot = '', document_hash = '', shadow = NULL`)
-			b.Queue(`UPDATE parked SET xid = 0 WHERE xid <> 0`)
+			b.Queue(`UPDATE parked SET xids = '{}' WHERE xids <> '{}'`)
 			b.Queue(`UPDATE batch_items SET xid = 0 WHERE xid <> 0
 				AND status IN ('PENDING', 'PROCESSING', 'RETRYING', 'HELD')`)
 		}

@@ -79,7 +79,7 @@ CREATE TABLE parked (
     generation   bigint      NOT NULL,
     reason       text COLLATE "C" NOT NULL,
     attempt      integer     NOT NULL DEFAULT 0,
-    xid          bigint      NOT NULL DEFAULT 0,
+    xids         bigint[]    NOT NULL DEFAULT '{}', -- ascending, each once
     changes      bigint      NOT NULL DEFAULT 0,
     first_commit timestamptz,
     last_commit  timestamptz,
