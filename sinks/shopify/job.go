@@ -25,8 +25,10 @@ type job struct {
 	reason  string
 	skipped string
 	wrote   bool
+	absent  bool // the shop was asked and has no such product
 	rereads int
 	bad     map[level]bool // rows that the shop refused
+	flying  additions      // of the request that was sent last
 	stale   map[level]int  // how often a row's level was another than expected
 
 	requested, actual  float64
@@ -132,7 +134,7 @@ func (j *job) remember() {
 	if j.shadow.ID == "" && j.known.memory != nil {
 		j.shadow.Former = cloneMap(j.known.memory.Former)
 	}
-	j.shadow.maybe(j.plan.Push.Document)
+	j.shadow.maybe(j.flying)
 }
 
 // end fails the job whatever the failure.
@@ -234,7 +236,8 @@ func (j *job) result() work.Result {
 
 // describe tells what the shop has now.
 func (j *job) describe(r *work.Result, doc *document.Document) {
-	if j.shadow == nil && j.known.sure && r.ShopifyID != "" {
+	// Invariant: only a read that has found nothing makes the state forget a product. A read that failed has not.
+	if j.shadow == nil && j.absent && r.ShopifyID != "" {
 		r.ShopifyID, r.Shadow = "", json.RawMessage(noShadow) // deleted in the shop
 		return
 	}

@@ -22,6 +22,8 @@ type op struct {
 	points int
 	// done changes the shadow when the shop has accepted the op; payload is the root field's answer.
 	done func(s *Shadow, payload map[string]any)
+	// adds is what the op adds to lists that are not ours alone.
+	adds additions
 	// heavy marks what takes the shop long: few of these share a request, lest it times out.
 	heavy bool
 	err   error

@@ -69,6 +69,16 @@ func Plan(p work.Push) work.Plan {
 		known.shadow = newShadow(p.Known.ShopifyID)
 		known.shadow.Doubt = true
 	}
+	if adds := intended(p.Known.Intents); len(adds) > 0 {
+		if known.shadow == nil && known.memory == nil {
+			known.memory = newShadow("")
+		}
+		for _, s := range []*Shadow{known.shadow, known.memory} {
+			if s != nil {
+				s.maybe(adds)
+			}
+		}
+	}
 	known.sure = len(p.Known.Intents) == 0 && known.shadow != nil && !known.shadow.Doubt
 	d := decide(p, known)
 	plan := work.Plan{Push: p, Words: strings.Join(d.words, "; "), Effects: d.effects, Lane: d.lane}

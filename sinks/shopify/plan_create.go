@@ -96,8 +96,28 @@ func (c creationParts) op(p work.Push) *op {
 		"variants": min(maxInputRows, len(variants)), "images": max(1, len(images)), "withImages": len(images) > 0,
 	})
 	o.heavy = true
+	o.adds = c.adds(doc, images)
 	o.done = func(s *Shadow, payload map[string]any) { c.created(s, doc, images, payload) }
 	return o
+}
+
+// adds is what a creation puts into lists. Publications follow by an op of their own.
+func (c creationParts) adds(doc *document.Document, images []document.Image) additions {
+	out := additions{}
+	out.merge(additions{addedTags: normalTags(doc.Tags.Value), addedImages: imageURLs(images)})
+	if c.metafields {
+		out.merge(additions{addedMetafields: metafieldKeys(doc.Metafields.Value)})
+	}
+	for i := range doc.Variants.Value {
+		v := &doc.Variants.Value[i]
+		if c.variantMetafields {
+			out.merge(additions{addedVariantMetafields: metafieldKeys(v.Metafields.Value)})
+		}
+		for _, l := range v.Stock.Value {
+			out.merge(additions{addedStock: {stockPlace("", l.Location, levelName(l.Name))}})
+		}
+	}
+	return out
 }
 
 // created fills an empty shadow with what a creation has put into the shop.

@@ -18,10 +18,13 @@ func (u *update) images() []document.Image {
 	}
 	want := uniqueImages(u.doc.Images.Value)
 	var files []any
-	var removed []string
+	var removed []string // ids
 	alts := map[string]string{}
-	for _, have := range u.old.Images {
+	for n, have := range u.old.Images {
 		at := slices.IndexFunc(want, func(i document.Image) bool { return i.URL == have.URL })
+		if slices.ContainsFunc(u.old.Images[:n], func(i ShadowImage) bool { return i.URL == have.URL }) {
+			at = -1 // a second copy, which a late request has uploaded
+		}
 		if at >= 0 && want[at].Alt == have.Alt {
 			continue
 		}
@@ -32,7 +35,7 @@ func (u *update) images() []document.Image {
 		if at < 0 {
 			// Taken off the product; the file stays in the shop, as a merchant may use it elsewhere.
 			files = append(files, map[string]any{"id": have.ID, "referencesToRemove": []any{u.old.ID}})
-			removed = append(removed, have.URL)
+			removed = append(removed, have.ID)
 			continue
 		}
 		files = append(files, map[string]any{"id": have.ID, "alt": want[at].Alt})
@@ -43,7 +46,7 @@ func (u *update) images() []document.Image {
 	}
 	if len(files) > 0 {
 		u.d.ops[len(u.d.ops)-1].done = func(s *Shadow, _ map[string]any) {
-			s.Images = slices.DeleteFunc(s.Images, func(i ShadowImage) bool { return slices.Contains(removed, i.URL) })
+			s.Images = slices.DeleteFunc(s.Images, func(i ShadowImage) bool { return i.ID != "" && slices.Contains(removed, i.ID) })
 			for i := range s.Images {
 				if alt, ok := alts[s.Images[i].URL]; ok {
 					s.Images[i].Alt = alt

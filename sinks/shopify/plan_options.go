@@ -259,6 +259,10 @@ func (u *update) restructure(c *variantChanges) {
 		"variants":   min(maxInputRows, len(variants)), "images": 1, "withImages": false,
 	})
 	o.heavy = true
+	o.adds = additions{}
+	for _, v := range created { // without stock
+		o.adds.merge(additions{addedVariantMetafields: metafieldKeys(v.Metafields.Value)})
+	}
 	doc, fields := u.doc, c.fields
 	o.done = func(s *Shadow, payload map[string]any) { restructured(s, doc, created, fields, payload) }
 	u.add(o)

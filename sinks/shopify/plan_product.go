@@ -85,7 +85,7 @@ func (u *update) product(images []document.Image) {
 	if len(input) == 0 && len(images) == 0 {
 		return
 	}
-	u.add(updateOp(u.old.ID, input, mediaInput(images), func(s *Shadow, payload map[string]any) {
+	o := updateOp(u.old.ID, input, mediaInput(images), func(s *Shadow, payload map[string]any) {
 		maps.Copy(s.Fields, marks)
 		s.Status = status
 		ids := nodeIDs(payload, "product", "media")
@@ -96,7 +96,9 @@ func (u *update) product(images []document.Image) {
 			}
 			s.Images = append(s.Images, added)
 		}
-	}))
+	})
+	o.adds = additions{addedImages: imageURLs(images)}
+	u.add(o)
 }
 
 func mediaInput(images []document.Image) []any {
@@ -119,7 +121,8 @@ func (u *update) tags() {
 	}
 	want := normalTags(u.doc.Tags.Value)
 	again := u.old.Released["tags"]
-	var added, removed []any
+	var added []string
+	var removed []any
 	for _, t := range want {
 		if again || !containsFold(u.old.Tags, t) {
 			added = append(added, t)
@@ -140,11 +143,12 @@ func (u *update) tags() {
 		u.say("%s removed", count(len(removed), "tag"))
 	}
 	if len(added) > 0 {
-		o := newOp("tagsAdd", map[string]any{"id": id, "tags": added})
+		o := newOp("tagsAdd", map[string]any{"id": id, "tags": anys(added)})
+		o.adds = additions{addedTags: added}
 		o.done = func(s *Shadow, _ map[string]any) {
 			for _, t := range added {
-				if !containsFold(s.Tags, text(t)) {
-					s.Tags = append(s.Tags, text(t))
+				if !containsFold(s.Tags, t) {
+					s.Tags = append(s.Tags, t)
 				}
 			}
 			delete(s.Released, "tags")
@@ -227,6 +231,14 @@ func metafieldsSet(changes []metafieldChange) *op {
 		})
 	}
 	o := newOp("metafieldsSet", map[string]any{"metafields": list})
+	o.adds = additions{}
+	for _, c := range changes {
+		part := addedMetafields
+		if c.variant != "" {
+			part = addedVariantMetafields
+		}
+		o.adds.merge(additions{part: {metafieldKey(c.field)}})
+	}
 	o.done = func(s *Shadow, _ map[string]any) {
 		for _, c := range changes {
 			c.marks(s)[metafieldKey(c.field)] = metafieldMark(c.field)
@@ -296,6 +308,7 @@ func (u *update) publications() {
 	}
 	if len(added) > 0 {
 		o := newOp("publishablePublish", map[string]any{"id": u.old.ID, "input": publicationInput(added)})
+		o.adds = additions{addedPublications: added}
 		o.done = func(s *Shadow, _ map[string]any) {
 			for _, name := range added {
 				if !slices.Contains(s.Publications, name) {

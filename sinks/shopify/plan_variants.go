@@ -399,6 +399,7 @@ func (c *variantChanges) sendCreations(u *update) {
 		}
 		o := newOp("productVariantsBulkCreate", map[string]any{"productId": u.old.ID, "variants": variants, "withOptions": true})
 		o.heavy = len(variants) > 10
+		o.adds = variantAdditions(chunk)
 		o.done = func(s *Shadow, payload map[string]any) {
 			byTitle := nodesByTitle(list(payload["productVariants"]))
 			for _, v := range chunk {
@@ -413,6 +414,18 @@ func (c *variantChanges) sendCreations(u *update) {
 		}
 		u.add(o)
 	}
+}
+
+// variantAdditions is what the creation of variants puts into their lists.
+func variantAdditions(created []*document.Variant) additions {
+	out := additions{}
+	for _, v := range created {
+		out.merge(additions{addedVariantMetafields: metafieldKeys(v.Metafields.Value)})
+		for _, l := range v.Stock.Value {
+			out.merge(additions{addedStock: {stockPlace(v.Key, l.Location, levelName(l.Name))}})
+		}
+	}
+	return out
 }
 
 func nodesByTitle(nodes []any) map[string]map[string]any {

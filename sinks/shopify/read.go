@@ -73,7 +73,7 @@ func (r *reading) metafieldKeys() (product, variant []string) {
 		for k := range r.old.Metafields {
 			ofProduct[k] = true
 		}
-		for _, k := range r.old.Former["metafields"] {
+		for _, k := range r.old.Former[addedMetafields] {
 			ofProduct[k] = true
 		}
 	}
@@ -86,6 +86,9 @@ func (r *reading) metafieldKeys() (product, variant []string) {
 		for k := range v.Metafields {
 			ofVariants[k] = true
 		}
+	}
+	for _, k := range r.old.Former[addedVariantMetafields] {
+		ofVariants[k] = true
 	}
 	return slices.Sorted(maps.Keys(ofProduct)), slices.Sorted(maps.Keys(ofVariants))
 }
@@ -101,7 +104,7 @@ func (r *reading) shadow() *Shadow {
 			s.Fields[f.name] = mark(productText(r.node, f.name))
 		}
 	}
-	ours := slices.Concat(normalTags(r.doc.Tags.Value), r.old.Tags, r.old.Former["tags"])
+	ours := slices.Concat(normalTags(r.doc.Tags.Value), r.old.Tags, r.old.Former[addedTags])
 	for _, t := range list(r.node["tags"]) {
 		if tag := text(t); r.doc.Tags.Owned && containsFold(ours, tag) {
 			s.Tags = append(s.Tags, tag)
@@ -110,7 +113,7 @@ func (r *reading) shadow() *Shadow {
 	readMetafields(s.Metafields, r.doc.Metafields, object(r.node["metafields"]))
 	s.Options = readOptions(list(r.node["options"]))
 	r.images(s)
-	ours = slices.Concat(r.doc.Publications.Value, r.old.Publications, r.old.Former["publications"])
+	ours = slices.Concat(r.doc.Publications.Value, r.old.Publications, r.old.Former[addedPublications])
 	for _, n := range list(object(r.node["resourcePublicationsV2"])["nodes"]) {
 		name := r.set.channels[text(object(object(n)["publication"])["id"])]
 		if truth(object(n)["isPublished"]) && slices.Contains(ours, name) {
@@ -241,7 +244,7 @@ func (r *reading) variant(key string, node map[string]any) *ShadowVariant {
 		want = r.doc.Variants.Value[at]
 	}
 	r.variantMetafields(sv, &want, old, object(node["metafields"]))
-	names := map[string]string{} // of the quantity that is ours, by location
+	names := r.old.Former.stockPlaces(key, sv.Item) // of the quantity that is ours, by location
 	for location, l := range old.Stock {
 		names[location] = levelName(l.Name)
 	}
@@ -272,6 +275,7 @@ func (r *reading) variantMetafields(sv *ShadowVariant, want *document.Variant, o
 	readMetafields(sv.Metafields, want.Metafields, page)
 	maps.DeleteFunc(sv.Metafields, func(key, _ string) bool {
 		_, before := old.Metafields[key]
+		before = before || slices.Contains(r.old.Former[addedVariantMetafields], key)
 		return !before && !slices.ContainsFunc(want.Metafields.Value, func(m document.Metafield) bool { return metafieldKey(m) == key })
 	})
 }
@@ -347,7 +351,7 @@ func (r *reading) images(s *Shadow) {
 	for _, o := range r.old.Images {
 		add(document.Image{URL: o.URL, Alt: o.Alt})
 	}
-	for _, u := range r.old.Former["images"] {
+	for _, u := range r.old.Former[addedImages] {
 		add(document.Image{URL: u})
 	}
 	for _, n := range list(object(r.node["media"])["nodes"]) {
@@ -361,8 +365,23 @@ func (r *reading) images(s *Shadow) {
 		if at >= 0 {
 			s.Images = append(s.Images, ShadowImage{URL: open[at].URL, Alt: alt, ID: id})
 			open = slices.Delete(open, at, at+1)
+		} else if again := r.copyOf(node); again != "" {
+			s.Images = append(s.Images, ShadowImage{URL: again, Alt: alt, ID: id})
 		}
 	}
+}
+
+// copyOf returns the URL that a request without an answer has uploaded once more; empty for a picture that is not ours.
+func (r *reading) copyOf(node map[string]any) string {
+	if text(object(node["image"])["url"]) == "" {
+		return ""
+	}
+	for _, u := range r.old.Former[addedImages] {
+		if sameImage(document.Image{URL: u}, node) {
+			return u
+		}
+	}
+	return ""
 }
 
 func sameImage(image document.Image, node map[string]any) bool {

@@ -175,9 +175,12 @@ func (d *delivery) write(ctx context.Context, r *request) {
 			return
 		}
 	}
+	for _, j := range jobs {
+		j.flying = r.additionsFor(j)
+	}
 	at := time.Now()
 	a := d.shops.call(ctx, d.shop, d.lane, ops, func(ctx context.Context) error {
-		return d.intend(ctx, []work.Intent{intent(key, d.shop.name, jobs, r, at)})
+		return d.intend(ctx, intents(key, d.shop.name, jobs, r, at))
 	}, len(jobs))
 	r.charge(a, at)
 	if a.whole != nil {
@@ -200,19 +203,21 @@ func (d *delivery) write(ctx context.Context, r *request) {
 	}
 }
 
-func intent(key, shop string, jobs []*job, r *request, at time.Time) work.Intent {
-	in := work.Intent{Key: key, Shop: shop, At: at}
-	for _, j := range jobs {
-		in.ProductIDs = append(in.ProductIDs, j.plan.Push.ProductID)
-	}
+// intents says of each product what the request is about to do to it.
+func intents(key, shop string, jobs []*job, r *request, at time.Time) []work.Intent {
 	var names []string
 	for _, it := range r.items {
 		if !slices.Contains(names, it.op.document) {
 			names = append(names, it.op.document)
 		}
 	}
-	in.Mutation = strings.Join(names, "+")
-	return in
+	out := make([]work.Intent, len(jobs))
+	for i, j := range jobs {
+		out[i] = work.Intent{
+			Key: key, Shop: shop, At: at, ProductIDs: []string{j.plan.Push.ProductID}, Mutation: intentText(names, j.flying),
+		}
+	}
+	return out
 }
 
 // newKey returns a random UUID (RFC 9562, version 4).

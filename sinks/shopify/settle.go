@@ -280,7 +280,7 @@ func (d *delivery) read(ctx context.Context, jobs []*job, ops []*op) ([]map[stri
 // planRead plans a product again with what the shop has; nil where it has no such product.
 func (j *job) planRead(s *Shadow) {
 	j.known = knowledge{shadow: s, memory: j.known.memory, sure: true, fresh: true}
-	j.shadow = s
+	j.shadow, j.absent = s, s == nil
 	d := decide(j.plan.Push, j.known)
 	for _, e := range d.effects {
 		if !slices.Contains(j.plan.Effects, e) {

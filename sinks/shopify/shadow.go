@@ -35,9 +35,9 @@ type Shadow struct {
 	// there before stays on record, so that it can be removed when they are owned again; until then the shop's own
 	// state of them is not known.
 	Released map[string]bool `json:"released,omitempty"`
-	// Former names, for "tags", "metafields", "images" (URLs) and "publications", what a request without an answer may
-	// have put into the shop, or may yet. Where a read finds it, it is ours.
-	Former map[string][]string `json:"former,omitempty"`
+	// Former is what requests without an answer may have added in the shop, or may yet. It is dropped when none of them
+	// is on its way any more, because what a merchant adds later under the same name is the merchant's.
+	Former additions `json:"former,omitempty"`
 	// Doubt says that the shop contradicted this shadow: read it before the next write.
 	Doubt bool `json:"doubt,omitempty"`
 
@@ -88,38 +88,17 @@ func newShadow(id string) *Shadow {
 	return &Shadow{
 		Version: shadowVersion, ID: id,
 		Fields: map[string]string{}, Metafields: map[string]string{}, Variants: map[string]*ShadowVariant{}, Released: map[string]bool{},
-		Former: map[string][]string{},
+		Former: additions{},
 	}
 }
 
 // noShadow replaces the shadow of a product that the shop does not have any more.
 const noShadow = "{}"
 
-// maxFormer bounds each list of Former; the newest stay.
-const maxFormer = 100
-
-// maybe notes that a request for doc may have reached the shop, or may yet.
-func (s *Shadow) maybe(doc *document.Document) {
+// maybe notes that a request with these additions may have reached the shop, or may yet.
+func (s *Shadow) maybe(adds additions) {
 	s.Doubt = true
-	if doc == nil {
-		return
-	}
-	note := func(part string, names []string) {
-		for _, n := range names {
-			if !slices.Contains(s.Former[part], n) {
-				s.Former[part] = append(slices.Clone(s.Former[part]), n)
-			}
-		}
-		s.Former[part] = s.Former[part][max(0, len(s.Former[part])-maxFormer):]
-	}
-	note("tags", normalTags(doc.Tags.Value))
-	note("publications", doc.Publications.Value)
-	for _, m := range doc.Metafields.Value {
-		note("metafields", []string{metafieldKey(m)})
-	}
-	for _, i := range doc.Images.Value {
-		note("images", []string{i.URL})
-	}
+	s.Former = additions(cloneMap(s.Former)).merge(adds)
 }
 
 // parseShadow returns nil where there is none, or none of this version. A shadow without an id is that of a creation

@@ -149,6 +149,13 @@ func (s *Shop) Inject(f Fault) {
 	s.next = append(s.next, &f)
 }
 
+// ClearInjected takes back what was injected and has hit nothing yet.
+func (s *Shop) ClearInjected() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next = nil
+}
+
 // fault decides what happens to a request with these root fields.
 func (s *Shop) fault(roots []string) FaultKind {
 	s.mu.Lock()
