@@ -129,7 +129,7 @@ func (w *world) dump(ctx context.Context) string {
 			(expires - now())::interval(1), taken_in, position, cursor) FROM leases ORDER BY stage, partition`},
 		{"parked", `SELECT format('%s %s lane %s: %s rows, due in %s, attempt %s', coalesce(nullif(shop, ''), '-'), reason, lane, count(*),
 			(min(due) - now())::interval(1), max(attempt)) FROM parked GROUP BY shop, reason, lane ORDER BY 1`},
-		{"parked rows", `SELECT format('%s %s/%s %s generation %s xid %s', partition, product_id, shop, reason, generation, xid)
+		{"parked rows", `SELECT format('%s %s/%s %s generation %s xids %s', partition, product_id, shop, reason, generation, xids)
 			FROM parked WHERE reason <> 'LATE_REQUEST' ORDER BY due LIMIT 10`},
 		{"intents", `SELECT format('%s %s %s: %s, the oldest %s ago', shop, mutation, '', count(*), (now() - min(at))::interval(1))
 			FROM intents GROUP BY shop, mutation`},
