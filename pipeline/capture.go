@@ -52,8 +52,9 @@ type captureProducer interface {
 // captureSource answers what the stream does not say; connectors/postgres implements it.
 type captureSource interface {
 	History(ctx context.Context) (change.History, error)
-	// ParentKeys leads ids through a parent table to products, and says which transactions it has seen.
-	ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ProductID, change.Snapshot, error)
+	// ParentKeys finds the rows of a parent table for ids, and says which transactions it has seen. An id without a row
+	// is not in the result. An error that says Data() is about one of the ids.
+	ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ParentRow, change.Snapshot, error)
 	snapshotSource
 }
 
@@ -149,6 +150,8 @@ type Capture struct {
 	parts CaptureParts
 	log   *slog.Logger
 	stats CaptureStats
+	// restarted: the position that cfg.Restart asks for is in Kafka, and is the one to go on from.
+	restarted bool
 }
 
 // NewCapture returns a stage that does nothing until Run.
@@ -243,12 +246,16 @@ func (c *Capture) session(ctx context.Context) error {
 	}()
 	var producer captureProducer
 	var pos event.Position
-	err = stream.Attend(ctx, func(ctx context.Context) (err error) {
-		if producer, err = c.parts.Fence(ctx); err != nil {
+	err = stream.Attend(ctx, func(ctx context.Context) error {
+		p, err := c.parts.Fence(ctx)
+		if err != nil {
+			return err // p may be a nil of the connector's type, which is not nil here
+		}
+		producer = p
+		if pos, err = c.position(ctx, stream.Confirmed()); err != nil {
 			return err
 		}
-		pos, err = c.position(ctx, stream.Confirmed())
-		return err
+		return c.giveUp(ctx, producer, pos)
 	})
 	if producer != nil {
 		defer producer.Close()
@@ -260,6 +267,20 @@ func (c *Capture) session(ctx context.Context) error {
 	c.log.InfoContext(ctx, "capture goes on", "position", pos.String(), "slot", pos.Slot,
 		"in_transaction", pos.Open != nil, "snapshot", pos.Snapshot != nil)
 	return c.work(ctx, stream, producer, pos)
+}
+
+// giveUp puts the position that Config.Restart asks for on record, before anything is written under it: the next
+// session goes on from there, instead of giving up what this one has written.
+func (c *Capture) giveUp(ctx context.Context, producer captureProducer, pos event.Position) error {
+	if !c.cfg.Restart || c.restarted {
+		return nil
+	}
+	w := newCaptureWriter(c.cfg, producer, pos, &c.stats, func(*captureUnit) {})
+	if err := w.write(ctx, &captureUnit{position: pos}); err != nil {
+		return fmt.Errorf("give up the position on record: %w", err)
+	}
+	c.restarted = true
+	return nil
 }
 
 // position finds out where to go on: from the position in Kafka, or, when there is none, from the slot's, with a
@@ -274,7 +295,7 @@ func (c *Capture) position(ctx context.Context, confirmed change.LSN) (event.Pos
 	switch {
 	case err != nil:
 		return pos, err
-	case c.cfg.Restart || !found:
+	case c.cfg.Restart && !c.restarted || !found:
 		pos = event.Position{Writer: writer, History: history, Position: change.Position{CommitLSN: confirmed}}
 	case pos.History != history:
 		return pos, &captureError{fmt.Sprintf("the position in Kafka is of another history: system %s timeline %d, and the "+

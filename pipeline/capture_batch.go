@@ -15,7 +15,7 @@ const (
 	captureBegin    captureKind = iota // tx
 	captureRow                         // row
 	captureName                        // position, name, admin: a batch message of the open transaction
-	captureCommit                      // end
+	captureCommit                      // end, and progress where the transaction calls for a snapshot
 	captureAdvance                     // end: nothing of ours stands before it that has not been seen
 	captureProgress                    // progress: the rows of one snapshot chunk are complete
 )
@@ -169,6 +169,9 @@ func (b *captureBatcher) apply(s *captureStep) {
 		b.decide()
 	case captureCommit:
 		b.commit(s.end)
+		if s.progress != nil {
+			b.progress(s.progress)
+		}
 	case captureAdvance:
 		b.moveTo(s.end)
 	case captureProgress:

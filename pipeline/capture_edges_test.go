@@ -119,7 +119,7 @@ func TestCaptureGoesOnPastWhatNobodyCanTake(t *testing.T) {
 	r.exec(`INSERT INTO products VALUES ('approved', 'A', 1, true, repeat('y', 2000000))`)
 	r.exec(`INSERT INTO variants VALUES (2, repeat('z', 3000), 'too long for an index of the state')`)
 	r.exec(`INSERT INTO variants VALUES (3, repeat('z', 9 << 20), 'too long for Kafka')`)
-	r.exec(`INSERT INTO stock (variant_id, qty) VALUES (1e30, 1), (1.0, 2), ('NaN', 3)`)
+	r.exec(`INSERT INTO stock (variant_id, qty) VALUES (1e30, 1), (1, 2), ('NaN', 3)`)
 	r.exec(`INSERT INTO variants VALUES (4, 'b', 'y')`)
 	r.wait(c)
 	require.NoError(t, stop())
@@ -137,7 +137,7 @@ func TestCaptureGoesOnPastWhatNobodyCanTake(t *testing.T) {
 		var b event.Batch
 		require.NoError(t, json.Unmarshal(rec.Value, &b))
 		require.NotContains(t, b.Name, "\x00")
-		names = append(names, b.Name[:min(3, len(b.Name))]+b.Admin[:min(3, len(b.Admin))])
+		names = append(names, b.Name[:min(4, len(b.Name))]+b.Admin[:min(4, len(b.Admin))])
 	}
-	require.Equal(t, []string{"n\uFFFD", "yyy"}, names)
+	require.Equal(t, []string{"n\uFFFD", "yyyy"}, names)
 }

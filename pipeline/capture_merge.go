@@ -2,6 +2,9 @@ package pipeline
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -72,16 +75,19 @@ func (s *captureSession) merge(lsn change.LSN) {
 	s.request(0)
 }
 
-// again takes a new snapshot after a transaction that has truncated a routed table: which products had rows in it is
-// not known, so all are touched.
-func (s *captureSession) again() {
+// commit ends the open transaction. One that has truncated a routed table calls for a new snapshot: which products had
+// rows in it is not known, so all are touched. That stands in the same step, so that no unit ends between the two.
+func (s *captureSession) commit(end change.LSN) {
+	step := captureStep{kind: captureCommit, end: end}
 	if !s.truncated {
+		s.backlog = append(s.backlog, step)
 		return
 	}
 	s.truncated = false
 	running := s.progress != nil
 	s.progress = snapshotAgain(s.progress, SnapshotTables(s.c.cfg.Routes), time.Now())
-	s.finish(&captureSnapshotDone{progress: s.progress, tables: s.complete})
+	step.progress = &captureSnapshotDone{progress: s.progress, tables: s.complete}
+	s.backlog = append(s.backlog, step)
 	if !running {
 		s.request(0)
 	}
@@ -114,7 +120,7 @@ func (s *captureSession) targets(f func(*captureRowStep, *routerTarget)) {
 	}
 }
 
-// lookup is what one query asks for.
+// captureLookup is what is asked of one parent table.
 type captureLookup struct {
 	ids  []string
 	seen map[string]bool
@@ -144,58 +150,96 @@ func (s *captureSession) resolve(ctx context.Context) error {
 		a.xids[row.xid] = true
 	})
 	for parent, ask := range asks {
-		keys, err := s.lookUp(ctx, parent, ask)
+		found, err := s.lookUp(ctx, parent, ask)
 		if err != nil {
 			return err
 		}
-		for id, product := range keys {
-			s.router.resolve(parent, id, product)
+		for id, row := range found.rows {
+			s.router.resolve(parent, id, row)
 		}
 		s.targets(func(_ *captureRowStep, t *routerTarget) {
 			if t.parent != parent {
 				return
 			}
-			product, ok := keys[t.id]
-			if *t = (routerTarget{}); ok && product != "" {
-				*t = routerTarget{kind: routerProduct, product: product}
-				return
+			id := t.id
+			*t = routerTarget{}
+			switch row, ok := found.rows[id]; {
+			case ok && routerReason("product id", []byte(row.Product)) == "":
+				*t = routerTarget{kind: routerProduct, product: row.Product}
+			case found.bad[id] != "":
+				*t = routerTarget{kind: routerBad, reason: found.bad[id]}
+			default:
+				// The parent is gone, and its own deletion has touched or will touch its product; or the product id that it
+				// holds is none, which its own route says.
+				s.c.stats.Orphans.Add(1)
 			}
-			// The parent is gone, and its own deletion has touched or will touch its product.
-			s.c.stats.Orphans.Add(1)
 		})
 	}
 	s.waiting = 0
 	return nil
 }
 
+// captureFound is the answer to a captureLookup.
+type captureFound struct {
+	rows map[string]change.ParentRow
+	// bad says why an id could not even be asked for.
+	bad map[string]string
+}
+
 // lookUp asks until the answer has seen every transaction that it must: WAL is sent before its commit is visible.
-func (s *captureSession) lookUp(ctx context.Context, parent *routerParent, ask *captureLookup) (keys map[string]change.ProductID, err error) {
+func (s *captureSession) lookUp(ctx context.Context, parent *routerParent, ask *captureLookup) (found captureFound, err error) {
 	err = s.stream.Attend(ctx, func(ctx context.Context) error {
-		for {
-			var snap change.Snapshot
-			err := retry(ctx, s.c.log, "products of parent rows", func(ctx context.Context) (err error) {
-				s.c.stats.Lookups.Add(1)
-				keys, snap, err = s.c.parts.Source.ParentKeys(ctx, parent.Parent, ask.ids)
-				if err != nil && captureFinal(err) {
-					return &captureError{err.Error()}
+		for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+			found = captureFound{rows: map[string]change.ParentRow{}, bad: map[string]string{}}
+			late := false
+			err := s.parents(ctx, parent, ask.ids, &found, func(snap change.Snapshot) {
+				for x := range ask.xids {
+					late = late || !snap.Sees(x)
 				}
-				return err
 			})
-			if err != nil {
+			if err != nil || !late {
 				return err
 			}
-			for x := range ask.xids {
-				if snap.Sees(x) {
-					delete(ask.xids, x)
-				}
-			}
-			if len(ask.xids) == 0 {
-				return nil
-			}
-			if !sleep(ctx, 10*time.Millisecond) {
+			if !sleep(ctx, pause) { // for a standby that the commit waits for
 				return ctx.Err()
 			}
 		}
 	})
-	return keys, err
+	return found, err
+}
+
+// parents asks for ids, and halves what the source cannot read until it has found the id that it stumbles over: a value
+// that the parent's column cannot hold.
+func (s *captureSession) parents(ctx context.Context, parent *routerParent, ids []string, found *captureFound, saw func(change.Snapshot)) error {
+	var rows map[string]change.ParentRow
+	var snap change.Snapshot
+	var bad error
+	err := retry(ctx, s.c.log, "products of parent rows", func(ctx context.Context) (err error) {
+		s.c.stats.Lookups.Add(1)
+		rows, snap, err = s.c.parts.Source.ParentKeys(ctx, parent.Parent, ids)
+		var data interface{ Data() bool }
+		if errors.As(err, &data) && data.Data() {
+			bad = err
+			return nil
+		}
+		if err != nil && captureFinal(err) {
+			return &captureError{err.Error()}
+		}
+		return err
+	})
+	switch half := len(ids) / 2; {
+	case err != nil:
+		return err
+	case bad == nil:
+		maps.Copy(found.rows, rows)
+		saw(snap)
+	case half == 0:
+		found.bad[ids[0]] = captureLabel(fmt.Sprintf("no row of %s can be found by this value: %v", parent.Table, bad))
+	default:
+		if err := s.parents(ctx, parent, ids[:half], found, saw); err != nil {
+			return err
+		}
+		return s.parents(ctx, parent, ids[half:], found, saw)
+	}
+	return nil
 }

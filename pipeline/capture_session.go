@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,7 +43,7 @@ type captureSession struct {
 	number    int // of the last chunk asked for
 	progress  *event.SnapshotProgress
 	complete  []string
-	// truncated: the open transaction has truncated a routed table.
+	// truncated: the open transaction has truncated a routed table, in this session or the one before.
 	truncated bool
 
 	handed time.Time // when the last unit left
@@ -210,8 +211,7 @@ func (s *captureSession) take(ev *change.Event) error {
 	case change.EventCommit:
 		s.encoder.envelope.LastCommit = ev.EndLSN
 		if !s.skip {
-			s.backlog = append(s.backlog, captureStep{kind: captureCommit, end: ev.EndLSN})
-			s.again()
+			s.commit(ev.EndLSN)
 		}
 	case change.EventKeepalive:
 		s.backlog = append(s.backlog, captureStep{kind: captureAdvance, end: ev.EndLSN})
@@ -244,9 +244,12 @@ func (s *captureSession) change(c *change.Change) {
 	if err := s.router.problem(c.Relation); err != nil {
 		s.c.log.Error("table cannot be routed as it should", "error", err)
 	}
-	// These two must see what is captured already as well.
+	// These three must see what is captured already as well: what a truncate calls for is on record with the commit only.
 	s.router.learn(c)
 	s.window.touch(c)
+	if !s.skip && c.Op == change.Truncate && s.router.routed(c.Relation) {
+		s.truncated = true
+	}
 	if s.skip || c.Position.Compare(s.resume.Position) <= 0 {
 		return
 	}
@@ -254,7 +257,6 @@ func (s *captureSession) change(c *change.Change) {
 	s.pairs = r.pairs
 	switch {
 	case c.Op == change.Truncate && s.router.routed(c.Relation):
-		s.truncated = true
 		row := s.encoder.row(c, &s.tx, &r)
 		row.dead = []string{"the table was truncated: which products had rows is not known; all tables are read again"}
 		s.c.log.Warn("routed table truncated", "table", c.Relation.Table(), "position", c.Position.String())
@@ -286,7 +288,9 @@ func (s *captureSession) message(m *change.Message) {
 			// The transaction is a batch all the same: somebody meant it to be one.
 			s.c.log.Warn("batch message is no JSON object of texts", "position", m.Position.String(), "error", err)
 		}
-		s.backlog = append(s.backlog, captureStep{kind: captureName, position: m.Position, name: b.Name, admin: b.Admin})
+		s.backlog = append(s.backlog, captureStep{
+			kind: captureName, position: m.Position, name: captureLabel(b.Name), admin: captureLabel(b.Admin),
+		})
 	case messageWatermark:
 		mark, ok := parseSnapshotMark(string(m.Content))
 		switch {
@@ -297,6 +301,17 @@ func (s *captureSession) message(m *change.Message) {
 			s.window.low(mark)
 		}
 	}
+}
+
+// captureLabelBytes bounds the names that a batch carries: announcements, positions and the state hold them.
+const captureLabelBytes = 500
+
+// captureLabel makes a text that somebody wrote fit for Kafka and for a text column of Postgres.
+func captureLabel(s string) string {
+	if len(s) > captureLabelBytes {
+		s = s[:captureLabelBytes]
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // drain applies what waits, looking up parents first where it must, and writes units as they fill.

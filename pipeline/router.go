@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/route"
@@ -229,7 +230,7 @@ func (r *router) learn(c *change.Change) {
 			r.cache.remove(par, old.Data)
 		}
 		if now := routerValue(c.After, id); now.Kind == change.Text {
-			if v := routerNewValue(c, key); v.Kind == change.Text {
+			if v := routerNewValue(c, key); v.Kind == change.Text && routerReason("product id", v.Data) == "" {
 				r.cache.put(par, string(now.Data), change.ProductID(v.Data))
 			} else {
 				r.cache.remove(par, now.Data)
@@ -251,7 +252,7 @@ func (r *router) route(c *change.Change, pairs []routerPair) routed {
 			out.batch = true
 		}
 		if v := routerNewValue(c, p.admin[i]); out.admin == "" && v.Kind == change.Text {
-			out.admin = string(v.Data)
+			out.admin = captureLabel(string(v.Data[:min(len(v.Data), captureLabelBytes)]))
 		}
 		if rt.Query != "" {
 			out.fanout = out.fanout || c.Op != change.Read
@@ -291,14 +292,15 @@ func (r *router) target(p *routerPlan, i int, image, fill change.Tuple) routerTa
 			return routerTarget{kind: routerProduct, product: id}
 		}
 		return routerTarget{kind: routerPending, parent: parent, id: string(v.Data)}
-	case v.Kind == change.Text && len(v.Data) > 0:
+	case v.Kind == change.Text:
+		if reason := routerReason("product id "+rt.Key, v.Data); reason != "" {
+			return routerTarget{kind: routerBad, reason: reason}
+		}
 		return routerTarget{kind: routerProduct, product: change.ProductID(v.Data)}
 	case v.Kind == change.Null && parent != nil:
 		return routerTarget{} // it belongs to no parent
 	case v.Kind == change.Null:
 		return routerTarget{kind: routerBad, reason: fmt.Sprintf("product id %s is NULL", rt.Key)}
-	case v.Kind == change.Text:
-		return routerTarget{kind: routerBad, reason: fmt.Sprintf("product id %s is empty", rt.Key)}
 	}
 	return routerTarget{kind: routerBad, reason: "the row came without the route's column"}
 }
@@ -313,6 +315,8 @@ func (p *routerPlan) triggers(i int, c *change.Change) bool {
 		now, was := routerNewValue(c, col), routerValue(c.Before, col)
 		switch {
 		case col < 0 || now.Kind == change.Missing || now.Kind == change.Unchanged:
+		case c.Op == change.Update && c.Before == nil && c.Relation.Columns[col].Identity:
+			// No old image was sent: nothing of the identity has changed.
 		case c.Op == change.Create:
 			if now.Kind == change.Text {
 				return true
@@ -324,10 +328,31 @@ func (p *routerPlan) triggers(i int, c *change.Change) bool {
 	return false
 }
 
-// resolve takes the answer of a look-up. What the stream has said meanwhile is newer and stays.
-func (r *router) resolve(parent *routerParent, id string, product change.ProductID) {
+// routerIDBytes bounds a product id: it is a key of Kafka, and of indexes of the state together with a shop, which hold
+// 2,700 bytes.
+const routerIDBytes = 1000
+
+// routerReason says why a text can be no product id; empty when it can.
+func routerReason(what string, id []byte) string {
+	switch {
+	case len(id) == 0:
+		return what + " is empty"
+	case len(id) > routerIDBytes:
+		return fmt.Sprintf("%s has %d bytes, and at most %d are taken", what, len(id), routerIDBytes)
+	case !utf8.Valid(id):
+		return what + " is not UTF-8"
+	}
+	return ""
+}
+
+// resolve takes the answer of a look-up. What the stream has said meanwhile is newer and stays. A row that was found by
+// another text of its id (1.50 for 1.5, or by a collation) is not remembered: the stream will name it by its own.
+func (r *router) resolve(parent *routerParent, id string, row change.ParentRow) {
+	if row.ID != id || routerReason("product id", []byte(row.Product)) != "" {
+		return
+	}
 	if _, ok := r.cache.get(parent, []byte(id)); !ok {
-		r.cache.put(parent, id, product)
+		r.cache.put(parent, id, row.Product)
 	}
 }
 

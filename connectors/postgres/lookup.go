@@ -12,10 +12,11 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
-// ParentKeys leads ids, the text of values of p.Column, through the parent table to product ids, in one query. An id
-// without a row, or whose row has no product, is not in the result. The snapshot says which transactions were seen.
-func (s *Source) ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ProductID, change.Snapshot, error) {
-	keys := make(map[string]change.ProductID, len(ids))
+// ParentKeys finds the parent rows of ids, the text of values of p.Column, in one query. An id without a row, or whose
+// row has no product, is not in the result. The snapshot says which transactions were seen. An id that the type of p.ID
+// cannot hold fails the query with an error whose Data method says true.
+func (s *Source) ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ParentRow, change.Snapshot, error) {
+	keys := make(map[string]change.ParentRow, len(ids))
 	parent, err := quoteTable(p.Table)
 	if err != nil {
 		return nil, change.Snapshot{}, err
@@ -26,14 +27,14 @@ func (s *Source) ParentKeys(ctx context.Context, p route.Parent, ids []string) (
 			return err
 		}
 		// Joined by number, as equal ids can have several texts: 1.5 and 1.50.
-		sql := fmt.Sprintf(`SELECT q.n, t.%s FROM unnest($1::text[]::%s[]) WITH ORDINALITY q (id, n) JOIN %s t ON t.%s = q.id`,
-			quoteIdent(p.Key), typ, parent, quoteIdent(p.ID))
+		sql := fmt.Sprintf(`SELECT q.n, t.%s, t.%s FROM unnest($1::text[]::%s[]) WITH ORDINALITY q (id, n) JOIN %s t ON t.%s = q.id`,
+			quoteIdent(p.Key), quoteIdent(p.ID), typ, parent, quoteIdent(p.ID))
 		return query(ctx, pg, sql, [][]byte{arrayLiteral(ids)}, func(_ []string, v [][]byte) error {
 			n, err := strconv.Atoi(string(v[0]))
 			if err != nil || v[1] == nil {
 				return err
 			}
-			keys[ids[n-1]] = change.ProductID(v[1])
+			keys[ids[n-1]] = change.ParentRow{ID: string(v[2]), Product: change.ProductID(v[1])}
 			return nil
 		})
 	})

@@ -166,7 +166,7 @@ func TestParentKeys(t *testing.T) {
 	p := route.Parent{Column: "variant_id", Table: "public.variant", ID: "id", Key: "product_id"}
 	keys, snap, err := src.ParentKeys(t.Context(), p, []string{"1", "2", "03", "40", "99"})
 	require.NoError(t, err)
-	require.Equal(t, map[string]change.ProductID{"1": "1", "2": "1", "03": "2"}, keys, "no product and no row are left out")
+	require.Equal(t, map[string]change.ParentRow{"1": {ID: "1", Product: "1"}, "2": {ID: "2", Product: "1"}, "03": {ID: "3", Product: "2"}}, keys, "no product and no row are left out")
 	require.NotZero(t, snap.Xmax)
 	_, _, err = src.ParentKeys(t.Context(), p, []string{"x"})
 	var q *postgres.QueryError

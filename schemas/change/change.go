@@ -148,6 +148,14 @@ func (s Snapshot) Sees(x XID) bool {
 	return !slices.Contains(s.Running, x)
 }
 
+// ParentRow is a row of a parent table that was looked up by its id.
+type ParentRow struct {
+	// ID is the id in the row's own text, which may differ from the text that it was found by: 1.5 and 1.50.
+	ID string
+	// Product is the product that the row belongs to, as the row says it.
+	Product ProductID
+}
+
 // Op is what happened to a row, as Debezium names it.
 type Op byte
 
