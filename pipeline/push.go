@@ -164,6 +164,7 @@ type Push struct {
 	health  healthMap
 	busy    shopLoad
 	rounds  sync.WaitGroup
+	slow    chan struct{} // holds one while a product is read alone
 	ahead   readAhead
 }
 
@@ -181,6 +182,7 @@ func NewPush(cfg PushConfig, parts PushParts) *Push {
 		records: make(chan []event.Record),
 		landed:  make(chan []landing, 64),
 		pulled:  make(chan []work.Parked),
+		slow:    make(chan struct{}, 1),
 		busy:    shopLoad{n: map[string]int{}},
 	}
 }

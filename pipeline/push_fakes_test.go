@@ -34,6 +34,9 @@ type world struct {
 	xid      change.XID   // all transactions below it are visible
 	running  []change.XID // but for these
 	broken   map[string]bool
+	endless  map[string]bool // a query with one of them runs into the statement timeout
+	reading  int             // queries that run now
+	most     int             // of them at once
 	away     bool
 	reads    int
 	readSize []int
@@ -41,7 +44,7 @@ type world struct {
 	// Kafka: one partition.
 	records []event.Record
 	added   chan struct{}
-	reading bool
+	follows bool
 	next    int64
 
 	// The state.
@@ -75,7 +78,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	return &world{
-		t: t, docs: map[string][]document.Row{}, xid: 1 << 40, broken: map[string]bool{}, added: make(chan struct{}, 1),
+		t: t, docs: map[string][]document.Row{}, xid: 1 << 40, broken: map[string]bool{}, endless: map[string]bool{}, added: make(chan struct{}, 1),
 		known: map[[2]string]work.Known{}, items: map[[3]string]work.Item{}, parked: map[[2]string]work.Parked{},
 		intents: map[string]work.Intent{}, health: map[string]work.ShopHealth{}, held: map[string]bool{},
 		inFlight: map[string]int{},
@@ -191,7 +194,7 @@ func (w *world) fenced(fences []work.Fence) error {
 func (w *world) Add(_ int32, offset int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.reading, w.next = true, offset
+	w.follows, w.next = true, offset
 	select {
 	case w.added <- struct{}{}:
 	default:
@@ -201,7 +204,7 @@ func (w *world) Add(_ int32, offset int64) {
 func (w *world) Remove(int32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.reading = false
+	w.follows = false
 }
 
 func (w *world) Poll(ctx context.Context, n int) ([]event.Record, error) {
@@ -210,7 +213,7 @@ func (w *world) Poll(ctx context.Context, n int) ([]event.Record, error) {
 		if w.pollMost > 0 {
 			n = w.pollMost
 		}
-		if w.reading && w.next < int64(len(w.records)) {
+		if w.follows && w.next < int64(len(w.records)) {
 			out := slices.Clone(w.records[w.next:min(w.next+int64(n), int64(len(w.records)))])
 			w.next += int64(len(out))
 			w.mu.Unlock()
@@ -230,11 +233,26 @@ type queryError struct{ data bool }
 func (e queryError) Error() string { return "division by zero" }
 func (e queryError) Data() bool    { return e.data }
 
-func (w *world) Documents(_ context.Context, ids []change.ProductID) ([]document.Row, change.Snapshot, time.Time, error) {
+// stateError is an error of the server with its SQLSTATE.
+type stateError string
+
+func (e stateError) Error() string    { return "canceling statement due to statement timeout" }
+func (e stateError) SQLState() string { return string(e) }
+
+func (w *world) Documents(ctx context.Context, ids []change.ProductID) ([]document.Row, change.Snapshot, time.Time, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
 	w.readSize = append(w.readSize, len(ids))
+	if slices.ContainsFunc(ids, func(id change.ProductID) bool { return w.endless[string(id)] }) {
+		w.reading++
+		w.most = max(w.most, w.reading)
+		w.mu.Unlock()
+		sleep(ctx, 30*time.Second)
+		w.mu.Lock()
+		w.reading--
+		return nil, change.Snapshot{}, time.Time{}, fmt.Errorf("read: %w", stateError("57014"))
+	}
 	if w.away {
 		return nil, change.Snapshot{}, time.Time{}, queryError{}
 	}
@@ -380,6 +398,9 @@ func (w *world) Settle(_ context.Context, s work.Settlement) error {
 		k := [2]string{p.ProductID, p.Shop}
 		if p.Shadow == nil {
 			p.Shadow = w.known[k].Shadow
+		}
+		if p.Snapshot.Xmax == 0 {
+			p.Snapshot = w.known[k].Snapshot
 		}
 		w.known[k] = p.Known
 	}

@@ -34,6 +34,8 @@ func (r *round) jobs(flights []*flight, rows map[string][]document.Row, failed m
 		case f.again < 0: // its transaction stays invisible: it waits in the state
 			f.again, f.unseen = 0, true
 			js = []*job{{flight: f, push: work.Push{ProductID: id}, park: "NOT_YET_VISIBLE"}}
+		case f.slow != nil || f.queued:
+			js = []*job{f.slowJob()}
 		case failed[id] != nil:
 			j := f.ready("", work.Result{
 				Status: event.Failed, Category: event.Validation, Field: "documents",

@@ -23,6 +23,10 @@ type round struct {
 	// stop ends when the worker is told to: nothing new is sent then.
 	stop context.Context //nolint:containedctx // the round itself must outlive it
 
+	// alone gives the place back that the round of one slow product holds; nil for a round of many.
+	alone    func()
+	timeouts int
+
 	snapshot change.Snapshot
 	readAt   time.Time
 
@@ -42,7 +46,9 @@ type flight struct {
 	open   int                 // jobs that are not settled yet
 	broken bool                // a job could not be settled: the product must fly again
 	again  time.Duration
-	blind  bool // the read broke on the product itself: items settle and parked rows end without a snapshot
+	blind  bool  // the read broke on the product itself: items settle and parked rows end without a snapshot
+	slow   error // the read of the product alone has timed out
+	queued bool  // it must be read alone, and another product is
 }
 
 // landing is what a flight has become: done, or to fly again after a pause.
@@ -74,7 +80,11 @@ func (r *round) run(ctx context.Context, entries []*entry) []landing {
 		return sendBack(entries, again)
 	}
 	flights, done := r.seenBefore(flights)
+	flights = r.apart(ctx, flights)
 	rows, failed := r.read(r.stop, flights)
+	if r.alone != nil {
+		r.alone()
+	}
 	jobs := r.jobs(flights, rows, failed)
 	r.hold(r.stop, jobs)
 	r.route(r.stop, jobs)
@@ -170,14 +180,15 @@ func seesAll(s change.Snapshot, xids []change.XID) bool {
 	return true
 }
 
-// read asks for the documents of all flights in one query. A query that breaks on its data is bisected to the
-// products that break it, so that one bad row stops nobody else; failed holds their errors.
+// read asks for the documents of all flights in one query. A query that breaks on its data, or takes too long, is
+// bisected to the products that are the reason, so that one bad row stops nobody else; failed holds the errors of those
+// that break it.
 func (r *round) read(ctx context.Context, flights []*flight) (rows map[string][]document.Row, failed map[string]error) {
 	rows, failed = map[string][]document.Row{}, map[string]error{}
-	r.readSome(ctx, flights, rows, failed)
+	r.readSome(ctx, slices.DeleteFunc(slices.Clone(flights), func(f *flight) bool { return f.queued }), rows, failed)
 	for _, f := range flights {
 		id := string(f.entry.product)
-		if failed[id] == nil && f.again == 0 && !seesAll(r.snapshot, f.entry.xids) {
+		if failed[id] == nil && f.slow == nil && !f.queued && f.again == 0 && !seesAll(r.snapshot, f.entry.xids) {
 			f.wait(r)
 		}
 	}
@@ -188,23 +199,35 @@ func (r *round) readSome(ctx context.Context, flights []*flight, rows map[string
 	if len(flights) == 0 {
 		return
 	}
+	if r.timeouts >= timeoutsMost {
+		for _, f := range flights {
+			f.again = again
+		}
+		return
+	}
 	ids := make([]change.ProductID, len(flights))
 	for i, f := range flights {
 		ids[i] = f.entry.product
 	}
 	got, snap, at, err := r.p.parts.Documents.Documents(ctx, ids)
 	r.p.stats.Reads.Add(1)
+	slow := err != nil && ctx.Err() == nil && timedOut(err)
+	if slow {
+		r.timeouts++
+	}
 	switch {
 	case err == nil:
 		r.seen(snap, at)
 		for _, row := range got {
 			rows[row.ProductID] = append(rows[row.ProductID], row)
 		}
-	case !blamesData(err) || ctx.Err() != nil:
+	case !slow && !blamesData(err) || ctx.Err() != nil:
 		r.p.log.WarnContext(ctx, "documents query; it is tried again", "products", len(ids), "error", err)
 		for _, f := range flights {
 			f.again = again
 		}
+	case slow && len(flights) == 1:
+		flights[0].slow = err
 	case len(flights) == 1:
 		failed[string(ids[0])] = err
 	default:

@@ -83,6 +83,9 @@ func (s *settlement) job(j *job) {
 	case j.result.Reason == reasonNoRow && j.push.Shop != "":
 		s.Forget = append(s.Forget, k)
 	default:
+		if j.result.Reason == reasonSlow {
+			s.slow(k)
+		}
 		if j.push.Shop != "" {
 			record := k
 			if j.result.Status == event.Failed { // what comes after has all its attempts before it
@@ -124,11 +127,11 @@ func (s *settlement) parkUnsent(j *job) {
 	}
 	switch j.park {
 	case "NOT_YET_VISIBLE":
-		for _, ref := range j.flight.parked {
-			e.needs(ref.XIDs...)
-		}
-		row.XIDs = e.xids
+		row.XIDs = j.flight.waitsFor().xids
 		row.Due = s.now.Add(time.Second)
+	case reasonSlow:
+		row.XIDs = j.flight.waitsFor().xids
+		row.Due = s.now.Add(slowTurn())
 	case "GUARD_UNKNOWN":
 		row.Due = s.now.Add(time.Second)
 	}
@@ -272,12 +275,15 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 		return time.Time{}
 	}
 	e := j.flight.entry
-	due := s.now.Add(after)
-	s.Park = append(s.Park, work.Parked{
+	row := work.Parked{
 		ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: max(e.lane, work.LaneRetry),
-		Due: due, Reason: reason, Attempt: k.Attempt, Changes: e.changes, FirstCommit: e.first, LastCommit: e.last,
-	})
-	return due
+		Due: s.now.Add(after), Reason: reason, Attempt: k.Attempt, Changes: e.changes, FirstCommit: e.first, LastCommit: e.last,
+	}
+	if res.Reason == reasonSlow { // unlike any other retry, nothing was seen yet
+		row.Reason, row.XIDs = reasonSlow, j.flight.waitsFor().xids
+	}
+	s.Park = append(s.Park, row)
+	return row.Due
 }
 
 // late returns when the newest unanswered request of the product can no longer land; zero when that has passed.
@@ -332,7 +338,7 @@ func (s *settlement) finish() map[int32][]int64 {
 				s.Unpark = append(s.Unpark, ref)
 			}
 		}
-		if seesAll(s.r.snapshot, e.xids) && e.only == nil {
+		if f.slow == nil && !f.queued && e.only == nil && seesAll(s.r.snapshot, e.xids) {
 			s.Products = append(s.Products, work.Settled{Known: work.Known{
 				ProductID: string(e.product), Snapshot: s.r.snapshot,
 			}})

@@ -89,7 +89,8 @@ type Parked struct {
 	// Generation rises with each parking. A settlement deletes the row only at the generation that it was pulled at
 	// or that stood before its read began.
 	Generation int64
-	// Reason is why it waits: SNAPSHOT, FANOUT, REPLAY, RETRY, SHOP_DEAD, NOT_YET_VISIBLE, HELD, SHOP_BUSY.
+	// Reason is why it waits: SNAPSHOT, FANOUT, REPLAY, RETRY, LATE_REQUEST, SHOP_DEAD, NOT_YET_VISIBLE, SLOW_READ,
+	// HELD, SHOP_BUSY.
 	Reason string
 	// Attempt counts the failed automatic attempts behind it.
 	Attempt int
