@@ -2,13 +2,14 @@ package clickhouse
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
 )
 
 // user is the login of clients.
@@ -58,7 +59,7 @@ func (l layout) write(memoryLimit int64) (password string, err error) {
 			return "", err
 		}
 	}
-	if password, err = l.password(); err != nil {
+	if password, err = host.Password(filepath.Join(l.conf(), "password")); err != nil {
 		return "", err
 	}
 	logFile, err := escape(l.log())
@@ -73,19 +74,6 @@ func (l layout) write(memoryLimit int64) (password string, err error) {
 		os.WriteFile(l.config(), fmt.Appendf(nil, configXML, logFile, usersFile, memoryLimit), 0o600),
 		os.WriteFile(l.users(), fmt.Appendf(nil, usersXML, user, sha256.Sum256([]byte(password))), 0o600),
 	)
-}
-
-func (l layout) password() (string, error) {
-	file := filepath.Join(l.conf(), "password")
-	b, err := os.ReadFile(file)
-	if err == nil && len(b) > 0 {
-		return string(b), nil
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	password := rand.Text()
-	return password, os.WriteFile(file, []byte(password), 0o600)
 }
 
 func escape(s string) (string, error) {

@@ -58,9 +58,8 @@ func (c Config) progress(format string, args ...any) {
 type Server struct {
 	port, httpPort int
 	password       string
-	proc           *child.Process
+	proc           *child.Server
 	stdin          io.Closer
-	done           chan struct{}
 }
 
 // Start runs the engine on c.Dir and returns when it takes connections. A second
@@ -91,33 +90,23 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start clickhouse: another one runs in %s: %w", c.Dir, err)
 	}
-	s, err := start(ctx, c, lib)
+	s, err := start(ctx, c, lib, lock)
 	if err != nil {
 		lock.Unlock()
 		return nil, fmt.Errorf("start clickhouse in %s: %w", c.Dir, err)
 	}
-	go func() {
-		// The directory is free before anyone learns of the end, so that whoever
-		// waits for Done can start again at once.
-		<-s.proc.Done()
-		lock.Unlock()
-		close(s.done)
-	}()
 	return s, nil
 }
 
-func start(ctx context.Context, c Config, lib string) (*Server, error) {
+func start(ctx context.Context, c Config, lib string, lock *host.Lock) (*Server, error) {
 	l := layout{dir: c.Dir}
 	password, err := l.write(c.MemoryLimit)
 	if err != nil {
 		return nil, err
 	}
-	// As with Postgres: a port that was taken between looking and binding, and
-	// the engine of a killed parent that is not quite gone yet, pass with time.
-	deadline := time.Now().Add(startRetry)
-	var last error
-	for {
-		s := &Server{port: c.Port, httpPort: c.HTTPPort, password: password, done: make(chan struct{})}
+	s := &Server{password: password}
+	s.proc, err = child.Serve(ctx, lock, passing, func() (_ *child.Process, err error) {
+		s.port, s.httpPort = c.Port, c.HTTPPort
 		for _, port := range []*int{&s.port, &s.httpPort} {
 			if *port == 0 {
 				if *port, err = host.FreePort(ctx); err != nil {
@@ -125,100 +114,64 @@ func start(ctx context.Context, c Config, lib string) (*Server, error) {
 				}
 			}
 		}
-		err := s.run(ctx, l, lib)
-		if err == nil {
-			return s, nil
-		}
-		if ctx.Err() != nil {
-			return nil, errors.Join(last, err)
-		}
-		if !passing(err) || time.Now().After(deadline) {
-			return nil, err
-		}
-		last = err
-		select {
-		case <-ctx.Done():
-		case <-time.After(50 * time.Millisecond):
-		}
+		return s.run(ctx, l, lib)
+	})
+	if err != nil {
+		return nil, err
 	}
+	return s, nil
 }
+
+// passing are the reasons of a failed start that go away: a port was taken
+// between looking and binding; the engine of a killed parent is not quite gone.
+var passing = []string{"Address already in use", "Cannot lock file"}
 
 // bootFailed precedes the reason in what the engine prints.
 const bootFailed = "Received exception:\n"
 
-// startRetry is how long Start tries against what passes with time.
-const startRetry = 10 * time.Second
-
-// startError is an engine that did not become ready.
-type startError struct{ reason, log string }
-
-func (e *startError) Error() string { return e.reason + ": " + e.log }
-
-func passing(err error) bool {
-	var failed *startError
-	if !errors.As(err, &failed) {
-		return false
-	}
-	for _, reason := range []string{"Address already in use", "Cannot lock file"} {
-		if strings.Contains(failed.log, reason) {
-			return true
-		}
-	}
-	return false
-}
-
 // run starts the engine process and waits for the file with its ports.
-func (s *Server) run(ctx context.Context, l layout, lib string) error {
+func (s *Server) run(ctx context.Context, l layout, lib string) (*child.Process, error) {
 	// A fresh name per start: a stale file is never read as readiness.
 	f, err := os.CreateTemp(l.conf(), "ports-*.tsv")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ports := f.Name()
 	defer os.Remove(ports)
 	if err := f.Close(); err != nil {
-		return err
+		return nil, err
 	}
 	cmd, err := child.Reexec(role, engine{
 		Lib: lib, Data: l.data(), ConfigFile: l.config(), PortsFile: filepath.Base(ports),
 		HistoryFile: filepath.Join(l.dir, "history"), TCPPort: s.port, HTTPPort: s.httpPort,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cmd.Dir = l.conf()
 	cmd.Env = append(os.Environ(), "HOME="+l.conf())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must not reach it before its clients are closed
 	if s.stdin, err = cmd.StdinPipe(); err != nil {
-		return err
+		return nil, err
 	}
 	// A crash loses nothing that was acknowledged, so there is no reason to let
 	// the engine of a dead parent linger for a clean end.
-	if s.proc, err = child.Start(cmd, l.stderr(), syscall.SIGKILL); err != nil {
-		return err
+	proc, err := child.Start(cmd, l.stderr(), syscall.SIGKILL)
+	if err != nil {
+		return nil, err
 	}
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			s.proc.Kill()
-			return ctx.Err()
-		case <-s.proc.Done():
-			return &startError{reason: fmt.Sprintf("the engine ended at once (%v)", s.proc.Err()), log: s.proc.Log()}
-		case <-tick.C:
-			b, err := os.ReadFile(ports)
-			if err == nil && bytes.HasSuffix(b, []byte("\n")) {
-				return nil
-			}
-			// When a boot statement fails, for instance because a port is taken, the
-			// engine prints that and waits, without listeners, for the next file.
-			if _, reason, failed := strings.Cut(s.proc.Log(), bootFailed); failed && strings.HasSuffix(reason, ")") {
-				s.proc.Kill()
-				return &startError{reason: "the engine cannot listen", log: strings.TrimSpace(reason)}
-			}
+	return proc, proc.AwaitReady(ctx, func() (bool, error) {
+		b, err := os.ReadFile(ports)
+		if err == nil && bytes.HasSuffix(b, []byte("\n")) {
+			return true, nil
 		}
-	}
+		// When a boot statement fails, for instance because a port is taken, the
+		// engine prints that and waits, without listeners, for the next file.
+		if _, reason, failed := strings.Cut(proc.Log(), bootFailed); failed && strings.HasSuffix(reason, ")") {
+			return false, &child.StartError{Reason: "the engine cannot listen", Log: strings.TrimSpace(reason)}
+		}
+		return false, nil
+	})
 }
 
 // Addr is the host:port of the native protocol.
@@ -253,20 +206,17 @@ func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.It
 
 // Done is closed when the engine has ended, for whatever reason, and its
 // directory is free for another start.
-func (s *Server) Done() <-chan struct{} { return s.done }
+func (s *Server) Done() <-chan struct{} { return s.proc.Done() }
 
 // Log is the end of what the engine has printed since it started.
 func (s *Server) Log() string { return s.proc.Log() }
 
 // Stop ends the engine. Close all clients before: an open connection delays it by 5 s.
 func (s *Server) Stop() error {
-	err := s.proc.Stop(child.Step{Ask: s.stdin.Close, Wait: 10 * time.Second})
-	<-s.done
-	return err
+	return s.proc.Stop(child.Step{Ask: s.stdin.Close, Wait: 10 * time.Second})
 }
 
 // Kill ends the engine with SIGKILL, as a crash would.
 func (s *Server) Kill() {
 	s.proc.Kill()
-	<-s.done
 }

@@ -3,7 +3,6 @@ package postgres
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -40,19 +39,8 @@ func (c cluster) major() (int, error) {
 	return major, nil
 }
 
-// password is the superuser's, made up at the first call.
-func (c cluster) password() (string, error) {
-	file := filepath.Join(c.dir, "pgpassword")
-	b, err := os.ReadFile(file)
-	if err == nil && len(b) > 0 {
-		return string(b), nil
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	password := rand.Text()
-	return password, os.WriteFile(file, []byte(password), 0o600)
-}
+// password is the superuser's.
+func (c cluster) password() (string, error) { return host.Password(filepath.Join(c.dir, "pgpassword")) }
 
 // init runs initdb beside the data directory and renames the result, so that
 // what a killed initdb leaves is never taken for a cluster.

@@ -17,7 +17,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -67,8 +66,7 @@ func (c Config) progress(format string, args ...any) {
 type Server struct {
 	port     int
 	password string
-	proc     *child.Process
-	done     chan struct{}
+	proc     *child.Server
 }
 
 // Start makes a cluster in c.Dir when there is none, runs the server on it and
@@ -97,22 +95,15 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start postgres: another one runs in %s: %w", c.Dir, err)
 	}
-	s, err := start(ctx, c, account)
+	s, err := start(ctx, c, account, lock)
 	if err != nil {
 		lock.Unlock()
 		return nil, fmt.Errorf("start postgres in %s: %w", c.Dir, err)
 	}
-	go func() {
-		// The directory is free before anyone learns of the end, so that whoever
-		// waits for Done can start again at once.
-		<-s.proc.Done()
-		lock.Unlock()
-		close(s.done)
-	}()
 	return s, nil
 }
 
-func start(ctx context.Context, c Config, account *host.Account) (*Server, error) {
+func start(ctx context.Context, c Config, account *host.Account, lock *host.Lock) (*Server, error) {
 	cl := cluster{dir: c.Dir, account: account}
 	major, err := cl.major()
 	if err != nil {
@@ -135,60 +126,26 @@ func start(ctx context.Context, c Config, account *host.Account) (*Server, error
 			return nil, err
 		}
 	}
-	// Three things pass with time: the port was taken between looking and
-	// binding; the backends of a killed server have not noticed its death yet;
-	// the server of a killed parent is still shutting down.
-	deadline := time.Now().Add(startRetry)
-	var last error
-	for {
-		s := &Server{port: c.Port, password: password, done: make(chan struct{})}
+	s := &Server{password: password}
+	s.proc, err = child.Serve(ctx, lock, passing, func() (_ *child.Process, err error) {
+		s.port = c.Port
 		if s.port == 0 {
 			if s.port, err = host.FreePort(ctx); err != nil {
 				return nil, err
 			}
 		}
-		err := s.run(ctx, c, cl, bin)
-		if err == nil {
-			return s, nil
-		}
-		if ctx.Err() != nil {
-			return nil, errors.Join(last, err)
-		}
-		if !passing(err) || time.Now().After(deadline) {
-			return nil, err
-		}
-		last = err
-		select {
-		case <-ctx.Done():
-		case <-time.After(50 * time.Millisecond):
-		}
+		return s.run(ctx, c, cl, bin)
+	})
+	if err != nil {
+		return nil, err
 	}
+	return s, nil
 }
 
-// startRetry is how long Start tries against what passes with time.
-const startRetry = 10 * time.Second
-
-// exitError is a server that ended before it was ready.
-type exitError struct {
-	err error
-	log string
-}
-
-func (e *exitError) Error() string { return fmt.Sprintf("it ended at once: %v: %s", e.err, e.log) }
-func (e *exitError) Unwrap() error { return e.err }
-
-func passing(err error) bool {
-	var exit *exitError
-	if !errors.As(err, &exit) {
-		return false
-	}
-	for _, reason := range []string{"Address already in use", "still in use", `"postmaster.pid" already exists`} {
-		if strings.Contains(exit.log, reason) {
-			return true
-		}
-	}
-	return false
-}
+// passing are the reasons of a failed start that go away: the port was taken
+// between looking and binding; the backends of a killed server have not noticed
+// its death yet; the server of a killed parent is still shutting down.
+var passing = []string{"Address already in use", "still in use", `"postmaster.pid" already exists`}
 
 // settings are the defaults below Config.Params. The slots and senders are for
 // many tests, or a demo and a curious user, on one server.
@@ -202,7 +159,8 @@ func settings(port int) map[string]string {
 	}
 }
 
-func (s *Server) run(ctx context.Context, c Config, cl cluster, bin string) error {
+// run starts the server and returns when it takes connections.
+func (s *Server) run(ctx context.Context, c Config, cl cluster, bin string) (*child.Process, error) {
 	params := settings(s.port)
 	maps.Copy(params, c.Params)
 	args := []string{"-D", cl.data()}
@@ -215,24 +173,9 @@ func (s *Server) run(ctx context.Context, c Config, cl cluster, bin string) erro
 	// replication clients, and one that hangs would keep an orphan alive.
 	proc, err := child.Start(cmd, filepath.Join(c.Dir, "postgres.log"), syscall.SIGQUIT)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.proc = proc
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			proc.Kill()
-			return ctx.Err()
-		case <-proc.Done():
-			return &exitError{err: proc.Err(), log: proc.Log()}
-		case <-tick.C:
-			if cl.ready(proc.PID()) {
-				return nil
-			}
-		}
-	}
+	return proc, proc.AwaitReady(ctx, func() (bool, error) { return cl.ready(proc.PID()), nil })
 }
 
 // Port on 127.0.0.1.
@@ -252,7 +195,7 @@ func (s *Server) URL(db string) string {
 
 // Done is closed when the server has ended, for whatever reason, and its
 // directory is free for another start.
-func (s *Server) Done() <-chan struct{} { return s.done }
+func (s *Server) Done() <-chan struct{} { return s.proc.Done() }
 
 // Log is the end of what the server has logged since it started.
 func (s *Server) Log() string { return s.proc.Log() }
@@ -262,12 +205,10 @@ func (s *Server) Log() string { return s.proc.Log() }
 // close it first, or after 4 s the server is ended without a checkpoint, and an
 // error says so. The next start then recovers; nothing committed is lost.
 func (s *Server) Stop() error {
-	err := s.proc.Stop(
+	return s.proc.Stop(
 		s.proc.Signal(syscall.SIGINT, 4*time.Second),
 		s.proc.Signal(syscall.SIGQUIT, 6*time.Second),
 	)
-	<-s.done
-	return err
 }
 
 // Kill ends the server with SIGKILL, as a crash would: the postmaster and, on
@@ -276,5 +217,4 @@ func (s *Server) Stop() error {
 func (s *Server) Kill() {
 	killBackends(s.proc.PID())
 	s.proc.Kill()
-	<-s.done
 }

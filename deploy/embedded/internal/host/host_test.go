@@ -120,3 +120,14 @@ func TestScratchOfTheDeadIsRemovedAndThatOfTheLivingStays(t *testing.T) {
 	require.NoError(t, next.Remove())
 	require.NoDirExists(t, alive.Path)
 }
+
+func TestPasswordIsMadeOnceAndKept(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	require.NoError(t, os.WriteFile(file, nil, 0o600), "what a kill can leave")
+	first, err := Password(file)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(first), 20)
+	again, err := Password(file)
+	require.NoError(t, err)
+	require.Equal(t, first, again)
+}
