@@ -1,9 +1,7 @@
 package demo
 
 import (
-	"bufio"
 	"errors"
-	"io"
 	"math"
 	"net/url"
 	"regexp"
@@ -11,8 +9,6 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"golang.org/x/text/encoding/charmap"
 )
 
 // column is a column of a Shopify product export that is loaded.
@@ -60,7 +56,7 @@ const (
 var columnHeadings = map[column][]string{
 	colHandle:           {"Handle", "URL handle"},
 	colTitle:            {"Title"},
-	colBody:             {"Body (HTML)", "Body HTML", "Description"},
+	colBody:             {"Body (HTML)", "Body HTML", "Body", "Description"},
 	colVendor:           {"Vendor"},
 	colCategory:         {"Product Category", "Standardized Product Type"},
 	colGoogleCategory:   {"Google Shopping / Google Product Category"},
@@ -111,80 +107,141 @@ func normalize(heading string) string {
 	return strings.ToLower(strings.Join(strings.Fields(heading), ""))
 }
 
-// openText finds out how a file is written: it drops a byte order mark and tells the separator from the header.
-func openText(r io.Reader) (io.Reader, rune, error) {
-	b := bufio.NewReaderSize(r, 64<<10)
-	head, err := b.Peek(64 << 10)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, 0, err
+// columnOf is the column that a heading names.
+func columnOf(heading string) (column, bool) {
+	name := normalize(heading)
+	if c, ok := columnNames[name]; ok {
+		return c, true
 	}
-	switch {
-	case len(head) >= 2 && (head[0] == 0xFF && head[1] == 0xFE || head[0] == 0xFE && head[1] == 0xFF):
-		return nil, 0, errors.New("UTF-8; the file is UTF-16, save it as CSV UTF-8")
-	case len(head) >= 4 && string(head[:2]) == "PK":
-		return nil, 0, errors.New("CSV; the file is a spreadsheet or an archive, export or unpack it")
-	case strings.HasPrefix(string(head), "\xEF\xBB\xBF"):
-		if _, err := b.Discard(3); err != nil {
-			return nil, 0, err
-		}
+	// The name before a metafield is the merchant's own, in the merchant's language.
+	if strings.Contains(name, "(product.metafields.custom.material)") || strings.HasPrefix(name, "metafield:custom.material[") {
+		return colMaterial, true
 	}
-	line, _, _ := strings.Cut(string(head), "\n")
-	comma := ','
-	for _, other := range ";\t" {
-		if strings.Count(line, string(other)) > strings.Count(line, string(comma)) {
-			comma = other
-		}
-	}
-	return b, comma, nil
+	return 0, false
 }
 
-// clean makes a cell storable: text that is not UTF-8 is read as Windows-1252, which is what Excel saves; control
-// characters, which Postgres or the shop would refuse, are dropped.
-func clean(s string) string {
-	if !utf8.ValidString(s) {
-		if decoded, err := charmap.Windows1252.NewDecoder().String(s); err == nil {
-			s = decoded
+// cleanRow makes the cells of known columns of the current row storable, and counts what it has to change.
+func (s *sheet) cleanRow() {
+	for _, i := range s.known {
+		if i >= len(s.cells) {
+			continue
 		}
-		s = strings.ToValidUTF8(s, "\uFFFD")
+		was := s.cells[i]
+		s.cells[i] = s.clean(was)
+		switch {
+		case s.cells[i] == was:
+		case !utf8.ValidString(was):
+			s.noteAt(noteEncoding+s.legacy.String(), s.line, s.names[i], shorten(s.cells[i]))
+		case strings.ContainsFunc(was, dropped):
+			s.noteAt(noteControl, s.line, s.names[i], shorten(s.cells[i]))
+		}
+	}
+}
+
+// clean makes a text storable: what is not UTF-8 is decoded; control characters, which Postgres or the shop would
+// refuse, are dropped; line ends are line feeds.
+func (s *sheet) clean(text string) string {
+	if !utf8.ValidString(text) {
+		if decoded, err := s.legacy.NewDecoder().String(text); err == nil {
+			text = decoded
+		}
+		text = strings.ToValidUTF8(text, "\uFFFD")
+	}
+	if strings.Contains(text, "\r") {
+		text = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(text)
+	}
+	if !strings.ContainsFunc(text, dropped) {
+		return text
 	}
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' && r != '\t' || r == '\uFEFF' {
+		if dropped(r) {
 			return -1
 		}
 		return r
-	}, s)
+	}, text)
+}
+
+// dropped tells the characters that are never stored: control characters but for line ends and tabs, and byte order
+// marks.
+func dropped(r rune) bool {
+	return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' || r == '\uFEFF'
 }
 
 // text is a cell without the spaces around it.
 func (s *sheet) text(c column) string { return strings.TrimSpace(s.raw(c)) }
 
+var lineBreaks = regexp.MustCompile(`\s*[\n\t\x{2028}\x{2029}]\s*`)
+
+// single is a cell as one line.
+func (s *sheet) single(c column) string { return lineBreaks.ReplaceAllString(s.text(c), " ") }
+
 // line255 is a cell that Shopify takes up to 255 characters of.
 func (s *sheet) line255(c column) (string, error) {
-	t := strings.Join(strings.Fields(s.text(c)), " ")
+	t := s.single(c)
 	if utf8.RuneCountInString(t) > 255 {
 		return "", s.wrong(c, "at most 255 characters, which is Shopify's limit")
 	}
 	return t, nil
 }
 
-// code is a SKU or barcode; spreadsheets keep their leading zeros by an apostrophe, which is no part of them.
-func (s *sheet) code(c column) (string, error) {
-	t, err := s.line255(c)
-	return strings.TrimPrefix(t, "'"), err
+// cut is a text of at most so many characters. It is for what nobody finds a product by.
+func (s *sheet) cut(c column, text string, most int) string {
+	if utf8.RuneCountInString(text) <= most {
+		return text
+	}
+	s.note(noteCut, c)
+	return strings.TrimSpace(string([]rune(text)[:most]))
 }
 
-var decimalCell = regexp.MustCompile(`^[0-9]{1,10}(\.[0-9]{1,10})?$`)
+var (
+	formulaCell    = regexp.MustCompile(`^="(.*)"$`)
+	scientificCell = regexp.MustCompile(`^[0-9][.,][0-9]+[eE]\+[0-9]{2}$`)
+)
+
+// code is a SKU or barcode; spreadsheets keep their leading zeros by an apostrophe or a formula, which is no part of
+// them.
+func (s *sheet) code(c column) (string, error) {
+	t, err := s.line255(c)
+	plain := strings.TrimPrefix(t, "'")
+	if m := formulaCell.FindStringSubmatch(plain); m != nil {
+		plain = m[1]
+	}
+	switch {
+	case plain != t:
+		s.note(noteApostrophe, c)
+	case scientificCell.MatchString(t):
+		s.note(noteScientific, c)
+	}
+	return strings.TrimSpace(plain), err
+}
+
+// maxPrice leaves room in the schema for what the traffic makes of prices.
+const maxPrice = 1e9
 
 // price is a decimal, or empty.
 func (s *sheet) price(c column) (string, error) {
 	t := s.text(c)
-	if s.csv.Comma == ';' { // a spreadsheet of a country that writes 12,50
-		t = strings.Replace(t, ",", ".", 1)
+	if t == "" {
+		return "", nil
 	}
-	if t != "" && !decimalCell.MatchString(t) {
-		return "", s.wrong(c, "a price such as 19.99: digits and a point, no currency, no thousands separator")
+	number, mended, err := parseNumber(t, s.csv.Comma, true)
+	switch {
+	case errors.Is(err, errAmbiguous):
+		return "", s.wrong(c, "a price such as 1299.00 or 12.99: here the separator may be of thousands or of decimals")
+	case err != nil, strings.HasPrefix(number, "-"):
+		return "", s.wrong(c, "a price such as 19.99, not below zero")
 	}
-	return t, nil
+	if f, err := strconv.ParseFloat(number, 64); err != nil || f >= maxPrice {
+		return "", s.wrong(c, "a price below 1000000000")
+	}
+	if mended {
+		s.note(noteNumber, c)
+	}
+	if whole, fraction, _ := strings.Cut(number, "."); len(strings.TrimRight(fraction, "0")) > 2 {
+		s.note(noteCents, c)
+		number = whole + "." + fraction[:min(len(fraction), 9)]
+	}
+	return number, nil
 }
 
 // number is a number within bounds, or fallback where the cell is empty.
@@ -193,12 +250,16 @@ func (s *sheet) number(c column, least, most, fallback float64) (float64, error)
 	if t == "" {
 		return fallback, nil
 	}
-	if s.csv.Comma == ';' {
-		t = strings.Replace(t, ",", ".", 1)
+	plain, mended, err := parseNumber(t, s.csv.Comma, false)
+	if errors.Is(err, errAmbiguous) {
+		return 0, s.wrong(c, "a number such as 1500 or 1.5: here the separator may be of thousands or of decimals")
 	}
-	n, err := strconv.ParseFloat(t, 64)
-	if err != nil || math.IsNaN(n) || n < least || n > most {
+	n, bad := strconv.ParseFloat(plain, 64)
+	if err != nil || bad != nil || n < least || n > most {
 		return 0, s.wrong(c, "a number from "+strconv.FormatFloat(least, 'f', -1, 64)+" to "+strconv.FormatFloat(most, 'f', -1, 64))
+	}
+	if mended {
+		s.note(noteNumber, c)
 	}
 	return n, nil
 }
@@ -207,53 +268,70 @@ func (s *sheet) number(c column, least, most, fallback float64) (float64, error)
 func (s *sheet) whole(c column, least, most, fallback int) (int, error) {
 	n, err := s.number(c, float64(least), float64(most), float64(fallback))
 	if err == nil && n != math.Trunc(n) {
-		err = s.wrong(c, "a whole number")
+		s.note(noteUnits, c)
 	}
 	return int(n), err
 }
 
 // truth is true or false, or fallback where the cell is empty.
 func (s *sheet) truth(c column, fallback bool) (bool, error) {
-	switch strings.ToLower(s.text(c)) {
-	case "":
+	word := strings.ToLower(s.text(c))
+	if word == "" {
 		return fallback, nil
-	case "true", "yes", "1", "wahr", "vrai":
-		return true, nil
-	case "false", "no", "0", "falsch", "faux":
-		return false, nil
+	}
+	if is, known := truths[word]; known {
+		return is, nil
 	}
 	return false, s.wrong(c, "true or false")
 }
 
 // policy is DENY or CONTINUE; empty is DENY.
 func (s *sheet) policy() (string, error) {
-	switch strings.ToLower(s.text(colPolicy)) {
-	case "", "deny", "false":
+	word := strings.ToLower(s.text(colPolicy))
+	switch sells, known := truths[word]; {
+	case word == "", word == "deny", known && !sells:
 		return "DENY", nil
-	case "continue", "true":
+	case word == "continue", known:
 		return "CONTINUE", nil
 	}
 	return "", s.wrong(colPolicy, "deny or continue")
 }
 
-// address is the URL of a picture, or empty.
-func (s *sheet) address(c column) (string, error) {
+// onSale reads the status: only active products are for sale.
+func (s *sheet) onSale() bool {
+	switch strings.ToLower(s.text(colStatus)) {
+	case "", "active":
+		return true
+	case "draft", "archived", "unlisted":
+	default:
+		s.note(noteStatus, colStatus)
+	}
+	return false
+}
+
+// address is the URL of a picture, or empty. A shop that cannot fetch a picture takes the product without it.
+func (s *sheet) address(c column) string {
 	t := strings.ReplaceAll(s.text(c), " ", "%20")
 	if t == "" {
-		return "", nil
+		return ""
+	}
+	if strings.HasPrefix(t, "//") {
+		s.note(noteScheme, c)
+		t = "https:" + t
 	}
 	u, err := url.Parse(t)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.ContainsFunc(t, unicode.IsSpace) || len(t) > 2048 {
-		return "", s.wrong(c, "the address of a picture that begins with https://")
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.ContainsFunc(t, unicode.IsSpace) || utf8.RuneCountInString(t) > 2048 {
+		s.note(noteAddress, c)
+		return ""
 	}
-	return t, nil
+	return u.Scheme + t[len(u.Scheme):] // in lower case
 }
 
 // tags are the cell's words between commas, each once: Shopify compares them without case.
 func (s *sheet) tags() ([]string, error) {
 	tags, seen := []string{}, map[string]bool{}
-	for tag := range strings.SplitSeq(s.text(colTags), ",") {
-		tag = strings.Join(strings.Fields(tag), " ")
+	for tag := range strings.SplitSeq(s.single(colTags), ",") {
+		tag = strings.TrimSpace(tag)
 		if tag == "" || seen[strings.ToLower(tag)] {
 			continue
 		}

@@ -1,15 +1,18 @@
 package demo
 
 import (
+	"bytes"
 	"context"
 	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/text/encoding/charmap"
 )
 
 // CSVError says which cell of a CSV file cannot be loaded, and what was expected there.
@@ -41,17 +44,21 @@ type Loaded struct {
 	Products, Approved, Variants, Images, Categories int
 	// Repeated are rows whose variant stood in the file before (the same handle and option values); the first counts.
 	Repeated int
+	// Notes is what had to be mended, left out or supplied, in the order of the file; empty where nothing was.
+	Notes []Note
 }
 
 // LoadCSV fills the empty reference schema from a Shopify product export, as the admin writes it (in its wording
-// before or after 2025): several rows for a product, adjacent or not, rows with a picture only, option names on the
-// first row, any further columns. Products that were not active or published are loaded as not approved; variants
-// without a price are not for sale. Where the file has no stock column, each variant gets 10 units.
+// before or after 2025) or as a spreadsheet has saved it since (in UTF-8, UTF-16, Windows-1252 or Mac OS Roman, with
+// commas, semicolons or tabs): several rows for a product, adjacent or not, rows with a picture only, option names on
+// the first row, any further columns. Products that were not active or published are loaded as not approved; variants
+// without a price are not for sale. Where the file has no stock column, each variant gets 10 units; without a price
+// column, each costs 10.00.
 //
 // The categories of the file become the tree; its leaves are sold in the north, in the south, in both, in turn.
 //
-// The file is held in memory, about twice its size. Nothing is written unless all of it can be read; what cannot be
-// is a *[CSVError].
+// The file is held in memory, about three times its size. Nothing is written unless all of it can be read: what can
+// be mended without a doubt is, and is counted in Loaded.Notes; anything else is a *[CSVError].
 func LoadCSV(ctx context.Context, conn *pgx.Conn, r io.Reader, file string) (Loaded, error) {
 	e, err := readExport(r, file)
 	if err != nil {
@@ -86,15 +93,18 @@ type export struct {
 
 // readExport reads a whole file. It does no I/O but r.
 func readExport(r io.Reader, file string) (*export, error) {
-	text, comma, err := openText(r)
+	p, err := readText(r)
 	if err != nil {
 		return nil, &CSVError{File: file, Line: 1, Expected: err.Error()}
 	}
-	cr := csv.NewReader(text)
-	cr.Comma = comma
+	cr := csv.NewReader(bytes.NewReader(p.text))
+	cr.Comma = p.comma
 	cr.FieldsPerRecord = -1 // some tools cut the empty cells off the end of a row
 	cr.ReuseRecord = true
-	s := sheet{file: file, csv: cr}
+	s := sheet{file: file, csv: cr, legacy: p.legacy}
+	for _, what := range p.mended {
+		s.noteFile(what)
+	}
 	if err := s.readHeader(); err != nil {
 		return nil, err
 	}
@@ -117,39 +127,109 @@ func readExport(r io.Reader, file string) (*export, error) {
 type sheet struct {
 	file    string
 	csv     *csv.Reader
-	names   []string       // as the header has them
-	columns map[column]int // where each known column stands
-	cells   []string       // of the current row
-	line    int            // where the current row begins
+	legacy  *charmap.Charmap // for cells that are not UTF-8
+	names   []string         // as the header has them
+	columns map[column]int   // where each known column stands
+	known   []int            // the values of columns
+	cells   []string         // of the current row; those of known columns are clean
+	line    int              // where the current row begins
+	notes   []Note
+	noted   map[string]int // by what: where it stands in notes
 }
 
+// maxLeading is how many lines before the header may hold something else, such as a table's name.
+const maxLeading = 5
+
 func (s *sheet) readHeader() error {
-	cells, err := s.csv.Read()
-	if errors.Is(err, io.EOF) {
-		return &CSVError{File: s.file, Line: 1, Expected: "a header row; the file is empty"}
+	for leading := 0; ; leading++ {
+		cells, err := s.csv.Read()
+		if errors.Is(err, io.EOF) && leading == 0 {
+			return &CSVError{File: s.file, Line: 1, Expected: "a header row; the file is empty"}
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return s.syntax(err)
+		}
+		if err == nil {
+			s.cells = cells
+			s.line, _ = s.csv.FieldPos(0)
+			s.readNames(cells)
+		}
+		if s.has(colTitle) {
+			return s.checkKind()
+		}
+		// Numbers writes the name of the table there, people write a heading.
+		if err == nil && leading < maxLeading && filled(cells) <= 1 {
+			s.noteAt(noteLeading, s.line, "", shorten(strings.TrimSpace(strings.Join(cells, " "))))
+			continue
+		}
+		return &CSVError{
+			File: s.file, Line: max(s.line, 1), Column: headings[colTitle], Got: shorten(firstOf(s.names)),
+			Expected: "this column in the header of a Shopify product export" + otherExport(s.names),
+		}
 	}
-	if err != nil {
-		return s.syntax(err)
-	}
-	s.columns = map[column]int{}
+}
+
+func (s *sheet) readNames(cells []string) {
+	s.columns, s.names, s.known = map[column]int{}, nil, nil
 	for i, cell := range cells {
-		name := clean(cell)
+		name := strings.TrimSpace(strings.TrimPrefix(s.clean(cell), "\uFEFF"))
 		s.names = append(s.names, name)
-		if c, known := columnNames[normalize(name)]; known {
-			if _, twice := s.columns[c]; !twice {
-				s.columns[c] = i
-			}
+		c, known := columnOf(name)
+		if _, twice := s.columns[c]; known && !twice {
+			s.columns[c] = i
+			s.known = append(s.known, i)
 		}
 	}
-	for _, c := range []column{colHandle, colTitle} {
-		if _, ok := s.columns[c]; !ok {
-			return &CSVError{
-				File: s.file, Line: 1, Column: headings[c], Got: shorten(firstOf(s.names)),
-				Expected: "this column in the header of a Shopify product export",
-			}
+}
+
+func filled(cells []string) (n int) {
+	for _, cell := range cells {
+		if strings.TrimSpace(cell) != "" {
+			n++
 		}
+	}
+	return n
+}
+
+// checkKind refuses the exports that have titles too, and says which columns are supplied.
+func (s *sheet) checkKind() error {
+	if kind := otherExport(s.names); kind != "" && !s.has(colPrice) {
+		return &CSVError{File: s.file, Line: s.line, Got: shorten(firstOf(s.names)), Expected: "a Shopify product export" + kind}
+	}
+	if !s.has(colPrice) {
+		s.noteFile(notePriceAll)
+	}
+	if !s.has(colQuantity) {
+		s.noteFile(noteNoStock)
 	}
 	return nil
+}
+
+// otherExport says which other export of the admin a header belongs to; empty where it knows none.
+func otherExport(names []string) string {
+	have := map[string]bool{}
+	for _, name := range names {
+		have[normalize(name)] = true
+	}
+	for _, k := range []struct {
+		marks []string
+		name  string
+	}{
+		{[]string{"lineitemname"}, "an export of orders"},
+		{[]string{"firstname", "email"}, "an export of customers"},
+		{[]string{"location", "handle", "hscode"}, "an export of inventory"},
+		{[]string{"redirectfrom"}, "an export of redirects"},
+		{[]string{"discountvalue"}, "an export of discounts"},
+	} {
+		all := true
+		for _, mark := range k.marks {
+			all = all && have[mark]
+		}
+		if all {
+			return "; this is " + k.name + ": in the admin, choose Products, then Export"
+		}
+	}
+	return ""
 }
 
 // next goes to the next row that is not blank.
@@ -166,18 +246,19 @@ func (s *sheet) next() (bool, error) {
 		s.line, _ = s.csv.FieldPos(0)
 		blank := true
 		for i, cell := range cells {
-			if cell == "" {
+			if strings.TrimSpace(cell) == "" {
 				continue
 			}
 			blank = false
 			if i >= len(s.names) {
 				return false, &CSVError{
-					File: s.file, Line: s.line, Got: shorten(cell),
+					File: s.file, Line: s.line, Got: shorten(s.clean(cell)),
 					Expected: fmt.Sprintf("at most %d cells, as many as the header has; this row has %d", len(s.names), len(cells)),
 				}
 			}
 		}
 		if !blank {
+			s.cleanRow()
 			return true, nil
 		}
 	}
@@ -205,13 +286,21 @@ func (s *sheet) has(c column) bool {
 	return ok
 }
 
+// heading is the name of a column in this file, or in Shopify's where the file lacks it.
+func (s *sheet) heading(c column) string {
+	if i, ok := s.columns[c]; ok {
+		return s.names[i]
+	}
+	return headings[c]
+}
+
 // raw is a cell of the current row with its spaces; empty where the column or the cell is missing.
 func (s *sheet) raw(c column) string {
 	i, ok := s.columns[c]
 	if !ok || i >= len(s.cells) {
 		return ""
 	}
-	return clean(s.cells[i])
+	return s.cells[i]
 }
 
 // wrong is an error at a cell of the current row.
@@ -220,7 +309,7 @@ func (s *sheet) wrong(c column, expected string) error {
 	if i, ok := s.columns[c]; ok {
 		e.Column = s.names[i]
 		if i < len(s.cells) {
-			e.Got = shorten(clean(s.cells[i]))
+			e.Got = shorten(s.cells[i])
 			e.Line, _ = s.csv.FieldPos(i)
 		}
 	}

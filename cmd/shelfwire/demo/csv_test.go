@@ -31,6 +31,13 @@ shirt,,,,,,,,S,,Red,,,,,1,,https://x/1.jpg,,,,,
 ,,,,,,,,,,,,,,,,,,,,,,
 card,Card,,,,,,,,,,,,,,10,,,,,true
 `, "\n", "\r\n"))
+	require.Equal(t, []Note{
+		{What: noteApostrophe, Count: 1, Line: 2, Column: "Variant SKU", Example: "'007"},
+		{What: noteNegative, Count: 1, Line: 5, Column: "Variant Inventory Qty", Example: "-4"},
+		{What: noteRepeated, Count: 1, Line: 8, Column: "Handle", Example: "shirt"},
+		{What: noteNoPrice, Count: 1, Line: 5, Column: "Variant Price"},
+	}, e.loaded.Notes)
+	e.loaded.Notes = nil
 	require.Equal(t, Loaded{Products: 3, Approved: 2, Variants: 4, Images: 4, Categories: 3, Repeated: 1}, e.loaded)
 	shirt := e.products[0]
 	require.Equal(t, `Shirt, "blue"`, shirt.title)
@@ -82,21 +89,32 @@ func TestReadExportSaysWhatIsWrongWhere(t *testing.T) {
 		words  string
 	}{
 		"empty":          {"", 1, "", "the file is empty"},
-		"no handle":      {"Title,Price\nx,1\n", 1, "Handle", "Shopify product export"},
-		"utf-16":         {"\xFF\xFEH\x00a\x00", 1, "", "UTF-16"},
+		"no title":       {"Handle,Price\nx,1\n", 1, "Title", "Shopify product export"},
+		"utf-16":         {"\xFF\xFEH\x00a\x00", 1, "Title", `"Ha" stands there`},
+		"orders":         {"Name,Email,Lineitem name\n#1,a@x,b\n", 1, "Title", "an export of orders"},
+		"customers":      {"Customer ID,First Name,Last Name,Email\n1,a,b,c\n", 1, "Title", "an export of customers"},
+		"inventory":      {"Handle,Title,Option1 Name,SKU,HS Code,Location,On hand (current)\na,A,Title,,,Berlin,3\n", 1, "", "an export of inventory"},
+		"json":           {`{"products": []}`, 1, "", "this is JSON"},
+		"a web page":     {"\n<!DOCTYPE html>\n<html></html>", 1, "", "HTML"},
+		"old xls":        {"\xD0\xCF\x11\xE0\xA1\xB1", 1, "", "(xls)"},
+		"gzip":           {"\x1F\x8B\x08", 1, "", "unpack it"},
+		"only blank":     {"\n\n  \n,,,\n", 4, "Title", "Shopify product export"},
+		"far header":     {"a\nb\nc\nd\ne\nf\nHandle,Title\n", 6, "Title", "Shopify product export"},
 		"spreadsheet":    {"PK\x03\x04....", 1, "", "spreadsheet"},
 		"no product":     {header, 2, "", "at least one product"},
-		"price":          {header + ok + "b,B,\"<p>\n\n</p>\",,,,true,Title,Default Title,,,,,1,deny,\"1,299.00\",,,,,,,\n", 5, "Variant Price", `"1,299.00" stands there, expected a price such as 19.99`},
+		"price":          {header + ok + "b,B,\"<p>\n\n</p>\",,,,true,Title,Default Title,,,,,1,deny,\"1,29,00\",,,,,,,\n", 5, "Variant Price", `"1,29,00" stands there, expected a price such as 19.99`},
+		"ambiguous":      {"Handle;Title;Variant Price\na;A;1.299\n", 2, "Variant Price", "thousands or of decimals"},
+		"huge price":     {header + "b,B,,,,,true,Title,Default Title,,,,,1,deny,1E+12,,,,,,,\n", 2, "Variant Price", "below 1000000000"},
 		"negative price": {header + "b,B,,,,,true,Title,Default Title,,,,,1,deny,-1,,,,,,,\n", 2, "Variant Price", "price"},
 		"quantity":       {header + "b,B,,,,,true,Title,Default Title,,,,,many,deny,1,,,,,,,\n", 2, "Variant Inventory Qty", "a number from"},
-		"half":           {header + "b,B,,,,,true,Title,Default Title,,,,,1.5,deny,1,,,,,,,\n", 2, "Variant Inventory Qty", "whole"},
+		"too many units": {header + "b,B,,,,,true,Title,Default Title,,,,,-3000000000,deny,1,,,,,,,\n", 2, "Variant Inventory Qty", "a number from -1000000000"},
+		"option twice":   {header + "b,B,,,,,true,Size,S,SIZE,M,,,1,deny,1,,,,,,,\n", 2, "Option2 Name", "another name"},
+		"long handle":    {header + strings.Repeat("ä", 256) + ",B,,,,,true\n", 2, "Handle", "255"},
 		"weight":         {header + "b,B,,,,,true,Title,Default Title,,,,NaN,1,deny,1,,,,,,,\n", 2, "Variant Grams", "number"},
 		"policy":         {header + "b,B,,,,,true,Title,Default Title,,,,,1,maybe,1,,,,,,,\n", 2, "Variant Inventory Policy", "deny or continue"},
 		"published":      {header + "b,B,,,,,perhaps,Title,Default Title,,,,,1,deny,1,,,,,,,\n", 2, "Published", "true or false"},
-		"image":          {header + "b,B,,,,,true,Title,Default Title,,,,,1,deny,1,,pic.jpg,,,,,\n", 2, "Image Src", "https://"},
 		"long title":     {header + "b," + strings.Repeat("x", 256) + ",,,,,true\n", 2, "Title", "255"},
-		"no title":       {header + ok + "b,,,,,,,,S,,,,,1,deny,1,,,,,,,\n", 3, "Title", "of the product b"},
-		"handle missing": {header + ok + ",B,,,,,true\n", 3, "Handle", "every row"},
+		"title missing":  {header + ok + "b,,,,,,,,S,,,,,1,deny,1,,,,,,,\n", 3, "Title", "of the product b"},
 		"option value":   {header + "b,B,,,,,true,Size,S,Colour,Red,,,1,deny,1,,,,,,,\nb,,,,,,,,M,,,,,1,deny,1,,,,,,,\n", 3, "Option2 Value", "option Colour of the product b"},
 		"too many cells": {header + strings.TrimSuffix(ok, "\n") + ",x\n", 2, "", "23 cells"},
 		"open quote":     {header + ok + "b,\"B,,,\n,,\n", 3, "", "closing quote"},

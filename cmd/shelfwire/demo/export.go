@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/shelfwire/shelfwire/schemas/document"
@@ -17,8 +19,11 @@ type draft struct {
 	line        int // of its first row
 	path        []string
 	optionNames [document.MaxOptions]string
+	nameLines   [document.MaxOptions]int // where the names stand
 	rows        []variantRow
-	seen        map[string]bool // option values of the rows
+	bare        *variantRow                            // a row with the title and nothing of a variant
+	seen        map[string]bool                        // option values of the rows
+	spelling    [document.MaxOptions]map[string]string // of option values, by their folded text
 	pictures    []picture
 	addresses   map[string]bool
 	published   bool
@@ -40,39 +45,35 @@ type builder struct {
 	sheet   *sheet
 	order   []*draft
 	byName  map[string]*draft
+	taken   map[string]bool // handles as the shop writes them
 	variant int64
 	loaded  Loaded
 }
 
-func newBuilder(s *sheet) *builder { return &builder{sheet: s, byName: map[string]*draft{}} }
+func newBuilder(s *sheet) *builder {
+	return &builder{sheet: s, byName: map[string]*draft{}, taken: map[string]bool{}}
+}
 
 // row takes in the sheet's current row.
 func (b *builder) row() error {
-	handle, err := b.sheet.line255(colHandle)
-	if err != nil {
+	d, err := b.draft()
+	if d == nil || err != nil {
 		return err
 	}
-	if handle == "" {
-		return b.sheet.wrong(colHandle, "the handle of the product; every row of an export has it")
-	}
-	// As the shop would write it; what is the same handle to the shop is the same product here.
-	handle = strings.ToLower(strings.NewReplacer(" ", "-", "/", "-").Replace(handle))
-	d := b.byName[handle]
-	if d == nil {
-		d = &draft{line: b.sheet.line, seen: map[string]bool{}, addresses: map[string]bool{}}
-		d.id, d.handle, d.kind = int64(len(b.order)+1), handle, "normal"
-		b.order = append(b.order, d)
-		b.byName[handle] = d
-	}
-	if d.title == "" && b.sheet.text(colTitle) != "" {
+	titled := b.sheet.text(colTitle) != ""
+	first := titled && d.title == ""
+	switch {
+	case first:
 		if err := b.readProduct(d); err != nil {
 			return err
 		}
+	case titled && b.sheet.single(colTitle) != d.title:
+		b.sheet.note(noteSecondTitle, colTitle)
 	}
 	if err := b.readOptionNames(d); err != nil {
 		return err
 	}
-	if b.isVariant() {
+	if first || b.isVariant() {
 		if err := b.readVariant(d); err != nil {
 			return err
 		}
@@ -80,9 +81,59 @@ func (b *builder) row() error {
 	return b.readPictures(d)
 }
 
+// draft is the product of the current row; nil where the row belongs to none.
+func (b *builder) draft() (*draft, error) {
+	s := b.sheet
+	handle := strings.ToLower(s.single(colHandle))
+	name := strings.NewReplacer(" ", "-", "/", "-").Replace(handle)
+	if handle == "" {
+		if s.text(colTitle) == "" {
+			s.note(noteNobody, colHandle)
+			return nil, nil
+		}
+		s.note(noteNoHandle, colTitle)
+		name = "\x00" + strconv.Itoa(len(b.order)) // nobody else's: each such row is a product
+	}
+	d := b.byName[name]
+	if d == nil {
+		d = &draft{line: s.line, seen: map[string]bool{}, addresses: map[string]bool{}}
+		d.id, d.handle, d.kind = int64(len(b.order)+1), shopHandle(handle), "normal"
+		if utf8.RuneCountInString(d.handle) > 255 {
+			return nil, s.wrong(colHandle, "a handle of at most 255 characters, which is Shopify's limit")
+		}
+		if handle != "" && d.handle != s.text(colHandle) {
+			s.note(noteHandle, colHandle)
+		}
+		b.order = append(b.order, d)
+		b.byName[name] = d
+	}
+	return d, nil
+}
+
+// shopHandle writes a handle as the shop does: letters, digits and underscores in lower case, everything else as one
+// hyphen, none at the ends.
+func shopHandle(text string) string {
+	var h strings.Builder
+	gap := false
+	for _, r := range strings.ToLower(text) {
+		switch {
+		case unicode.IsLetter(r) || unicode.IsDigit(r) || r == '_':
+			if gap && h.Len() > 0 {
+				h.WriteByte('-')
+			}
+			gap = false
+			h.WriteRune(r)
+		case r == '\'' || r == '’': // men's is mens
+		default:
+			gap = true
+		}
+	}
+	return h.String()
+}
+
 // isVariant tells a variant's row from one that only adds a picture.
 func (b *builder) isVariant() bool {
-	for _, c := range []column{colTitle, colOption1Value, colOption2Value, colOption3Value, colSKU, colPrice, colBarcode} {
+	for _, c := range []column{colOption1Value, colOption2Value, colOption3Value, colSKU, colPrice, colBarcode} {
 		if b.sheet.text(c) != "" {
 			return true
 		}
@@ -96,18 +147,19 @@ func (b *builder) readProduct(d *draft) (err error) {
 	for _, cell := range []struct {
 		to *string
 		of column
-	}{{&d.title, colTitle}, {&d.vendor, colVendor}, {&d.typ, colType}, {&d.seoTitle, colSEOTitle}, {&d.material, colMaterial}} {
+	}{{&d.title, colTitle}, {&d.vendor, colVendor}, {&d.typ, colType}} {
 		if *cell.to, err = s.line255(cell.of); err != nil {
 			return err
 		}
 	}
-	d.html = strings.TrimSpace(s.raw(colBody))
+	d.seoTitle = s.cut(colSEOTitle, s.single(colSEOTitle), 255)
+	d.seoDescription = s.cut(colSEODescription, s.text(colSEODescription), 5000)
+	d.material = s.cut(colMaterial, s.single(colMaterial), 255)
+	if d.html = s.raw(colBody); strings.TrimSpace(d.html) == "" {
+		d.html = ""
+	}
 	if utf8.RuneCountInString(d.html) > 524288 {
 		return s.wrong(colBody, "at most 524288 characters")
-	}
-	d.seoDescription = s.text(colSEODescription)
-	if utf8.RuneCountInString(d.seoDescription) > 5000 {
-		return s.wrong(colSEODescription, "at most 5000 characters")
 	}
 	if d.tags, err = s.tags(); err != nil {
 		return err
@@ -122,8 +174,8 @@ func (b *builder) readProduct(d *draft) (err error) {
 	if d.published, err = s.truth(colPublished, true); err != nil {
 		return err
 	}
-	if status := s.text(colStatus); status != "" && !strings.EqualFold(status, "active") {
-		d.published = false // draft, archived, and whatever else is not for sale
+	if !s.onSale() {
+		d.published = false
 	}
 	d.path = s.categoryPath()
 	return nil
@@ -155,9 +207,14 @@ func (b *builder) readOptionNames(d *draft) error {
 		if err != nil {
 			return err
 		}
-		if d.optionNames[i] == "" {
-			d.optionNames[i] = name
+		if d.optionNames[i] != "" || name == "" {
+			continue
 		}
+		if strings.Contains(name, " / ") {
+			b.sheet.note(noteReserved, c)
+			name = strings.ReplaceAll(name, " / ", "/")
+		}
+		d.optionNames[i], d.nameLines[i] = name, b.sheet.line
 	}
 	return nil
 }
@@ -166,7 +223,7 @@ func (b *builder) readVariant(d *draft) (err error) {
 	s := b.sheet
 	v := variantRow{line: s.line}
 	for i, c := range []column{colOption1Value, colOption2Value, colOption3Value} {
-		if v.values[i], err = s.line255(c); err != nil {
+		if v.values[i], err = b.optionValue(d, i, c); err != nil {
 			return err
 		}
 	}
@@ -182,9 +239,14 @@ func (b *builder) readVariant(d *draft) (err error) {
 	if err := b.readLogistics(&v); err != nil {
 		return err
 	}
+	if !b.isVariant() {
+		d.bare = &v
+		return nil
+	}
 	key := strings.Join(v.values[:], "\x00")
 	if d.seen[key] {
 		b.loaded.Repeated++
+		s.note(noteRepeated, colHandle)
 		return nil
 	}
 	d.seen[key] = true
@@ -194,9 +256,50 @@ func (b *builder) readVariant(d *draft) (err error) {
 	return nil
 }
 
+// optionValue reads a value of an option, in the spelling in which the product has it first: to the shop, S and s are
+// one value.
+func (b *builder) optionValue(d *draft, i int, c column) (string, error) {
+	value, err := b.sheet.line255(c)
+	if value == "" || err != nil {
+		return "", err
+	}
+	if d.spelling[i] == nil {
+		d.spelling[i] = map[string]string{}
+	}
+	folded := fold(value)
+	first, known := d.spelling[i][folded]
+	switch {
+	case !known && len(d.spelling[i]) == maxOptionValues:
+		return "", b.sheet.wrong(c, "at most 100 values of an option, which is Shopify's limit")
+	case !known:
+		d.spelling[i][folded] = value
+		return value, nil
+	case first != value:
+		b.sheet.note(noteSpelling, c)
+	}
+	return first, nil
+}
+
+// maxOptionValues is how many values an option of a product may have.
+const maxOptionValues = 100
+
+// fold makes texts equal that strings.EqualFold calls equal.
+func fold(text string) string {
+	return strings.Map(func(r rune) rune {
+		least := r
+		for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+			least = min(least, next)
+		}
+		return least
+	}, text)
+}
+
 func (b *builder) readPrices(v *variantRow) (err error) {
 	if v.price, err = b.sheet.price(colPrice); err != nil {
 		return err
+	}
+	if !b.sheet.has(colPrice) {
+		v.price = "10.00"
 	}
 	if v.compareAt, err = b.sheet.price(colCompareAt); err != nil {
 		return err
@@ -230,7 +333,10 @@ func (b *builder) readLogistics(v *variantRow) error {
 	if !s.has(colQuantity) {
 		fallback = 10
 	}
-	units, err := s.whole(colQuantity, math.MinInt32, 1e9, fallback)
+	units, err := s.whole(colQuantity, -1e9, 1e9, fallback)
+	if err == nil && units < 0 {
+		s.note(noteNegative, colQuantity)
+	}
 	// Below zero is sold more than there was: reserved passes approved.
 	v.main, v.reserved, v.withoutStockOther = max(units, 0), max(-units, 0), true
 	return err
@@ -239,31 +345,31 @@ func (b *builder) readLogistics(v *variantRow) error {
 // readPictures takes the row's picture and its variant's; one address counts once.
 func (b *builder) readPictures(d *draft) error {
 	s := b.sheet
-	src, err := s.address(colImage)
-	if err != nil {
-		return err
-	}
 	position, err := s.whole(colImagePosition, 0, 1e6, len(d.pictures)+1)
 	if err != nil {
 		return err
 	}
-	alt := []rune(strings.Join(strings.Fields(s.text(colImageAlt)), " "))
-	d.addPicture(picture{image: image{url: src, alt: string(alt[:min(len(alt), 512)])}, position: position})
-	own, err := s.address(colVariantImage)
-	if err != nil {
-		return err
-	}
-	d.addPicture(picture{image: image{url: own}, position: math.MaxInt32})
+	alt := s.cut(colImageAlt, s.single(colImageAlt), 512)
+	b.addPicture(d, colImage, alt, position)
+	b.addPicture(d, colVariantImage, "", math.MaxInt32)
 	return nil
 }
 
-func (d *draft) addPicture(p picture) {
-	if p.url == "" || d.addresses[p.url] || len(d.pictures) == 250 { // Shopify keeps 250
+func (b *builder) addPicture(d *draft, c column, alt string, position int) {
+	address := b.sheet.address(c)
+	if address == "" || d.addresses[address] {
 		return
 	}
-	d.addresses[p.url] = true
-	d.pictures = append(d.pictures, p)
+	if len(d.pictures) == maxPictures {
+		b.sheet.note(notePictures, c)
+		return
+	}
+	d.addresses[address] = true
+	d.pictures = append(d.pictures, picture{image: image{url: address, alt: alt}, position: position})
 }
+
+// maxPictures is how many pictures a product of a shop may have.
+const maxPictures = 250
 
 // finish makes products of the drafts.
 func (b *builder) finish() (*export, error) {
@@ -271,13 +377,17 @@ func (b *builder) finish() (*export, error) {
 	for i, d := range b.order {
 		if d.title == "" {
 			return nil, &CSVError{
-				File: b.sheet.file, Line: d.line, Column: headings[colTitle],
+				File: b.sheet.file, Line: d.line, Column: b.sheet.heading(colTitle),
 				Expected: "a title on one of the rows of the product " + d.handle,
 			}
+		}
+		if len(d.rows) == 0 {
+			d.rows = []variantRow{*d.bare}
 		}
 		if err := b.finishOptions(d); err != nil {
 			return nil, err
 		}
+		b.finishHandle(d)
 		slices.SortStableFunc(d.pictures, func(x, y picture) int { return cmp.Compare(x.position, y.position) })
 		for _, p := range d.pictures {
 			d.images = append(d.images, p.image)
@@ -289,6 +399,9 @@ func (b *builder) finish() (*export, error) {
 		for _, row := range d.rows {
 			b.variant++
 			row.id, row.approvedAt = b.variant, d.approvedAt
+			if row.price == "" {
+				b.sheet.noteAt(noteNoPrice, row.line, b.sheet.heading(colPrice), "")
+			}
 			row.options = row.values[:len(d.options)]
 			d.variants = append(d.variants, row.variant)
 		}
@@ -298,11 +411,33 @@ func (b *builder) finish() (*export, error) {
 		e.products = append(e.products, d.product)
 	}
 	if len(e.products) == 0 {
-		return nil, &CSVError{File: b.sheet.file, Line: 2, Expected: "at least one product"}
+		return nil, &CSVError{File: b.sheet.file, Line: b.sheet.line + 1, Expected: "at least one product"}
 	}
+	e.loaded.Notes = b.sheet.notes
 	e.tree.route()
 	e.loaded.Products, e.loaded.Categories = len(e.products), len(e.tree.list)
 	return e, nil
+}
+
+// finishHandle gives a product a handle of its own: the file's, else one of its title, with a number where a shop could
+// not tell it from another.
+func (b *builder) finishHandle(d *draft) {
+	given := d.handle
+	if given == "" {
+		if given = strings.Trim(string([]rune(shopHandle(d.title))[:min(len([]rune(shopHandle(d.title))), 240)]), "-"); given == "" {
+			given = "product"
+		}
+	}
+	d.handle = given
+	for n := 1; b.taken[d.handle]; n++ {
+		suffix := "-" + strconv.Itoa(n)
+		runes := []rune(given)
+		d.handle = strings.Trim(string(runes[:min(len(runes), 255-len(suffix))]), "-") + suffix
+	}
+	if d.handle != given {
+		b.sheet.noteAt(noteTaken, d.line, b.sheet.heading(colHandle), given)
+	}
+	b.taken[d.handle] = true
 }
 
 // finishOptions decides which options the product has; each variant must have a value of each.
@@ -327,11 +462,17 @@ func (b *builder) finishOptions(d *draft) error {
 		if name == "" {
 			name = "Option " + optionNumber(i)
 		}
+		if slices.ContainsFunc(d.options, func(other string) bool { return strings.EqualFold(other, name) }) {
+			return &CSVError{
+				File: b.sheet.file, Line: d.nameLines[i], Column: b.sheet.heading(colOption1Name + column(i)), Got: shorten(name),
+				Expected: "another name than that of the product's other options, as Shopify does",
+			}
+		}
 		d.options = append(d.options, name)
 		for _, row := range d.rows {
 			if row.values[i] == "" {
 				return &CSVError{
-					File: b.sheet.file, Line: row.line, Column: headings[colOption1Value+column(i)],
+					File: b.sheet.file, Line: row.line, Column: b.sheet.heading(colOption1Value + column(i)),
 					Expected: "a value of the option " + name + " of the product " + d.handle,
 				}
 			}

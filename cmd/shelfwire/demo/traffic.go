@@ -74,6 +74,8 @@ type scene struct {
 	importCategories                 []int64
 	merge                            bool // MERGE is known since PostgreSQL 15
 	maxDeletes, maxDrops, maxRevokes int64
+	// free is how many products cost nothing, as where a merchant quotes each price.
+	free int64
 }
 
 // NewTraffic returns traffic that has not begun. It does no I/O.
@@ -160,6 +162,10 @@ func (t *Traffic) look(ctx context.Context) (err error) {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return errors.New("none of its products has a category")
 	}
+	if err != nil {
+		return err
+	}
+	err = conn.QueryRow(ctx, `SELECT count(DISTINCT product_id) FROM catalog.variants WHERE price = 0`).Scan(&s.free)
 	if err != nil {
 		return err
 	}
