@@ -44,12 +44,16 @@ func (f *follower) run(ctx context.Context) error {
 					return err
 				}
 			case <-ctx.Done():
-				f.release(context.WithoutCancel(ctx))
-				return nil
+				return nil // nothing is ever left half done between two records
 			}
 		}
 	})
-	return g.Wait()
+	err := g.Wait()
+	for part := range f.held {
+		f.reader.Remove(part)
+	}
+	f.keeper.release(context.WithoutCancel(ctx))
+	return err
 }
 
 func (f *follower) assign(ctx context.Context, held []heldLease) {
@@ -118,22 +122,6 @@ func (f *follower) dispatch(ctx context.Context, recs []event.Record) error {
 		}
 	}
 	return nil
-}
-
-func (f *follower) release(ctx context.Context) {
-	var fences []work.Fence
-	for part, l := range f.held {
-		f.reader.Remove(part)
-		fences = append(fences, l.Fence)
-	}
-	if len(fences) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, f.keeper.cfg.TTL/4)
-	defer cancel()
-	if err := f.keeper.store.Release(ctx, fences); err != nil {
-		f.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
-	}
 }
 
 // readAhead tells records that were read before their partition was begun anew. Deliver reads one poll ahead: when a

@@ -53,7 +53,13 @@ type leaseKeeper struct {
 	partitions int32
 	cfg        LeaseConfig
 	log        *slog.Logger
+
+	last []work.Fence // of the newest renewal: run's own until it has returned
 }
+
+// leaseStop is how long a stop waits for the state: once for a renewal that is on its way, and once for the release.
+// Neither is owed, as leases end by themselves.
+const leaseStop = 2 * time.Second
 
 // run renews until ctx ends. A renewal that does not succeed changes nothing: the holder sees its leases run out. It
 // goes on while the holder is busy, which hears of the newest renewal only: a page of a fan-out may take longer than a
@@ -65,16 +71,13 @@ func (k *leaseKeeper) run(ctx context.Context, held chan<- []heldLease) error {
 	var to chan<- []heldLease // nil while there is no news
 	for {
 		start := time.Now()
-		rctx, cancel := context.WithTimeout(ctx, k.cfg.TTL/2)
-		leases, err := k.store.Renew(rctx, k.stage, k.cfg.Owner, k.partitions, k.cfg.TTL)
-		cancel()
+		leases, err := k.renew(ctx)
 		switch {
 		case err == nil:
-			out := make([]heldLease, len(leases))
+			news, to, k.last = make([]heldLease, len(leases)), held, make([]work.Fence, len(leases))
 			for i, l := range leases {
-				out[i] = heldLease{Lease: l, until: start.Add(k.cfg.TTL)}
+				news[i], k.last[i] = heldLease{Lease: l, until: start.Add(k.cfg.TTL)}, l.Fence
 			}
-			news, to = out, held
 		case ctx.Err() == nil:
 			k.log.WarnContext(ctx, "lease renewal", "stage", string(k.stage), "error", err)
 		}
@@ -88,6 +91,28 @@ func (k *leaseKeeper) run(ctx context.Context, held chan<- []heldLease) error {
 				return nil
 			}
 		}
+	}
+}
+
+// renew asks for the leases. One that is on its way when ctx ends is awaited for a moment: if it were cut short, the
+// state could carry it out after the leases were given back, and nobody would hold them until they end.
+func (k *leaseKeeper) renew(ctx context.Context) ([]work.Lease, error) {
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.cfg.TTL/2)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(leaseStop, cancel) })()
+	return k.store.Renew(rctx, k.stage, k.cfg.Owner, k.partitions, k.cfg.TTL)
+}
+
+// release gives back all that the newest renewal has brought, known to the holder or not. It must only be called when
+// run has returned and the holder has settled what it had in hand.
+func (k *leaseKeeper) release(ctx context.Context) {
+	if len(k.last) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaseStop)
+	defer cancel()
+	if err := k.store.Release(ctx, k.last); err != nil {
+		k.log.WarnContext(ctx, "leases not released; they end by themselves", "stage", string(k.stage), "error", err)
 	}
 }
 

@@ -144,7 +144,9 @@ func (l *Load) Run(ctx context.Context) error {
 	for _, t := range l.topics {
 		g.Go(func() error { return t.run(ctx) })
 	}
-	return g.Wait()
+	err := g.Wait()
+	l.keeper.release(context.WithoutCancel(ctx))
+	return err
 }
 
 // migrate reports whether the tables stand; false when ctx ended before.

@@ -395,7 +395,7 @@ func (t *loadTopic) insist(ctx context.Context, f func() error) bool {
 	}
 }
 
-// stop loads what was gathered, within the drain time, and gives the leases back.
+// stop loads what was gathered, within the drain time. The leases are given back when all topics have stopped.
 func (t *loadTopic) stop(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.load.cfg.Drain)
 	defer cancel()
@@ -403,20 +403,7 @@ func (t *loadTopic) stop(ctx context.Context) {
 	if len(t.block.records) == 0 {
 		t.save(ctx) // of an insert that the stop came right after
 	}
-	var fences []work.Fence
-	for _, p := range t.open {
-		fences = append(fences, p.fence)
-	}
 	if t.reader != nil {
 		t.reader.Close()
-	}
-	for _, lease := range t.pending {
-		fences = append(fences, lease.Fence)
-	}
-	if len(fences) == 0 {
-		return
-	}
-	if err := t.leases.Release(ctx, fences); err != nil {
-		t.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
 	}
 }

@@ -165,6 +165,9 @@ type Push struct {
 	busy    shopLoad
 	rounds  sync.WaitGroup
 	slow    chan struct{} // holds one while a product is read alone
+
+	stopBy  time.Time // the drain deadline, once the worker stops
+	drained bool      // nothing was left in flight then
 	ahead   readAhead
 }
 
@@ -198,7 +201,14 @@ func (p *Push) Run(ctx context.Context) error {
 	g.Go(func() error { return deliver(ctx, p.log, p.parts.Reader, 5000, p.records) })
 	g.Go(func() error { return p.watchShops(ctx) })
 	g.Go(func() error { return p.loop(ctx) })
-	return g.Wait()
+	err := g.Wait()
+	if !p.drained { // the next owner waits for the leases' end, and finds the intents
+		return err
+	}
+	release, cancel := context.WithDeadline(context.WithoutCancel(ctx), p.stopBy)
+	defer cancel()
+	keeper.release(release)
+	return err
 }
 
 // loop is the only goroutine that knows what waits and what flies.
@@ -230,7 +240,9 @@ func (p *Push) loop(ctx context.Context) error {
 		case <-due:
 		case <-ctx.Done():
 			stop()
-			return p.drain(ctx)
+			p.stopBy = time.Now().Add(p.cfg.Drain)
+			p.drained = p.drain(ctx)
+			return nil
 		}
 		stop()
 		p.start(ctx)
@@ -337,9 +349,9 @@ func (p *Push) land(ls []landing) {
 	}
 }
 
-// drain lets what is on its way land and gives the leases back, within the drain deadline.
-func (p *Push) drain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.Drain)
+// drain lets what is on its way land, and reports whether it did before the drain deadline.
+func (p *Push) drain(ctx context.Context) bool {
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), p.stopBy)
 	defer cancel()
 	done := make(chan struct{})
 	go func() { p.rounds.Wait(); close(done) }()
@@ -351,25 +363,15 @@ func (p *Push) drain(ctx context.Context) error {
 			waiting = false
 		case <-ctx.Done():
 			p.log.WarnContext(ctx, "drain deadline passed; the next owner finds the intents", "flying", len(p.flying))
-			return nil
+			return false
 		}
 	}
-	// Neither is owed: positions are read again and leases end. So a stop does not wait for a state that is away.
-	save, cancelSave := context.WithTimeout(ctx, 2*time.Second)
+	// It is not owed, as positions are read again: a stop does not wait for a state that is away.
+	save, cancelSave := context.WithTimeout(ctx, leaseStop)
 	defer cancelSave()
 	p.savePositions(save)
-	fences := make([]work.Fence, 0, len(p.owned))
-	for part, o := range p.owned {
+	for part := range p.owned {
 		p.parts.Reader.Remove(part)
-		fences = append(fences, o.fence())
 	}
-	if len(fences) == 0 {
-		return nil
-	}
-	release, cancelRelease := context.WithTimeout(ctx, 2*time.Second)
-	defer cancelRelease()
-	if err := p.parts.Leases.Release(release, fences); err != nil {
-		p.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
-	}
-	return nil
+	return true
 }
