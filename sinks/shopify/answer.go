@@ -14,6 +14,8 @@ type answer struct {
 	fields map[string]map[string]any
 	// problems are the failures of single aliases.
 	problems map[string]*failure
+	// rest is the failure of every alias that has no answer of its own, where others were executed.
+	rest *failure
 	// whole is the failure of the request as such; nil when each alias speaks for itself.
 	whole *failure
 	// requested and actual are what the shop says it charged; actual is negative where it does not say.
@@ -69,7 +71,7 @@ func readAnswer(status int, header http.Header, body []byte) *answer {
 	return a
 }
 
-// readProblems sorts the top-level errors: to an alias where there is data beside them, else to the whole request.
+// readProblems reads the top-level errors, of any form.
 func (a *answer) readProblems(raw json.RawMessage, body []byte, data bool) {
 	var problems []problem
 	if len(raw) > 0 && string(raw) != "null" {
@@ -88,20 +90,54 @@ func (a *answer) readProblems(raw json.RawMessage, body []byte, data bool) {
 		return
 	}
 	for _, p := range problems {
-		f := classifyProblem(p)
-		alias := p.alias()
-		// A dead shop and a throttled request concern everything, whatever path they name.
-		if !data || alias == "" || f.limited() || f.dead {
-			if a.whole == nil {
-				a.whole = f
-			}
-			continue
+		a.sort(p, data)
+	}
+}
+
+// sort gives a top-level error to the alias that it names, or to all that it leaves without an answer.
+func (a *answer) sort(p problem, data bool) {
+	f, alias := classifyProblem(p), p.alias()
+	// Invariant: where one alias was executed, the request is never sent again as a whole, and what the answer says of
+	// that alias is settled. A dead shop and a throttled request concern everything only where nothing was executed.
+	if executed := len(a.fields) > 0; !data || !executed && (alias == "" || f.limited() || f.dead) {
+		if a.whole == nil {
+			a.whole = f
 		}
-		if a.problems[alias] == nil {
-			f.unexecuted = false // the other aliases were executed: only this one has failed
-			a.problems[alias] = f
+		return
+	}
+	f.unexecuted = false // others were executed: splitting the request would repeat them
+	switch {
+	case alias == "":
+		if a.rest == nil {
+			a.rest = f
+		}
+	case a.problems[alias] == nil:
+		if a.fields[alias] != nil { // something below the alias has failed, after the mutation
+			f.final, f.unanswered = false, true
+		}
+		a.problems[alias] = f
+	}
+}
+
+// undefined reports that the custom id's definition is missing.
+func (a *answer) undefined() bool {
+	for _, f := range a.problems {
+		if f.undefined {
+			return true
 		}
 	}
+	return a.whole != nil && a.whole.undefined || a.rest != nil && a.rest.undefined
+}
+
+// of returns the answer of one alias; both nil where the answer says nothing of it.
+func (a *answer) of(alias string) (map[string]any, *failure) {
+	switch {
+	case a.problems[alias] != nil:
+		return nil, a.problems[alias]
+	case a.fields[alias] == nil:
+		return nil, a.rest
+	}
+	return a.fields[alias], nil
 }
 
 // garbage is a 200 whose body is no answer of the Admin API: a proxy's page, or an answer cut in the middle. The

@@ -312,6 +312,9 @@ func (s *Shops) call(ctx context.Context, sh *shop, lane work.Lane, ops []*op, i
 		start = time.Now()
 		a := s.post(ctx, sh, body)
 		s.settleBudget(ctx, sh, points, a)
+		if a.undefined() {
+			sh.forget()
+		}
 		s.observe(sh, names, lane, points, products, time.Since(start), waited, a)
 		if !a.whole.limited() || attempt >= maxLimited || ctx.Err() != nil {
 			return a

@@ -20,6 +20,12 @@
 //
 //   - Invariant: the shadow changes only when the answer to the mutation says so. A lost answer leaves the old shadow
 //     and an open intent; the next plan reads the shop first.
+//   - An intent names what its request adds to lists (additions.go): of a worker that was killed nothing else is left,
+//     and without it a read would take its tags and images for the merchant's.
+//   - An answer may hold some aliases and an error for the others. What was executed is settled and never sent again.
+//   - A creation that lands late, after its repetition, replaces the lists of a product that the merchant may have
+//     touched in between: productSet by custom id is an upsert. The alternative, a creation without identifier, would
+//     leave it to the uniqueness of a metafield alone that there is no second product.
 //   - A field that leaves the document leaves the shadow: it is not ours any more, and when it comes back its value is
 //     written whatever it was.
 //   - Planning is repeated after each round with the new shadow until nothing is left. Publishing after a creation,

@@ -34,6 +34,10 @@ type failure struct {
 	unexecuted bool
 	// reread: the shop is not what the shadow says.
 	reread bool
+	// unset: the shop's settings are not what they were: a location or a channel is not there any more.
+	unset bool
+	// undefined: the custom id's definition is not in the shop any more.
+	undefined bool
 	// retryAfter is when to try again; zero: by the attempts table.
 	retryAfter time.Duration
 }
@@ -158,6 +162,10 @@ func classifyProblem(p problem) *failure {
 			f.message = code + ": " + f.message
 		}
 	}
+	if undefined.MatchString(p.Message) {
+		// Not "there is no such product": nothing can be found by custom id until it is defined again.
+		*f = failure{category: event.ShopifyError, counts: true, undefined: true, message: f.message}
+	}
 	if strings.EqualFold(p.Message, "Throttled") {
 		*f = failure{category: event.APILimit, message: p.Message}
 	}
@@ -199,6 +207,7 @@ func userErrors(payload map[string]any) []userError {
 var (
 	handleTaken  = regexp.MustCompile(`(?i)handle .*(already in use|has already been taken|taken)`)
 	notThere     = regexp.MustCompile(`(?i)(does not exist|could not be found|not found|no longer exists|invalid id)`)
+	undefined    = regexp.MustCompile(`(?i)metafield definition of type 'id' is required`)
 	busy         = regexp.MustCompile(`(?i)another operation already in progress`)
 	dailyVariant = regexp.MustCompile(`(?i)daily variant creation limit`)
 )
@@ -210,6 +219,8 @@ var (
 		"AT_LEAST_ONE_VARIANT_DOES_NOT_BELONG_TO_THE_PRODUCT", "NOT_FOUND", "INVALID_INVENTORY_ITEM", "FILE_DOES_NOT_EXIST",
 		"MEDIA_DOES_NOT_EXIST", "VARIANT_ALREADY_EXISTS", "VARIANT_ALREADY_EXISTS_CHANGE_OPTION_VALUE", "OPTION_VALUE_ALREADY_EXISTS",
 	}
+	codesUnset    = []string{"INVALID_LOCATION", "TRACKED_VARIANT_LOCATION_NOT_FOUND"}
+	fieldsUnset   = []string{"locationId", "publicationId"}
 	codesIdentity = []string{"DUPLICATED_METAFIELD_VALUE", "CAPABILITY_VIOLATION", "DUPLICATED_VALUE"}
 	codesPassing  = []string{
 		"JOB_ERROR", "INTERNAL_ERROR", "IDEMPOTENCY_CONCURRENT_REQUEST", "IDEMPOTENCY_PREVIOUS_ATTEMPT_FAILED",
@@ -228,7 +239,9 @@ func classifyUser(root string, e userError) *failure {
 	case root == "productSet" && slices.Contains(codesIdentity, e.code):
 		// Somebody has created the product meanwhile: with our custom id it is the same product.
 		f.category, f.reread = event.Duplicate, true
-	case slices.Contains(codesGone, e.code) || e.code == "" && notThere.MatchString(e.message):
+	case slices.Contains(codesUnset, e.code) || len(e.field) > 0 && slices.Contains(fieldsUnset, e.field[len(e.field)-1]):
+		f.reread, f.unset = true, true
+	case slices.Contains(codesGone, e.code) || (e.code == "" || ownerGone(root, e)) && notThere.MatchString(e.message):
 		f.reread = true
 	case dailyVariant.MatchString(e.message):
 		f.category, f.final, f.retryAfter = event.APILimit, false, time.Hour
@@ -236,6 +249,11 @@ func classifyUser(root string, e userError) *failure {
 		f.category, f.final, f.counts = event.ShopifyError, false, true
 	}
 	return f
+}
+
+// ownerGone reports a metafield of a product or variant that is not there: its code is no other than a bad value's.
+func ownerGone(root string, e userError) bool {
+	return strings.HasPrefix(root, "metafields") && len(e.field) > 0 && e.field[len(e.field)-1] == "ownerId"
 }
 
 // cut shortens a text from a shop to n bytes, at a character's border.

@@ -1,7 +1,6 @@
 package shopify_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -89,12 +88,9 @@ func TestLostAnswersAndKillsLeaveNothingBehind(t *testing.T) {
 					w.pushed(id, doc)
 				}
 				w.shop.ClearInjected()
-				rt.Logf("STEP %s %v known %s", id, w.known[id].Intents, w.known[id].Shadow)
-				for _, s := range w.wire.take() {
-					b, _ := json.Marshal(s.variables)
-					rt.Logf("WIRE %v %s", s.roots, b)
-				}
-				if w.known[id].ShopifyID != "" && rapid.Bool().Draw(rt, "merchant") {
+				// A creation that lands late is a productSet by custom id: Shopify replaces the lists that it carries.
+				creating := slices.ContainsFunc(w.known[id].Intents, func(i work.Intent) bool { return strings.HasPrefix(i.Mutation, "productSet") })
+				if w.known[id].ShopifyID != "" && !creating && rapid.Bool().Draw(rt, "merchant") {
 					w.merchant(w.known[id].ShopifyID, edits)
 					edits++
 				}
@@ -122,9 +118,7 @@ func TestLostAnswersAndKillsLeaveNothingBehind(t *testing.T) {
 				}
 				requireNoOtherStock(rt, v, got)
 			}
-			for i := range edits {
-				require.Contains(rt, p.Tags, fmt.Sprintf("own%d", i))
-			}
+			requireMerchants(rt, p, edits)
 		})
 	})
 }

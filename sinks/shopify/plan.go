@@ -166,7 +166,10 @@ func decideUpdate(p work.Push, k knowledge) decision {
 	doc := p.Document
 	d := decision{shadow: k.shadow.clone(), lane: work.LaneContent}
 	d.shadow.foreign = k.shadow.foreign
-	u := &update{doc: doc, old: k.shadow, d: &d, fresh: k.fresh}
+	u := &update{doc: doc, old: k.shadow, d: &d, fresh: k.fresh, quiet: len(p.Known.Intents) == 0 && k.sure}
+	if u.quiet {
+		d.shadow.Former = additions{}
+	}
 	u.variants()
 	if d.refused != nil {
 		return d
@@ -188,6 +191,8 @@ type update struct {
 	old   *Shadow // what the shop has
 	d     *decision
 	fresh bool
+	// quiet: no request is on its way that could still add something of ours.
+	quiet bool
 }
 
 func (u *update) add(o *op) { u.d.ops = append(u.d.ops, o) }

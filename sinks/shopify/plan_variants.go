@@ -106,6 +106,12 @@ func orTrue(f document.Field[bool]) bool { return f.Null || f.Value }
 
 func boolMark(b bool) string { return "=" + strconv.FormatBool(b) }
 
+// roundsToZero reports an amount that a shop, which keeps two places, keeps as 0.
+func roundsToZero(amount string) bool {
+	f, err := strconv.ParseFloat(amount, 64)
+	return err == nil && f < 0.005
+}
+
 func weightMark(grams float64) string { return "=" + strconv.FormatFloat(grams, 'f', -1, 64) }
 
 // textMark and decimalMark treat null and the empty text alike: both are cleared.
@@ -249,7 +255,7 @@ func (u *update) compareVariants() *variantChanges {
 				delete(sv.Fields, f.name)
 			} else if sv.Fields[f.name] != m {
 				c.fields[v.Key] = append(c.fields[v.Key], f.name)
-				if f.name == "price" && m == markDecimal("0") && u.old.onSale() {
+				if f.name == "price" && roundsToZero(v.Price.Value) {
 					u.effect(work.EffectZeroPrice)
 				}
 			}
@@ -465,7 +471,13 @@ func (u *update) stock() {
 		for _, location := range slices.Sorted(maps.Keys(sv.Stock)) {
 			have := sv.Stock[location]
 			listed := slices.ContainsFunc(v.Stock.Value, func(l document.Level) bool { return l.Location == location })
-			if !listed && have.Quantity != 0 && u.level(v.Key, sv, document.Level{Location: location, Name: have.Name}) {
+			switch {
+			case listed:
+			case have.Quantity == 0:
+				if u.quiet { // it is empty, stays so, and is the merchant's from now on
+					delete(sv.Stock, location)
+				}
+			case u.level(v.Key, sv, document.Level{Location: location, Name: have.Name}):
 				levels++
 			}
 		}

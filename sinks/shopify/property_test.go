@@ -136,6 +136,26 @@ func (w *world) merchant(id string, n int) {
 		}}})
 }
 
+// requireMerchants holds that all that the merchant has put on a product is still there, once.
+func requireMerchants(t checker, p shopifysim.Product, edits int) {
+	t.Helper()
+	for n := range edits {
+		require.Contains(t, p.Tags, fmt.Sprintf("own%d", n), "the merchant's tags")
+		found := 0
+		for _, m := range p.Media {
+			if m.Source == fmt.Sprintf("https://merchant.example.com/own%d.jpg", n) {
+				found++
+			}
+		}
+		for _, m := range p.Metafields {
+			if m.Namespace == "merchant" && m.Key == fmt.Sprintf("note%d", n) {
+				found++
+			}
+		}
+		require.Equal(t, 2, found, "the merchant's image and metafield")
+	}
+}
+
 func TestTheShopEqualsTheDocumentWhateverItWas(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t)
@@ -175,21 +195,7 @@ func TestTheShopEqualsTheDocumentWhateverItWas(t *testing.T) {
 				return orphans[m.Source] && !strings.Contains(m.Source, "merchant")
 			})
 			requireEqual(rt, doc, p)
-			for n := range edits {
-				require.True(rt, slices.Contains(p.Tags, fmt.Sprintf("own%d", n)), "the merchant's tags: %v", p.Tags)
-				found := 0
-				for _, m := range p.Media {
-					if m.Source == fmt.Sprintf("https://merchant.example.com/own%d.jpg", n) {
-						found++
-					}
-				}
-				for _, m := range p.Metafields {
-					if m.Namespace == "merchant" && m.Key == fmt.Sprintf("note%d", n) {
-						found++
-					}
-				}
-				require.Equal(rt, 2, found, "the merchant's image and metafield")
-			}
+			requireMerchants(rt, p, edits)
 			require.Len(rt, w.shop.Products(), 1)
 			if rapid.Bool().Draw(rt, "merchant") {
 				w.merchant(w.known["1"].ShopifyID, edits)

@@ -198,8 +198,8 @@ func (d *delivery) write(ctx context.Context, r *request) {
 		return
 	}
 	for i, it := range r.items {
-		alias := fmt.Sprintf("m%d", i)
-		d.settle(ctx, it, a.fields[alias], a.problems[alias])
+		payload, problem := a.of(fmt.Sprintf("m%d", i))
+		d.settle(ctx, it, payload, problem)
 	}
 }
 

@@ -20,11 +20,16 @@ type settings struct {
 	at           time.Time
 }
 
-// settingsAge is how soon settings are read again when a name is not among them.
-const settingsAge = time.Minute
+const (
+	// settingsAge is how soon settings are read again when a name is not among them, or an id is refused.
+	settingsAge = time.Minute
+	// settingsLife is how long settings are trusted. A merchant may give the name of one location to another: stock
+	// would go to the wrong one for so long. Reading them costs two requests.
+	settingsLife = 10 * time.Minute
+)
 
 // learnSettings returns the shop's settings, reading them and ensuring the custom id's definition on the first use.
-// fresh asks for settings that are not older than settingsAge.
+// fresh asks for settings that are not older than settingsAge; otherwise older ones serve where the shop does not tell.
 func (s *Shops) learnSettings(ctx context.Context, sh *shop, lane work.Lane, fresh bool) (*settings, *failure) {
 	select { // one reader at a time, and the others find its result
 	case sh.learn <- struct{}{}:
@@ -35,7 +40,11 @@ func (s *Shops) learnSettings(ctx context.Context, sh *shop, lane work.Lane, fre
 	sh.mu.Lock()
 	known := sh.settings
 	sh.mu.Unlock()
-	if known != nil && (!fresh || time.Since(known.at) < settingsAge) {
+	life := settingsLife
+	if fresh {
+		life = settingsAge
+	}
+	if known != nil && time.Since(known.at) < life {
 		return known, nil
 	}
 	if known == nil {
@@ -43,6 +52,23 @@ func (s *Shops) learnSettings(ctx context.Context, sh *shop, lane work.Lane, fre
 			return nil, f
 		}
 	}
+	next, f := s.readSettings(ctx, sh, lane)
+	if f != nil {
+		if known == nil || fresh {
+			return nil, f
+		}
+		// A shop in trouble: what it says to the push itself decides. It is asked again in a minute, not each time.
+		old := *known
+		old.at = time.Now().Add(settingsAge - settingsLife)
+		next = &old
+	}
+	sh.mu.Lock()
+	sh.settings = next
+	sh.mu.Unlock()
+	return next, nil
+}
+
+func (s *Shops) readSettings(ctx context.Context, sh *shop, lane work.Lane) (*settings, *failure) {
 	next := &settings{at: time.Now()}
 	var f *failure
 	if next.locations, f = s.names(ctx, sh, lane, "locations"); f != nil {
@@ -52,9 +78,6 @@ func (s *Shops) learnSettings(ctx context.Context, sh *shop, lane work.Lane, fre
 		return nil, f
 	}
 	next.names, next.channels = invert(next.locations), invert(next.publications)
-	sh.mu.Lock()
-	sh.settings = next
-	sh.mu.Unlock()
 	return next, nil
 }
 
@@ -89,6 +112,13 @@ func (s *Shops) names(ctx context.Context, sh *shop, lane work.Lane, document st
 	}
 }
 
+// forget makes the next Send read the settings again and ensure the custom id's definition.
+func (sh *shop) forget() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.settings = nil
+}
+
 // query sends reads and returns the answers' fields in the order of ops.
 func (s *Shops) query(ctx context.Context, sh *shop, lane work.Lane, ops []*op) ([]map[string]any, *failure) {
 	a := s.call(ctx, sh, lane, ops, nil, 0)
@@ -98,12 +128,12 @@ func (s *Shops) query(ctx context.Context, sh *shop, lane work.Lane, ops []*op) 
 	}
 	out := make([]map[string]any, len(ops))
 	for i := range ops {
-		alias := fmt.Sprintf("m%d", i)
-		if f := a.problems[alias]; f != nil && !f.reread {
+		fields, f := a.of(fmt.Sprintf("m%d", i))
+		if f != nil && !f.reread {
 			f.unanswered = false
 			return nil, f
 		}
-		out[i] = a.fields[alias]
+		out[i] = fields
 	}
 	return out, nil
 }

@@ -34,7 +34,7 @@ func (d *delivery) settle(ctx context.Context, i item, payload map[string]any, p
 	j := i.jobs[0]
 	switch {
 	case len(errs) > 0:
-		j.fail(classifyUser(i.op.document, errs[0]))
+		j.fail(d.classify(ctx, i.op.document, errs[0]))
 	case i.op.document == "productSet" && text(object(payload["product"])["id"]) == "":
 		j.fail(&failure{category: event.Unknown, counts: true, unanswered: true, message: "The shop named no product that it has set."})
 	default:
@@ -44,6 +44,18 @@ func (d *delivery) settle(ctx context.Context, i item, payload map[string]any, p
 		}
 		j.wrote = true
 	}
+}
+
+// classify sorts a userError. Where it says that a location or channel is not there, the names are looked up anew
+// before the product is planned again.
+func (d *delivery) classify(ctx context.Context, root string, e userError) *failure {
+	f := classifyUser(root, e)
+	if f.unset {
+		if set, failed := d.shops.learnSettings(ctx, d.shop, d.lane, true); failed == nil {
+			d.set = set
+		}
+	}
+	return f
 }
 
 // maxStale is how often one level is written again because it has moved meanwhile.
@@ -64,13 +76,18 @@ func (d *delivery) settleStock(ctx context.Context, i item, errs []userError) {
 	for _, e := range errs {
 		n, named := rowIndex(e.field)
 		switch {
+		case !named && !classifyUser(i.op.document, e).final: // it passes by itself, for all rows alike
+			for _, j := range i.jobs {
+				j.fail(classifyUser(i.op.document, e))
+			}
+			return
 		case !named || n >= len(i.rows):
 			d.isolate(ctx, i, e)
 			return
 		case e.code == "CHANGE_FROM_QUANTITY_STALE" || e.code == "COMPARE_QUANTITY_STALE":
 			stale = append(stale, i.rows[n])
 		default:
-			refused[n] = classifyUser("inventorySetQuantities", e)
+			refused[n] = d.classify(ctx, "inventorySetQuantities", e)
 		}
 	}
 	for n, f := range refused {
@@ -99,7 +116,7 @@ func rowIndex(field []string) (int, bool) {
 func (d *delivery) isolate(ctx context.Context, i item, e userError) {
 	if len(i.rows) == 1 {
 		r := i.rows[0]
-		f := classifyUser("inventorySetQuantities", e)
+		f := d.classify(ctx, "inventorySetQuantities", e)
 		if !f.reread || r.job.rereads > 0 {
 			r.job.bad[r.level()] = true
 		}
