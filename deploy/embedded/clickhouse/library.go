@@ -32,6 +32,10 @@ const (
 // message says what to install.
 var ErrNoLibrary = errors.New("no ClickHouse engine found, and none could be fetched")
 
+// ownServer is what a person without the engine can do. The name of the variable
+// is the demo's: it reaches most who read this.
+const ownServer = "use a running ClickHouse (the demo takes its address from SHELFWIRE_CLICKHOUSE_URL)"
+
 // library returns the path of libchdb.so: the one that the user names, or the
 // pinned one, which is fetched and checked once and then kept.
 func library(ctx context.Context, c Config) (string, error) {
@@ -53,7 +57,7 @@ func library(ctx context.Context, c Config) (string, error) {
 		c.CacheDir = base
 	}
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-		return "", fmt.Errorf("%w: there is no package for %s/%s: name the address of a running ClickHouse or the path of a libchdb.so", ErrNoLibrary, runtime.GOOS, runtime.GOARCH)
+		return "", fmt.Errorf("%w: there is no package for %s/%s: %s", ErrNoLibrary, runtime.GOOS, runtime.GOARCH, ownServer)
 	}
 	cache, err := filepath.Abs(c.CacheDir) // the engine has another working directory
 	if err != nil {
@@ -92,7 +96,7 @@ func fill(ctx context.Context, c Config, dir string, p npm.Package) error {
 		},
 	}, download)
 	if errors.Is(err, npm.ErrUnavailable) {
-		return fmt.Errorf("%w: install npm (Debian: apt-get install npm), or name the address of a running ClickHouse, the path of a libchdb.so 26.6 or later, the tarball of %s or a registry that has it: %w", ErrNoLibrary, p, err)
+		return fmt.Errorf("%w: install npm (Debian: apt-get install npm), which fetches it, or %s: %w", ErrNoLibrary, ownServer, err)
 	}
 	if err != nil {
 		return err

@@ -88,7 +88,7 @@ func TestNothingToBeHadSaysWhatToInstall(t *testing.T) {
 	t.Setenv("PATH", "/nonexistent")
 	err := install(t.Context(), Config{}, filepath.Join(t.TempDir(), "lib"), pinned)
 	require.ErrorIs(t, err, ErrNoLibrary)
-	for _, hint := range []string{"apt-get install npm", "address", "libchdb.so", pinned.Version} {
+	for _, hint := range []string{"apt-get install npm", "SHELFWIRE_CLICKHOUSE_URL", pinned.Version} {
 		require.ErrorContains(t, err, hint)
 	}
 }

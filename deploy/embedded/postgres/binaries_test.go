@@ -154,7 +154,7 @@ func TestNothingToBeHadSaysWhatToInstall(t *testing.T) {
 	alone(t)
 	_, err := resolve(t.Context(), Config{Pinned: true, CacheDir: t.TempDir()}, 0)
 	require.ErrorIs(t, err, ErrNoBinaries)
-	for _, hint := range []string{"apt-get install postgresql", "apt-get install maven", "apt-get install npm", "address", pinned} {
+	for _, hint := range []string{"apt-get install postgresql", "apt-get install maven", "apt-get install npm", "SHELFWIRE_POSTGRES_URL", pinned} {
 		require.ErrorContains(t, err, hint)
 	}
 }
