@@ -25,7 +25,7 @@ type draft struct {
 	seen        map[string]bool                        // option values of the rows
 	spelling    [document.MaxOptions]map[string]string // of option values, by their folded text
 	pictures    []picture
-	addresses   map[string]bool
+	addresses   map[string]int // where each stands in pictures
 	published   bool
 }
 
@@ -96,7 +96,7 @@ func (b *builder) draft() (*draft, error) {
 	}
 	d := b.byName[name]
 	if d == nil {
-		d = &draft{line: s.line, seen: map[string]bool{}, addresses: map[string]bool{}}
+		d = &draft{line: s.line, seen: map[string]bool{}, addresses: map[string]int{}}
 		d.id, d.handle, d.kind = int64(len(b.order)+1), shopHandle(handle), "normal"
 		if utf8.RuneCountInString(d.handle) > 255 {
 			return nil, s.wrong(colHandle, "a handle of at most 255 characters, which is Shopify's limit")
@@ -357,14 +357,21 @@ func (b *builder) readPictures(d *draft) error {
 
 func (b *builder) addPicture(d *draft, c column, alt string, position int) {
 	address := b.sheet.address(c)
-	if address == "" || d.addresses[address] {
+	if address == "" {
+		return
+	}
+	if i, known := d.addresses[address]; known {
+		// A variant may name a picture before the picture's own row, which says where it belongs.
+		if p := &d.pictures[i]; p.position == math.MaxInt32 && c == colImage {
+			p.alt, p.position = alt, position
+		}
 		return
 	}
 	if len(d.pictures) == maxPictures {
 		b.sheet.note(notePictures, c)
 		return
 	}
-	d.addresses[address] = true
+	d.addresses[address] = len(d.pictures)
 	d.pictures = append(d.pictures, picture{image: image{url: address, alt: alt}, position: position})
 }
 
