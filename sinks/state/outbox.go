@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -73,7 +74,11 @@ func (l *RelayLock) Close(ctx context.Context) error {
 
 // LockRelay makes this process the relay, or fails with [work.ErrRelayBusy]. Close it when done.
 func (s *Store) LockRelay(ctx context.Context) (*RelayLock, error) {
-	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	cfg := s.pool.Config().ConnConfig
+	silence := strconv.FormatInt(s.relayTimeout.Milliseconds(), 10)
+	cfg.RuntimeParams["idle_session_timeout"] = silence // since Postgres 14
+	cfg.RuntimeParams["tcp_user_timeout"] = silence     // for one that was stopped while it read an answer
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect for the relay's lock: %w", err)
 	}
@@ -163,3 +168,9 @@ func (s *Store) Outbox(ctx context.Context) (OutboxBacklog, error) {
 	}
 	return o, nil
 }
+
+// relaySilence is how long the session of the relay's lock may be silent before the server ends it, and the lock with
+// it. A stopped process (SIGSTOP, a frozen machine) says nothing, yet its kernel goes on answering for it, so that no
+// other process would ever relay. It is that of a lease, and longer than brokers take to restart: a relay that waits
+// for Kafka is silent too, and loses no more than its turn.
+const relaySilence = 30 * time.Second

@@ -3,13 +3,18 @@ package state
 import (
 	"context"
 	"fmt"
+	"net"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
 	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
@@ -172,4 +177,59 @@ func TestNumbersGoOnAboveKafkas(t *testing.T) {
 	again, err := s.TakeOutbox(ctx, lock, 10)
 	require.NoError(t, err)
 	require.Equal(t, rows, again, "what was taken comes alone until it is deleted")
+}
+
+// stoppable is a connection of a process that can be stopped: nothing is read any more then.
+type stoppable struct {
+	net.Conn
+	stopped <-chan struct{}
+}
+
+func (c *stoppable) Read(b []byte) (int, error) {
+	select {
+	case <-c.stopped:
+		select {} // until the test's process ends
+	default:
+		return c.Conn.Read(b)
+	}
+}
+
+// TestAStoppedRelayLosesItsLock: a process under SIGSTOP answers nothing and ends nothing, while its kernel goes on
+// acknowledging packets. It may have been stopped between two calls, or with an answer half read.
+func TestAStoppedRelayLosesItsLock(t *testing.T) {
+	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
+	s := openStore(t, url)
+	require.NoError(t, s.Migrate(t.Context()))
+	exec(t, s, `INSERT INTO outbox (topic, partition, value) SELECT 't', 0, convert_to(repeat('x', 1000000), 'UTF8') FROM generate_series(1, 40)`)
+	for name, reading := range map[string]bool{"between two calls": false, "with an answer half read": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			stop := make(chan struct{})
+			stopped, err := open(ctx, Config{URL: url}, func(c *pgxpool.Config) {
+				dial := c.ConnConfig.DialFunc
+				c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					conn, err := dial(ctx, network, addr)
+					return &stoppable{conn, stop}, err
+				}
+			})
+			require.NoError(t, err)
+			stopped.relayTimeout = time.Second
+			lock, err := stopped.LockRelay(ctx)
+			require.NoError(t, err)
+			close(stop)
+			if reading {
+				go func() { _, _ = stopped.TakeOutbox(context.WithoutCancel(ctx), lock, 40) }()
+			}
+			_, err = s.LockRelay(ctx)
+			require.ErrorIs(t, err, work.ErrRelayBusy)
+			var next *RelayLock
+			require.Eventually(t, func() bool {
+				next, err = s.LockRelay(ctx)
+				return err == nil
+			}, 15*time.Second, 50*time.Millisecond)
+			runtime.KeepAlive(lock) // a connection that nobody refers to is closed
+			require.NoError(t, next.Close(ctx))
+		})
+	}
 }

@@ -31,6 +31,8 @@ type Store struct {
 	pool       *pgxpool.Pool
 	batchTopic string
 	log        *slog.Logger
+	// relayTimeout is [relaySilence], or shorter in tests.
+	relayTimeout time.Duration
 }
 
 // Open prepares the pool. It connects only when the first method needs it, so that an unreachable state is reported by
@@ -85,7 +87,7 @@ func open(ctx context.Context, c Config, tune func(*pgxpool.Config)) (*Store, er
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Store{pool: pool, batchTopic: topic, log: log}, nil
+	return &Store{pool: pool, batchTopic: topic, log: log, relayTimeout: relaySilence}, nil
 }
 
 // Close waits for the connections in use and closes all.
