@@ -3,15 +3,16 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
@@ -40,17 +41,21 @@ const (
 var allRoles = []role{roleCapture, roleExpand, rolePush, roleRelay, roleLoad}
 
 // parseRoles reads the value of --only.
-func parseRoles(only string) ([]role, error) {
+func parseRoles(cmd *cobra.Command, only string) ([]role, error) {
 	if only == "" {
 		return allRoles, nil
 	}
+	var known []string
+	for _, r := range allRoles {
+		known = append(known, string(r))
+	}
 	var out []role
 	for name := range strings.SplitSeq(only, ",") {
-		r := role(strings.TrimSpace(name))
-		if !slices.Contains(allRoles, r) {
-			return nil, &exitCode{exitUsage, fmt.Errorf("--only: %q is no role; roles are %v", name, allRoles)}
+		name = strings.TrimSpace(name)
+		if !slices.Contains(known, name) {
+			return nil, usageError(cmd, "--only: %q is no role%s; roles are %s", name, didYouMean("", name, known), strings.Join(known, ", "))
 		}
-		out = append(out, r)
+		out = append(out, role(name))
 	}
 	return out, nil
 }
@@ -62,6 +67,8 @@ type options struct {
 	acceptSource bool
 	// restartCapture gives up Capture's position and takes a whole snapshot.
 	restartCapture bool
+	// wait makes a start wait for services that are away.
+	wait bool
 }
 
 // app is the pipeline of one process.
@@ -87,27 +94,61 @@ type app struct {
 	// loadTopics are in the order in which the loader counts their partitions.
 	loadTopics []pipeline.LoadTopic
 	readers    []*kafka.Reader
+
+	// opened is set when all of the above stands. waiting names the service that a start waits for, and why.
+	opened  atomic.Bool
+	waiting atomic.Pointer[string]
+}
+
+func newApp(cfg *config.Config, opts options, log *slog.Logger) *app {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "host"
+	}
+	return &app{cfg: cfg, log: log, options: opts, metrics: newRegistry(), owner: fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:8])}
 }
 
 // openApp connects to everything that the roles need, brings topics, state and source up to date, and starts
 // nothing. close must be called also after an error.
 func openApp(ctx context.Context, cfg *config.Config, opts options, log *slog.Logger) (*app, error) {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "host"
-	}
-	a := &app{cfg: cfg, log: log, options: opts, metrics: newRegistry(), owner: fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:8])}
-	for _, step := range []func(context.Context) error{
-		a.openSource, a.openKafka,
-		a.openState, a.openTables,
-		func(context.Context) error { return a.openShops(a.state) },
-		a.checkSource, a.stages,
+	a := newApp(cfg, opts, log)
+	return a, a.open(ctx)
+}
+
+// open is what openApp does. A service that is away is waited for when the options say so.
+func (a *app) open(ctx context.Context) error {
+	for _, step := range []struct {
+		service, key string // key names the service in the configuration; empty for what needs none
+		do           func(context.Context) error
+	}{
+		{"the source database", "source.url", a.openSource},
+		{"Kafka", "kafka.brokers", a.openKafka},
+		{"the state database", "state.url", a.openState},
+		{"ClickHouse", "clickhouse.url", a.openTables},
+		{"the shops", "", func(context.Context) error { return a.openShops(a.state) }},
+		{"the source database", "", a.checkSource},
+		{"the stages", "", a.stages},
 	} {
-		if err := step(ctx); err != nil {
-			return a, err
+		if err := a.await(ctx, step.service, step.do); err != nil {
+			return a.refused(ctx, step.key, err)
 		}
 	}
-	return a, nil
+	a.opened.Store(true)
+	return nil
+}
+
+// refused gives the error of a service the place where it is named, unless it knows better itself: a stop, or an error
+// that says what to do.
+func (a *app) refused(ctx context.Context, key string, err error) error {
+	var permanent interface{ Permanent() bool }
+	if key == "" || ctx.Err() != nil || errors.As(err, &permanent) && permanent.Permanent() {
+		return err
+	}
+	kind, e := a.serviceError(key, err)
+	if kind == postgres.FindingMistake {
+		return &exitCode{exitUsage, e}
+	}
+	return e
 }
 
 func (a *app) close() {
@@ -130,25 +171,23 @@ func (a *app) close() {
 
 func (a *app) openSource(ctx context.Context) (err error) {
 	c := a.cfg.Source
-	a.source, err = postgres.Open(ctx, postgres.Config{
-		URL: c.URL.Reveal(), Slot: c.Slot, Publication: c.Publication, MaxConns: int32(c.MaxConnections),
-		StatementTimeout: c.StatementTimeout, ApplicationName: "shelfwire", Logger: a.log,
+	return attempt(ctx, func(ctx context.Context) error {
+		a.source, err = postgres.Open(ctx, postgres.Config{
+			URL: c.URL.Reveal(), Slot: c.Slot, Publication: c.Publication, MaxConns: int32(c.MaxConnections),
+			StatementTimeout: c.StatementTimeout, ApplicationName: "shelfwire", Logger: a.log,
+		})
+		return err
 	})
-	return err
 }
 
 func (a *app) openKafka(ctx context.Context) (err error) {
-	c := a.cfg.Kafka
-	kc := kafka.Config{
-		Brokers: c.Brokers, Prefix: c.Prefix, Partitions: int32(c.Partitions), Replication: int16(c.Replication), Logger: a.log,
+	if a.cluster == nil {
+		if a.cluster, err = kafka.New(kafkaConfig(a.cfg, a.log)); err != nil {
+			return err
+		}
 	}
-	if c.TLS {
-		kc.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
-	}
-	if c.Username != "" {
-		kc.SASL = kafka.SASL{Mechanism: "SCRAM-SHA-512", User: c.Username, Password: c.Password.Reveal()}
-	}
-	if a.cluster, err = kafka.New(kc); err != nil {
+	// Asked first, as it says at once what the creation of topics would try for long.
+	if err := attempt(ctx, a.cluster.Ping); err != nil {
 		return err
 	}
 	return a.cluster.EnsureTopics(ctx)
@@ -156,6 +195,9 @@ func (a *app) openKafka(ctx context.Context) (err error) {
 
 // openStateOnly connects to the state as it is.
 func (a *app) openStateOnly(ctx context.Context) (err error) {
+	if a.state != nil {
+		return nil
+	}
 	a.state, err = state.Open(ctx, state.Config{
 		URL: a.cfg.State.URL.Reveal(), MaxConns: int32(a.cfg.State.MaxConnections), BatchTopic: a.cfg.Kafka.Prefix + event.Batches,
 	})
@@ -167,12 +209,12 @@ func (a *app) checkState(ctx context.Context) error {
 	if err := a.openStateOnly(ctx); err != nil {
 		return err
 	}
-	return a.state.Ping(ctx)
+	return attempt(ctx, a.state.Ping)
 }
 
 // openMigratedState connects to the state and brings its schema up to date.
 func (a *app) openMigratedState(ctx context.Context) error {
-	if err := a.openStateOnly(ctx); err != nil {
+	if err := a.checkState(ctx); err != nil {
 		return err
 	}
 	return a.state.Migrate(ctx)
@@ -200,15 +242,6 @@ func (a *app) openTables(context.Context) error {
 	c.Retention = time.Duration(a.cfg.ClickHouse.RetentionDays) * 24 * time.Hour
 	a.tables, err = clickhouse.Open(c)
 	return err
-}
-
-// checkSource refuses to start half: routes, documents query and replica identities are looked at first.
-func (a *app) checkSource(ctx context.Context) error {
-	var errs []error
-	for _, f := range a.source.Check(ctx, a.cfg.Routes, a.cfg.Documents) {
-		errs = append(errs, fmt.Errorf("%s: %s; %s", f.Where, f.Problem, f.Mend))
-	}
-	return errors.Join(errs...)
 }
 
 func (a *app) has(r role) bool { return slices.Contains(a.options.roles, r) }
@@ -239,8 +272,12 @@ func (a *app) stages(ctx context.Context) error {
 	if a.has(roleRelay) {
 		a.buildRelay()
 	}
-	if a.has(roleLoad) && a.tables != nil {
+	switch {
+	case !a.has(roleLoad):
+	case a.tables != nil:
 		return a.buildLoad(lease, n)
+	case len(a.options.roles) == 1:
+		return &exitCode{exitUsage, a.cfg.At("clickhouse", "the role load needs clickhouse.url", "set it, or run other roles")}
 	}
 	return nil
 }
@@ -297,13 +334,45 @@ func (a *app) buildLoad(lease pipeline.LeaseConfig, n int32) error {
 	}
 	a.load = pipeline.NewLoad(pipeline.LoadConfig{Lease: lease}, a.loadTopics, a.state, a.state, a.cluster, a.tables, a.log)
 	a.metrics.counter("load_rows_total", "Rows that ClickHouse has acknowledged.", a.load.Rows.Load)
+	topics := []string{""} // what concerns all of them
+	for _, t := range a.loadTopics {
+		topics = append(topics, t.Name)
+	}
+	for _, topic := range topics {
+		a.metrics.waiting("load", topic, func() bool { return a.load.Waiting()[topic] != "" })
+	}
 	return nil
 }
 
-// run starts every goroutine of the process, and ends when ctx does or when one of them cannot go on.
-func (a *app) run(outer context.Context) error {
+// run starts every goroutine of a process that is open, and ends when ctx does or when one of them cannot go on.
+func (a *app) run(ctx context.Context) error { return a.serve(ctx, a.runStages) }
+
+// openAndRun is open and run. Metrics and health answer meanwhile.
+func (a *app) openAndRun(ctx context.Context) error {
+	return a.serve(ctx, func(ctx context.Context) error {
+		if err := a.open(ctx); err != nil {
+			return err
+		}
+		return a.runStages(ctx)
+	})
+}
+
+// serve answers for metrics and health while main runs, and ends when ctx does or when one of them cannot go on.
+func (a *app) serve(outer context.Context, main func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error { return serveMetrics(ctx, a.cfg.Metrics.Listen, a.metrics, a.ready, a.log) })
+	g.Go(func() error { return main(ctx) })
+	err := g.Wait()
+	// Only the caller's own stop is no error. The group's context is ended by every error, with that error as its cause.
+	if err != nil && outer.Err() != nil && errors.Is(err, context.Cause(outer)) {
+		return nil
+	}
+	return err
+}
+
+// runStages runs the stages that were built.
+func (a *app) runStages(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
 	if a.capture != nil {
 		g.Go(func() error { return named("capture", a.capture.Run(ctx)) })
 	}
@@ -322,12 +391,7 @@ func (a *app) run(outer context.Context) error {
 		g.Go(func() error { return named("load", a.load.Run(ctx)) })
 	}
 	a.log.InfoContext(ctx, "running", "roles", fmt.Sprint(a.options.roles), "owner", a.owner)
-	err := g.Wait()
-	// Only the caller's own stop is no error. The group's context is ended by every error, with that error as its cause.
-	if err != nil && outer.Err() != nil && errors.Is(err, context.Cause(outer)) {
-		return nil
-	}
-	return err
+	return g.Wait()
 }
 
 func named(stage string, err error) error {
@@ -339,6 +403,12 @@ func named(stage string, err error) error {
 
 // ready asks every service that the roles need.
 func (a *app) ready(ctx context.Context) error {
+	if !a.opened.Load() {
+		if w := a.waiting.Load(); w != nil {
+			return errors.New("waiting for " + *w)
+		}
+		return errors.New("starting")
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	errs := []error{a.cluster.Ping(ctx), a.state.Ping(ctx)}

@@ -27,7 +27,7 @@ func auditCommand() *cobra.Command {
 		Short: "Compare the shops with the database, product by product",
 		Long: "Reads every product of the source and the whole catalog of every shop, and reports each difference.\n" +
 			"Exits with 3 when something differs, or when nothing was compared.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	file := configFlag(cmd)
 	products := cmd.Flags().StringSlice("product", nil, "audit only these products")

@@ -1,12 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/pipeline"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -16,10 +22,38 @@ import (
 	"github.com/shelfwire/shelfwire/sinks/shopify/budget"
 )
 
+// The largest record, key, value and headers together, that the topics take, and what the stages may put into one: the
+// rest is for what surrounds a record.
+const (
+	maxRecordBytes = 8 << 20
+	maxRowBytes    = maxRecordBytes - 4<<10
+)
+
+// kafkaConfig is how the configuration reaches Kafka.
+func kafkaConfig(cfg *config.Config, log *slog.Logger) kafka.Config {
+	c := cfg.Kafka
+	kc := kafka.Config{
+		Brokers: c.Brokers, Prefix: c.Prefix, Partitions: int32(c.Partitions), Replication: int16(c.Replication),
+		MaxRecordBytes: maxRecordBytes, Logger: log,
+	}
+	if c.TLS {
+		kc.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	if c.Username != "" {
+		kc.SASL = kafka.SASL{Mechanism: "SCRAM-SHA-512", User: c.Username, Password: c.Password.Reveal()}
+	}
+	return kc
+}
+
 func (a *app) buildCapture(context.Context) error {
 	tables := pipeline.RoutedTables(a.cfg.Routes)
+	database, err := databaseName(a.cfg.Source.URL)
+	if err != nil {
+		return err
+	}
 	a.capture = pipeline.NewCapture(pipeline.CaptureConfig{
 		Routes: a.cfg.Routes, Prefix: a.cfg.Kafka.Prefix, PositionPartition: kafka.CapturePartition,
+		Version: version(), Database: database, MaxRecordBytes: maxRowBytes,
 		BatchProducts: a.cfg.Batches.Products, BatchRows: a.cfg.Batches.Rows,
 		Restart: a.options.restartCapture, SnapshotChunk: a.cfg.Source.SnapshotChunk, Heartbeat: a.cfg.Source.Heartbeat,
 	}, pipeline.CaptureParts{
@@ -66,9 +100,19 @@ func (a *app) buildRelay() {
 			return a.cluster.ReadPosition(ctx, kafka.RelayPartition, "relay")
 		},
 		Topic: a.cluster.Topic(event.Positions), Partition: kafka.RelayPartition,
-		DeadLetters: a.cluster.Topic(event.DeadLetters),
+		DeadLetters: a.cluster.Topic(event.DeadLetters), MaxRecordBytes: maxRowBytes,
 	}, a.state, a.state, a.log)
 	a.metrics.counter("relay_sent_total", "Outbox rows sent to Kafka.", a.relay.Sent.Load)
+	a.metrics.waiting("relay", "", func() bool { return a.relay.Waiting() != "" })
+}
+
+// databaseName is the database that a connection string leads to; without a name it is the user's.
+func databaseName(url config.Secret) (string, error) {
+	c, err := pgconn.ParseConfig(url.Reveal())
+	if err != nil {
+		return "", fmt.Errorf("source database: %w", err)
+	}
+	return cmp.Or(c.Database, c.User), nil
 }
 
 func (a *app) openShops(budget budget.Store) (err error) {
@@ -87,12 +131,12 @@ func (a *app) openShops(budget budget.Store) (err error) {
 
 // checkKafka reaches the brokers without creating topics.
 func (a *app) checkKafka(ctx context.Context) error {
-	c, err := kafka.New(kafka.Config{Brokers: a.cfg.Kafka.Brokers, Prefix: a.cfg.Kafka.Prefix})
+	c, err := kafka.New(kafkaConfig(a.cfg, nil))
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	return c.Ping(ctx)
+	return attempt(ctx, c.Ping)
 }
 
 // soloBudget is a rate budget of this process alone, for the few points of a check that comes before the first run.
@@ -114,27 +158,13 @@ func (s *soloBudget) UpdateBucket(_ context.Context, shop string, f func(now tim
 	return nil
 }
 
-// checkShops asks each shop for its settings, which proves address and token.
-func (a *app) checkShops(ctx context.Context) error {
-	if err := a.openShops(&soloBudget{}); err != nil {
-		return err
-	}
-	var errs []error
-	for name := range a.cfg.Shops {
-		if err := a.shops.Probe(ctx, name); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // checkTables reaches ClickHouse without changing it. A database that is missing is made by the first run.
 func (a *app) checkTables(ctx context.Context) error {
 	const unknownDatabase = 81
 	if err := a.openTables(ctx); err != nil || a.tables == nil {
 		return err
 	}
-	err := a.tables.Ping(ctx)
+	err := attempt(ctx, a.tables.Ping)
 	var answer *clickhouse.ServerError
 	if errors.As(err, &answer) && answer.Code == unknownDatabase {
 		return nil

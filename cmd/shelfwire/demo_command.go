@@ -37,21 +37,21 @@ func demoCommand() *cobra.Command {
 		Long: "Starts a real PostgreSQL, Kafka, the ClickHouse engine and two simulated shops in this process and its\n" +
 			"children, loads a catalog, brings it into the shops, lets a back office work on it, and ends with an audit\n" +
 			"of the shops against the database. Everything listens on loopback, on free ports, and goes away with it.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	cmd.Flags().DurationVar(&f.duration, "for", time.Minute, "how long the traffic lasts")
 	cmd.Flags().IntVar(&f.products, "products", 1000, "how many products to generate")
 	cmd.Flags().Uint64Var(&f.seed, "seed", 1, "decides catalog, traffic and faults")
 	cmd.Flags().StringVar(&f.catalog, "catalog", "", "a Shopify product CSV export to load instead of generated products")
-	cmd.Flags().BoolVar(&f.keep, "keep", false, "go on after the audit, and print how to connect")
+	cmd.Flags().BoolVar(&f.keep, "keep", false, "go on after the audit, print how to connect, and a line whenever something happens")
 	cmd.Flags().StringVar(&f.data, "data", "", "directory for the services' data (default: a temporary one)")
 	cmd.Flags().BoolVar(&f.verbose, "verbose", false, "print the pipeline's own log")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		switch {
 		case f.duration <= 0:
-			return &exitCode{exitUsage, fmt.Errorf("--for %s: give a time such as 20s", f.duration)}
+			return usageError(cmd, "--for %s: give a time such as 20s", f.duration)
 		case f.products < 3:
-			return &exitCode{exitUsage, fmt.Errorf("--products %d: give at least 3", f.products)}
+			return usageError(cmd, "--products %d: give at least 3", f.products)
 		}
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
@@ -189,7 +189,7 @@ func (d *demoRun) loadCatalog(ctx context.Context) error {
 // story is what a person sees: first snapshot, traffic, calm, audit, queries.
 func (d *demoRun) story(ctx context.Context) error {
 	screen := &screen{d: d, batches: map[string]state.BatchStatus{}}
-	stopScreen := screen.start(ctx)
+	stopScreen := screen.start(ctx, false)
 	defer stopScreen()
 
 	if err := d.firstSnapshot(ctx); err != nil {
@@ -218,6 +218,8 @@ func (d *demoRun) story(ctx context.Context) error {
 	}
 	if d.keep {
 		d.connections()
+		stopScreen := screen.start(ctx, true)
+		defer stopScreen()
 		<-ctx.Done()
 	}
 	return auditErr

@@ -21,11 +21,12 @@ type screen struct {
 	batches map[string]state.BatchStatus
 }
 
-// start shows the run until stop is called, which waits for the last line.
-func (s *screen) start(ctx context.Context) (stop func()) {
+// start shows the run until stop is called, which waits for the last line. A quiet screen shows a line only when
+// something has happened.
+func (s *screen) start(ctx context.Context, quiet bool) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var shown sync.WaitGroup
-	shown.Go(func() { s.run(ctx) })
+	shown.Go(func() { s.run(ctx, quiet) })
 	shown.Go(func() { s.follow(ctx) })
 	return func() {
 		cancel()
@@ -33,14 +34,19 @@ func (s *screen) start(ctx context.Context) (stop func()) {
 	}
 }
 
-// run prints a line a second.
-func (s *screen) run(ctx context.Context) {
+// run prints a line a second, or one for each second in which something has happened.
+func (s *screen) run(ctx context.Context, quiet bool) {
+	before := s.events()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			s.d.say("%s", s.line(ctx))
+			now := s.events()
+			if !quiet || now != before {
+				s.d.say("%s", s.line(ctx))
+			}
+			before = now
 		case <-ctx.Done():
 			return
 		}
@@ -68,6 +74,12 @@ func (s *screen) tell(ctx context.Context) {
 			s.d.say("batch      %q by %s is %s (%d items, %d succeeded, %d failed)", b.Name, b.Admin, b.Status, b.Total, b.Succeeded, b.Failed)
 		}
 	}
+}
+
+// events counts what a line would show as news.
+func (s *screen) events() [5]int64 {
+	p := s.d.app.push.Stats()
+	return [...]int64{s.d.app.capture.Stats().Records.Load(), p.Succeeded.Load(), p.Skipped.Load(), p.Failed.Load(), p.Retried.Load()}
 }
 
 // line says what has happened so far.

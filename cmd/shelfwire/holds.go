@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shelfwire/shelfwire/schemas/work"
+	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
 func holdsCommand() *cobra.Command {
@@ -16,8 +17,9 @@ func holdsCommand() *cobra.Command {
 		Use:   "holds",
 		Short: "List what the guard holds, and release or reject it",
 		Long: "The guard holds pushes that would take too much of a shop off sale, or give it away. Release lets what is\n" +
-			"held go out; reject drops it, and the audit will name it. A mended document needs neither: it goes at once.",
-		Args: cobra.NoArgs,
+			"held go out; reject drops it, and the audit will name it. A mended document needs neither: it goes at once.\n" +
+			"As JSON the list is an array; since is RFC 3339 in UTC.",
+		Args: noArgs,
 	}
 	file := configFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
@@ -25,28 +27,27 @@ func holdsCommand() *cobra.Command {
 	reject := cmd.Flags().String("reject", "", "reject a hold: SHOP/EFFECT")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *release != "" && *reject != "" {
-			return &exitCode{exitUsage, errors.New("--release and --reject: give one of them")}
+			return usageError(cmd, "--release and --reject: give one of them")
+		}
+		end, name := (*state.Store).ReleaseHold, *release
+		if *reject != "" {
+			end, name = (*state.Store).RejectHold, *reject
+		}
+		shop, effect, ok := strings.Cut(name, "/")
+		if name != "" && !ok {
+			return usageError(cmd, "%q is no hold: write SHOP/EFFECT, such as main/%s", name, work.EffectOffSale)
 		}
 		_, st, err := openState(cmd.Context(), *file)
 		if err != nil {
 			return err
 		}
 		defer st.Close()
-		for _, end := range []struct {
-			what string
-			do   func(shop string, effect work.Effect) error
-		}{
-			{*release, func(s string, e work.Effect) error { return st.ReleaseHold(cmd.Context(), s, e) }},
-			{*reject, func(s string, e work.Effect) error { return st.RejectHold(cmd.Context(), s, e) }},
-		} {
-			if end.what == "" {
-				continue
+		if name != "" {
+			err := end(st, cmd.Context(), shop, work.Effect(effect))
+			if errors.Is(err, state.ErrNoHold) {
+				return fmt.Errorf("there is no hold %q; shelfwire holds lists them", name)
 			}
-			shop, effect, ok := strings.Cut(end.what, "/")
-			if !ok {
-				return &exitCode{exitUsage, fmt.Errorf("%q is no hold: write SHOP/EFFECT, such as main/%s", end.what, work.EffectOffSale)}
-			}
-			if err := end.do(shop, work.Effect(effect)); err != nil {
+			if err != nil {
 				return err
 			}
 		}
@@ -55,10 +56,34 @@ func holdsCommand() *cobra.Command {
 			return err
 		}
 		t := &table{head: []string{"HOLD", "SINCE", "PRODUCTS", "OF", "EXAMPLES"}}
-		for _, h := range holds {
-			t.add(h.Shop+"/"+string(h.Effect), h.Since.Format(time.RFC3339), fmt.Sprint(h.Products), fmt.Sprint(h.Live), strings.Join(h.Examples, ", "))
+		views := make([]holdView, len(holds))
+		for i := range holds {
+			v := viewHold(&holds[i])
+			views[i] = v
+			t.add(v.Hold, v.Since.Format(time.RFC3339), fmt.Sprint(v.Products), fmt.Sprint(v.Live), strings.Join(v.Examples, ", "))
 		}
-		return show(cmd.OutOrStdout(), *asJSON, holds, t)
+		return show(cmd.OutOrStdout(), *asJSON, views, t)
 	}
 	return cmd
+}
+
+// holdView is a hold as this command prints it. Its names are a promise: programs read them.
+type holdView struct {
+	// Hold is what --release and --reject take.
+	Hold   string    `json:"hold"`
+	Shop   string    `json:"shop"`
+	Effect string    `json:"effect"`
+	Since  time.Time `json:"since"`
+	// Products are held; Live and Threshold are what was counted against when the hold began.
+	Products  int      `json:"products"`
+	Live      int      `json:"live"`
+	Threshold int      `json:"threshold"`
+	Examples  []string `json:"examples"`
+}
+
+func viewHold(h *state.Hold) holdView {
+	return holdView{
+		Hold: h.Shop + "/" + string(h.Effect), Shop: h.Shop, Effect: string(h.Effect), Since: h.Since.UTC(),
+		Products: h.Products, Live: h.Live, Threshold: h.Threshold, Examples: append([]string{}, h.Examples...),
+	}
 }

@@ -20,7 +20,7 @@ func initCommand() *cobra.Command {
 		Short: "Write a commented configuration to start from, and the SQL that the source needs",
 		Long: "Writes shelfwire.yaml, documents.sql, routes.yaml and setup.sql. Documents and routes are those of the\n" +
 			"reference schema: replace them by your own. No file is overwritten.",
-		Args: cobra.MaximumNArgs(1),
+		Args: atMostOne("directory"),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		dir := "."

@@ -22,7 +22,7 @@ import (
 // The exit codes of all commands.
 const (
 	exitOK    = 0
-	exitError = 1
+	exitError = 1 // also: what the command line names does not exist
 	exitUsage = 2
 	exitDrift = 3 // audit found drift, or compared nothing
 
@@ -52,6 +52,14 @@ func (e *exitCode) Error() string {
 
 func (e *exitCode) Unwrap() error { return e.err }
 
+// version is that of the module, as the Go toolchain has noted it in the binary.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
 // execute runs one command line and returns its exit code.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
@@ -61,18 +69,18 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			"every attempt on record in ClickHouse.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args:          cobra.ArbitraryArgs, // judged by RunE
+		RunE:          unknownCommand,
 	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		root.Version = info.Main.Version
-	}
-	began := false // a command that never began was called wrongly
+	root.Version = version()
+	began := false // a command that never began was called wrongly; those of the library say it in their own words
 	root.PersistentPreRun = func(*cobra.Command, []string) { began = true }
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.AddCommand(runCommand(), initCommand(), checkCommand(), auditCommand(), replayCommand(), batchesCommand(), holdsCommand(),
 		shopCommand(), demoCommand(), benchCommand())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitCode{exitUsage, err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return flagError(cmd, err, args) })
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK

@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -64,6 +66,32 @@ func TestDemo(t *testing.T) {
 	}
 }
 
+// What a person tries after the audit shows on the screen, and only then.
+func TestDemoKeepShowsWhatArrives(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs the whole pipeline")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var o output
+	done := make(chan int, 1)
+	go func() { done <- execute(ctx, []string{"demo", "--for", "1s", "--products", "5", "--keep"}, &o, &o) }()
+	require.Eventually(t, func() bool { return strings.Contains(o.String(), "approved_at = NULL") }, 2*time.Minute, 100*time.Millisecond)
+	source := regexp.MustCompile(`PostgreSQL  (\S+)`).FindStringSubmatch(o.String())
+	require.NotNil(t, source)
+	conn, err := pgx.Connect(t.Context(), source[1])
+	require.NoError(t, err)
+	_, err = conn.Exec(t.Context(), "UPDATE catalog.products SET title = 'Hello, shop' WHERE id = 1")
+	require.NoError(t, err)
+	require.NoError(t, conn.Close(t.Context()))
+	require.Eventually(t, func() bool {
+		_, after, _ := strings.Cut(o.String(), "approved_at = NULL")
+		return strings.Contains(after, "captured")
+	}, 30*time.Second, 100*time.Millisecond, "%s", &o)
+	cancel()
+	require.Equal(t, exitOK, <-done, "the audit was clean: %s", &o)
+}
+
 func TestDemoRefusesABadCatalog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "bad.csv")
 	require.NoError(t, os.WriteFile(file, []byte("Handle,Title,Option1 Name,Option1 Value,Variant Price\nshirt,Shirt,Title,Default Title,many\n"), 0o600))
@@ -73,26 +101,6 @@ func TestDemoRefusesABadCatalog(t *testing.T) {
 	require.Contains(t, out, "Variant Price")
 	code, _ = shelfwire(t, "demo", "--catalog", file+".nowhere")
 	require.Equal(t, exitUsage, code)
-}
-
-func TestMistakesOfTheCommandLine(t *testing.T) {
-	code, out := shelfwire(t, "run", "-c", filepath.Join(t.TempDir(), "none.yaml"))
-	require.Equal(t, exitUsage, code)
-	require.Contains(t, out, "shelfwire init")
-	for _, args := range [][]string{
-		{"run", "--no-such-flag"},
-		{"no-such-command"},
-		{"demo", "extra"},
-		{"replay"},
-		{"demo", "--for", "-5s"},
-		{"demo", "--products", "0"},
-		{"holds", "--release", "x", "--reject", "y"},
-	} {
-		code, out := shelfwire(t, args...)
-		require.Equal(t, exitUsage, code, "%v: %s", args, out)
-	}
-	_, err := parseRoles("capture,pull")
-	require.ErrorContains(t, err, `"pull" is no role`)
 }
 
 // site is what a user has before the first run: services, a catalog, a configuration of init's, and the environment.
@@ -226,12 +234,104 @@ func TestInitCheckRunAuditReplay(t *testing.T) {
 		return strings.Contains(out, "SKIPPED") || strings.Contains(out, "SUCCESS")
 	}, time.Minute, 200*time.Millisecond)
 	require.Eventually(t, clean, 30*time.Second, 500*time.Millisecond)
-	code, out = shelfwire(t, "batches", "-c", s.file)
-	require.Equal(t, exitOK, code)
-	require.Contains(t, out, "COMPLETED")
+	require.Contains(t, body, `shelfwire_waiting{stage="relay",topic=""} 0`)
+	require.Contains(t, body, `shelfwire_waiting{stage="load",topic="catalog.outcomes"} 0`)
+	s.lists(t)
 	stop()
 
 	s.alterations(t)
+}
+
+// lists reads what the commands that list things print for programs.
+func (s *site) lists(t *testing.T) {
+	t.Helper()
+	code, out := shelfwire(t, "batches", "-c", s.file)
+	require.Equal(t, exitOK, code, out)
+	var list []batchView
+	require.NoError(t, json.Unmarshal([]byte(out), &list), out)
+	require.NotEmpty(t, list)
+	require.Equal(t, "COMPLETED", string(list[0].Status))
+	code, out = shelfwire(t, "batches", "-c", s.file, list[0].ID)
+	require.Equal(t, exitOK, code, out)
+	var one batchView
+	require.NoError(t, json.Unmarshal([]byte(out), &one), out)
+	require.Equal(t, list[0].ID, one.ID)
+	code, out = shelfwire(t, "batches", "-c", s.file, "nowhere")
+	require.Equal(t, exitError, code)
+	require.Contains(t, out, `there is no batch "nowhere"`)
+
+	code, out = shelfwire(t, "holds", "-c", s.file)
+	require.Equal(t, exitOK, code)
+	require.JSONEq(t, "[]", out)
+	code, out = shelfwire(t, "holds", "-c", s.file, "--release", "north/OFF_SALE")
+	require.Equal(t, exitError, code)
+	require.Contains(t, out, `there is no hold "north/OFF_SALE"`)
+
+	// An id that nobody knows is parked for nobody.
+	code, out = shelfwire(t, "replay", "-c", s.file, "--product", "999999", "--product", "no number")
+	require.Equal(t, exitError, code, out)
+	require.Contains(t, out, `"status": "UNKNOWN"`)
+	require.Contains(t, out, "2 products unknown to the source and to every shop: 999999, no number")
+	conn, err := pgx.Connect(t.Context(), s.parts.stateURL)
+	require.NoError(t, err)
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	var parked int
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM parked WHERE product_id IN ('999999', 'no number')").Scan(&parked))
+	require.Zero(t, parked)
+}
+
+// A start while services are away waits for them, says so, and answers for its health meanwhile.
+func TestRunWaitsForServicesThatAreAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts all services")
+	}
+	s := newSite(t, 3)
+	later := freeAddr(t)
+	u, err := url.Parse(s.parts.sourceURL)
+	require.NoError(t, err)
+	real := u.Host
+	u.Host = later
+	t.Setenv("SOURCE_URL", u.String())
+	stop := s.run("--only", "capture,relay")
+	require.Eventually(t, func() bool {
+		code, body := s.get("/readyz")
+		return code == http.StatusServiceUnavailable && strings.Contains(body, "waiting for the source database")
+	}, 20*time.Second, 50*time.Millisecond)
+	code, _ := s.get("/healthz")
+	require.Equal(t, http.StatusOK, code)
+
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", later)
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	go forward(t.Context(), l, real)
+	require.Eventually(t, func() bool { code, _ := s.get("/readyz"); return code == http.StatusOK }, 30*time.Second, 50*time.Millisecond)
+	stop()
+
+	// A stop ends the waiting at once, and is no error.
+	require.NoError(t, l.Close())
+	t.Setenv("SOURCE_URL", strings.Replace(u.String(), later, freeAddr(t), 1))
+	stop = s.run()
+	require.Eventually(t, func() bool { _, body := s.get("/readyz"); return strings.Contains(body, "waiting") }, 20*time.Second, 50*time.Millisecond)
+	began := time.Now()
+	stop()
+	require.Less(t, time.Since(began), 5*time.Second)
+}
+
+// forward passes connections on until l closes.
+func forward(ctx context.Context, l net.Listener, to string) {
+	for {
+		in, err := l.Accept()
+		if err != nil {
+			return
+		}
+		out, err := (&net.Dialer{}).DialContext(ctx, "tcp", to)
+		if err != nil {
+			_ = in.Close()
+			continue
+		}
+		go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
+		go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+	}
 }
 
 // alterations change one thing in a shop at a time; the audit must name each.

@@ -46,6 +46,20 @@ func (r *registry) gauge(name, help string, load func() float64) {
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "shelfwire_" + name, Help: help}, load))
 }
 
+// waiting exports whether a stage stands still, 1 or 0. The log says why, once for each reason. topic is empty where all
+// of the stage waits.
+func (r *registry) waiting(stage, topic string, is func() bool) {
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shelfwire_waiting", Help: "1 while a stage waits for a service that is away; the log says for which, and why.",
+		ConstLabels: prometheus.Labels{"stage": stage, "topic": topic},
+	}, func() float64 {
+		if is() {
+			return 1
+		}
+		return 0
+	}))
+}
+
 // push exports a push worker's statistics.
 func (r *registry) push(s *pipeline.PushStats) {
 	s.Latency = func(d time.Duration) { r.latency.Observe(d.Seconds()) }

@@ -15,10 +15,43 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
-// Finding is one thing that stands in the way, with what to do about it.
+// Declared is what a configuration says about the source.
+type Declared struct {
+	Routes []route.Route
+	// Documents is the documents query.
+	Documents string
+	// Unrouted are tables ("schema.table") that Documents reads and that need no route.
+	Unrouted []string
+	// Shops are the names that the column shop of Documents may hold. Nil: any.
+	Shops []string
+}
+
+// FindingKind says what a finding means for a start.
+type FindingKind string
+
+// The kinds of findings.
+const (
+	// FindingMistake: the configuration does not fit the database. Finding.Key says where.
+	FindingMistake FindingKind = "mistake"
+	// FindingSource: the database lacks something, which an administrator gives it.
+	FindingSource FindingKind = "source"
+	// FindingAway: the database did not answer, or is no primary at the moment. Nothing else was looked at.
+	FindingAway FindingKind = "away"
+	// FindingGap: everything works, and some changes or some products will reach no shop.
+	FindingGap FindingKind = "gap"
+	// FindingNote: nothing is wrong; a person may want to know.
+	FindingNote FindingKind = "note"
+)
+
+// Finding is one thing that stands in the way, or should be known, with what to do about it.
 type Finding struct {
+	Kind FindingKind `json:"kind"`
 	// Where is a place as the reader knows it: "server", "route catalog.stock", "documents query".
 	Where string `json:"where"`
+	// Key is the place in the configuration, such as "routes.3.parent.table"; empty where none is meant. Offset is the
+	// character of its SQL, from 1, that the server points at; 0 for none.
+	Key    string `json:"key,omitempty"`
+	Offset int    `json:"offset,omitempty"`
 	// Problem says what is wrong, Mend what to do: SQL where SQL mends it.
 	Problem string `json:"problem"`
 	Mend    string `json:"mend"`
@@ -30,30 +63,82 @@ type checker struct {
 	found []Finding
 }
 
+// add reports what the database lacks.
 func (c *checker) add(where, problem, mend string) {
-	c.found = append(c.found, Finding{Where: where, Problem: problem, Mend: mend})
+	c.found = append(c.found, Finding{Kind: FindingSource, Where: where, Problem: problem, Mend: mend})
+}
+
+// mistake reports what the configuration has wrong.
+func (c *checker) mistake(key, where, problem, mend string) {
+	c.found = append(c.found, Finding{Kind: FindingMistake, Key: key, Where: where, Problem: problem, Mend: mend})
 }
 
 // failed reports an error of the check itself.
 func (c *checker) failed(where string, err error) {
+	if away(err) {
+		c.found = append(c.found, Finding{Kind: FindingAway, Where: where, Problem: err.Error(), Mend: "start the server, or correct its address"})
+		return
+	}
 	c.add(where, err.Error(), "mend what the error says, and check again")
+}
+
+// sql reports an error of SQL that the configuration holds at key.
+func (c *checker) sql(key, where string, err error, mend string) {
+	switch pg, ok := errors.AsType[*pgconn.PgError](err); {
+	case away(err) || !ok && !isQueryError(err):
+		c.failed(where, err)
+	case ok && pg.Code == "42501": // insufficient_privilege
+		c.add(where, err.Error(), fmt.Sprintf("grant what it needs: GRANT SELECT ON ... TO %s; GRANT USAGE ON SCHEMA ... TO %[1]s;", quoteIdent(c.pool.Config().ConnConfig.User)))
+	case ok && pg.Code == "57014": // query_canceled
+		c.mistake(key, where, err.Error(), "make the query faster, or raise source.statement_timeout")
+	default:
+		f := Finding{Kind: FindingMistake, Key: key, Where: where, Problem: err.Error(), Mend: mend}
+		if ok {
+			f.Offset = int(pg.Position)
+		}
+		c.found = append(c.found, f)
+	}
+}
+
+func isQueryError(err error) bool {
+	q, ok := errors.AsType[*QueryError](err)
+	return ok && q.SQLSTATE != ""
+}
+
+// away reports whether the server may do later what it did not do now. A statement that took too long would take as
+// long again.
+func away(err error) bool {
+	q, ok := errors.AsType[*QueryError](err)
+	return ok && q.Temporary() && q.SQLSTATE != "57014"
 }
 
 // Check looks at everything that this package needs of the source before the first run: server, role, slot,
 // publication, the tables and columns of the routes with their replica identities, the routes' queries and the
-// documents query, both of which are run on the first rows. It changes nothing. No finding means that capture and
-// reads will work; a query may still fail on a row that was not tried.
-func (s *Source) Check(ctx context.Context, routes []route.Route, documents string) []Finding {
+// documents query, both of which are run on the first rows. It then compares the tables that the documents query reads
+// with the routes, and the shops of some hundred products with the names that are known. It changes nothing. No finding
+// but notes means that capture and reads will work; a query may still fail on a row that was not tried.
+func (s *Source) Check(ctx context.Context, d Declared) []Finding {
 	c := &checker{Source: s}
 	c.server(ctx)
-	c.slot(ctx)
-	c.published(ctx, routes)
-	for i := range routes {
-		c.route(ctx, &routes[i])
+	if !c.reached() {
+		return c.found
 	}
-	c.identities(ctx, routes)
-	c.documents(ctx, routes, documents)
+	c.slot(ctx)
+	c.published(ctx, d.Routes)
+	for i := range d.Routes {
+		c.route(ctx, fmt.Sprintf("routes.%d", i), &d.Routes[i])
+	}
+	c.identities(ctx, d.Routes)
+	c.documents(ctx, &d)
+	if i := slices.IndexFunc(c.found, func(f Finding) bool { return f.Kind == FindingAway }); i >= 0 {
+		return c.found[i : i+1] // what else was found may be its consequence
+	}
 	return c.found
+}
+
+// reached reports whether nothing has been found to be away.
+func (c *checker) reached() bool {
+	return !slices.ContainsFunc(c.found, func(f Finding) bool { return f.Kind == FindingAway })
 }
 
 func (c *checker) server(ctx context.Context) {
@@ -77,7 +162,10 @@ func (c *checker) server(ctx context.Context) {
 		c.add("server", "wal_level is "+level+", so changes cannot be decoded", "ALTER SYSTEM SET wal_level = logical; and restart the server")
 	}
 	if replica {
-		c.add("server", "it is a standby", "give the address of the primary: reads must tell which transactions they saw")
+		c.found = append(c.found, Finding{
+			Kind: FindingAway, Where: "server", Problem: "it is a standby",
+			Mend: "give the address of the primary: reads must tell which transactions they saw",
+		})
 	}
 	if !may {
 		c.add("server", "role "+role+" may not replicate", "ALTER ROLE "+quoteIdent(role)+" REPLICATION;")
@@ -158,21 +246,22 @@ func (c *checker) exists(ctx context.Context, name string) bool {
 	return err == nil && found
 }
 
-func (c *checker) route(ctx context.Context, r *route.Route) {
+func (c *checker) route(ctx context.Context, key string, r *route.Route) {
 	where := "route " + r.Table
-	t, ok := c.table(ctx, where, r.Table)
+	t, ok := c.table(ctx, key+".table", where, r.Table)
 	if !ok {
 		return
 	}
 	if len(t.PrimaryKey) == 0 {
 		c.add(where, "the table has no primary key, so its snapshot could not be resumed", "add a primary key, or leave the table out of the routes")
 	}
-	columns := append([]string{r.Key, r.Admin}, r.BatchWhen...)
-	if r.Parent != nil {
-		columns = append(columns, r.Parent.Column)
+	c.column(key+".key", where, t, r.Table, r.Key)
+	c.column(key+".admin", where, t, r.Table, r.Admin)
+	for i, col := range r.BatchWhen {
+		c.column(fmt.Sprintf("%s.batch_when.%d", key, i), where, t, r.Table, col)
 	}
-	for _, col := range columns {
-		c.column(where, t, r.Table, col)
+	if r.Parent != nil {
+		c.column(key+".parent.column", where, t, r.Table, r.Parent.Column)
 	}
 	ways := 0
 	for _, way := range []bool{r.Key != "", r.Parent != nil, r.Query != ""} {
@@ -182,16 +271,16 @@ func (c *checker) route(ctx context.Context, r *route.Route) {
 	}
 	switch {
 	case ways != 1:
-		c.add(where, "it must have exactly one of key, parent and query", "see the reference configuration")
+		c.mistake(key, where, "it must have exactly one of key, parent and query", "see the reference configuration")
 	case r.Parent != nil:
-		c.parent(ctx, where, r)
+		c.parent(ctx, key+".parent", where, r)
 	case r.Query != "":
-		c.query(ctx, where, r)
+		c.query(ctx, key+".query", where, r)
 	}
 }
 
 // table describes a table and reports when that is not possible.
-func (c *checker) table(ctx context.Context, where, name string) (*table, bool) {
+func (c *checker) table(ctx context.Context, key, where, name string) (*table, bool) {
 	var t *table
 	var kind, privilege string
 	schema, rel, err := splitTable(name)
@@ -210,18 +299,18 @@ func (c *checker) table(ctx context.Context, where, name string) (*table, bool) 
 	quoted, _ := quoteTable(name)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		c.add(where, "table "+name+" does not exist", "correct the name (it is case sensitive) or create the table")
+		c.mistake(key, where, "table "+name+" does not exist", "correct the name (it is case sensitive) or create the table")
 		return nil, false
 	case err != nil:
 		c.failed(where, err)
 		return nil, false
 	case kind[0] != 'r' && kind[0] != 'p':
-		c.add(where, name+" is no table", "route the tables behind it: views and foreign tables are not replicated")
+		c.mistake(key, where, name+" is no table", "route the tables behind it: views and foreign tables are not replicated")
 		return nil, false
 	case kind[1] != 'p':
 		c.add(where, name+" is not logged, so its changes are not in the WAL", "ALTER TABLE "+quoted+" SET LOGGED;")
 	case strings.HasSuffix(kind, "true"):
-		c.add(where, name+" is a partition, and changes carry the name of its root", "route the partitioned table itself")
+		c.mistake(key, where, name+" is a partition, and changes carry the name of its root", "route the partitioned table itself")
 	}
 	if privilege != "" {
 		c.add(where, "role "+privilege+" may not read "+name, fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT ON %s TO %s;", quoteIdent(schema), quoteIdent(privilege), quoted, quoteIdent(privilege)))
@@ -230,19 +319,19 @@ func (c *checker) table(ctx context.Context, where, name string) (*table, bool) 
 	return t, true
 }
 
-func (c *checker) column(where string, t *table, name, col string) bool {
+func (c *checker) column(key, where string, t *table, name, col string) bool {
 	if col == "" || t.Index(col) >= 0 {
 		return true
 	}
-	c.add(where, fmt.Sprintf("column %s of %s does not exist, is generated, or is not published", col, name), "correct the name: columns that are computed are not in the WAL")
+	c.mistake(key, where, fmt.Sprintf("column %s of %s does not exist, is generated, or is not published", col, name), "correct the name: columns that are computed are not in the WAL")
 	return false
 }
 
 // parent checks that the parent's id is found by an index, is unique, and can be compared with the column.
-func (c *checker) parent(ctx context.Context, where string, r *route.Route) {
+func (c *checker) parent(ctx context.Context, key, where string, r *route.Route) {
 	p := r.Parent
-	t, ok := c.table(ctx, where, p.Table)
-	if !ok || !c.column(where, t, p.Table, p.ID) || !c.column(where, t, p.Table, p.Key) {
+	t, ok := c.table(ctx, key+".table", where, p.Table)
+	if !ok || !c.column(key+".id", where, t, p.Table, p.ID) || !c.column(key+".key", where, t, p.Table, p.Key) {
 		return
 	}
 	parent, err1 := quoteTable(p.Table)
@@ -264,7 +353,9 @@ func (c *checker) parent(ctx context.Context, where string, r *route.Route) {
 		_, err = c.pool.Exec(ctx, fmt.Sprintf("SELECT FROM %s p JOIN %s c ON p.%s = c.%s LIMIT 0", parent, child, quoteIdent(p.ID), quoteIdent(p.Column)))
 	}
 	if err != nil {
-		c.failed(where, wrap(ctx, fmt.Sprintf("compare %s.%s with %s.%s", r.Table, p.Column, p.Table, p.ID), err))
+		err = wrap(ctx, fmt.Sprintf("compare %s.%s with %s.%s", r.Table, p.Column, p.Table, p.ID), err)
+		c.sql(key, where, err, "name columns of types that can be compared")
+		c.found[len(c.found)-1].Offset = 0 // in SQL of ours
 	}
 }
 
@@ -272,15 +363,15 @@ func (c *checker) parent(ctx context.Context, where string, r *route.Route) {
 const pageTried = 5
 
 // query prepares a route's query and runs two pages of it for one row of the table.
-func (c *checker) query(ctx context.Context, where string, r *route.Route) {
+func (c *checker) query(ctx context.Context, key, where string, r *route.Route) {
 	where += ", query"
 	desc, err := c.prepare(ctx, r.Query)
 	switch {
 	case err != nil:
-		c.add(where, err.Error(), "correct the SQL")
+		c.sql(key, where, err, "correct the SQL")
 		return
 	case len(desc.Fields) != 1 || len(desc.ParamOIDs) != 3:
-		c.add(where, fmt.Sprintf("it has %d parameters and returns %d columns", len(desc.ParamOIDs), len(desc.Fields)),
+		c.mistake(key, where, fmt.Sprintf("it has %d parameters and returns %d columns", len(desc.ParamOIDs), len(desc.Fields)),
 			"use $1 (the row as jsonb), $2 (the last product id of the page before) and $3 (page size), and return the product id alone")
 		return
 	}
@@ -294,16 +385,16 @@ func (c *checker) query(ctx context.Context, where string, r *route.Route) {
 		page, _, err := c.Page(ctx, r.Query, image, after, pageTried)
 		if err != nil {
 			row, _ := json.Marshal(image) // of strings only
-			c.add(where, err.Error(), "correct the SQL: it was run for the row "+string(row))
+			c.sql(key, where, err, "correct the SQL: it was run for the row "+string(row))
 			return
 		}
 		if len(page) > pageTried {
-			c.add(where, fmt.Sprintf("it returned %d rows for a page of %d", len(page), pageTried), "end it with LIMIT $3")
+			c.mistake(key, where, fmt.Sprintf("it returned %d rows for a page of %d", len(page), pageTried), "end it with LIMIT $3")
 			return
 		}
 		for _, id := range page {
 			if string(id) <= after {
-				c.add(where, fmt.Sprintf("product id %q came after %q: pages would lose products", id, after),
+				c.mistake(key, where, fmt.Sprintf("product id %q came after %q: pages would lose products", id, after),
 					`let it begin after $2 and order by the id COLLATE "C": WHERE id::text COLLATE "C" > $2 ORDER BY id::text COLLATE "C"`)
 				return
 			}
@@ -331,10 +422,14 @@ func (c *checker) sample(ctx context.Context, name string) (map[string]*string, 
 	return image, nil
 }
 
+// prepare lets the server describe a statement. Its error is the server's own.
 func (c *checker) prepare(ctx context.Context, sql string) (desc *pgconn.StatementDescription, err error) {
 	_, err = c.read(ctx, "prepare", func(pg *pgconn.PgConn) (err error) {
 		desc, err = pg.Prepare(ctx, "", sql, nil)
-		return wrap(ctx, "prepare", err)
+		return wrap(ctx, "the server does not take it", err)
 	})
+	if q, ok := errors.AsType[*QueryError](err); ok {
+		return nil, q
+	}
 	return desc, err
 }

@@ -17,7 +17,7 @@ func TestCheckFindsNothingInTheReference(t *testing.T) {
 	src := d.open(d.config())
 	routes, err := reference.Routes()
 	require.NoError(t, err)
-	require.Empty(t, src.Check(t.Context(), routes, reference.DocumentsSQL()))
+	require.Empty(t, src.Check(t.Context(), postgres.Declared{Routes: routes, Documents: reference.DocumentsSQL()}))
 	stmts, err := src.Identities(t.Context(), routes)
 	require.NoError(t, err)
 	require.Empty(t, stmts)
@@ -78,7 +78,7 @@ func TestCheckSaysWhatIsWrongAndHowToMendIt(t *testing.T) {
 		{"documents no object", `SELECT id::text AS product_id, 'x'::text AS shop, '[]'::jsonb AS document FROM product WHERE id::text = ANY ($1)`, []route.Route{{Table: "public.product", Key: "id"}}, "no JSON object", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			found := src.Check(t.Context(), c.routes, c.documents)
+			found := src.Check(t.Context(), postgres.Declared{Routes: c.routes, Documents: c.documents})
 			for _, f := range found {
 				if strings.Contains(f.Problem, c.problem) && strings.Contains(f.Mend, c.mend) {
 					return
@@ -88,9 +88,9 @@ func TestCheckSaysWhatIsWrongAndHowToMendIt(t *testing.T) {
 		})
 	}
 	fine := []route.Route{{Table: "public.product", Key: "id"}}
-	require.Empty(t, src.Check(t.Context(), fine, good))
+	require.Empty(t, src.Check(t.Context(), postgres.Declared{Routes: fine, Documents: good}))
 	once := `SELECT id::text AS product_id, 'x'::text AS shop, jsonb_build_object('x', 1 / (id - 2)) AS document FROM product WHERE id::text = ANY ($1)`
-	require.Empty(t, src.Check(t.Context(), fine, once), "one product that breaks the query is that product's failure")
+	require.Empty(t, src.Check(t.Context(), postgres.Declared{Routes: fine, Documents: once}), "one product that breaks the query is that product's failure")
 }
 
 func TestCheckOfARoleThatMayNothing(t *testing.T) {
@@ -102,7 +102,10 @@ func TestCheckOfARoleThatMayNothing(t *testing.T) {
 	cfg.URL = withUser(t, d.url, role, "x")
 	src := d.open(cfg)
 	var all []string
-	for _, f := range src.Check(t.Context(), []route.Route{{Table: "public.product", Key: "id"}}, `SELECT '1'::text AS product_id, ''::text AS shop, '{}'::jsonb AS document WHERE '' = ANY ($1)`) {
+	for _, f := range src.Check(t.Context(), postgres.Declared{
+		Routes:    []route.Route{{Table: "public.product", Key: "id"}},
+		Documents: `SELECT '1'::text AS product_id, ''::text AS shop, '{}'::jsonb AS document WHERE '' = ANY ($1)`,
+	}) {
 		all = append(all, f.Problem+" | "+f.Mend)
 	}
 	text := strings.Join(all, "\n")
@@ -145,7 +148,7 @@ func TestSetupSQLIsEnough(t *testing.T) {
 	cfg := d.config()
 	cfg.URL = withUser(t, d.url, "r_"+db, "x")
 	src := d.open(cfg)
-	require.Empty(t, src.Check(t.Context(), routes, reference.DocumentsSQL()))
+	require.Empty(t, src.Check(t.Context(), postgres.Declared{Routes: routes, Documents: reference.DocumentsSQL()}))
 	require.NoError(t, src.EnsurePublication(t.Context(), postgres.Tables(routes)))
 	_, err = src.EnsureSlot(t.Context())
 	require.NoError(t, err)

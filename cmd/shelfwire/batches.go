@@ -1,0 +1,145 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shelfwire/shelfwire/sinks/state"
+)
+
+func batchesCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "batches [ID]",
+		Short: "List upload batches, or show one with what failed in it",
+		Long: "Lists the newest 50 batches, or shows one. As JSON a list is an array and one batch an object; times are\n" +
+			"RFC 3339 in UTC and absent while unknown, durations are seconds.",
+		Args: atMostOne("batch id"),
+	}
+	file := configFlag(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		_, st, err := openState(cmd.Context(), *file)
+		if err != nil {
+			return err
+		}
+		defer st.Close()
+		now := time.Now()
+		if len(args) == 1 {
+			b, err := st.Batch(cmd.Context(), args[0])
+			if errors.Is(err, state.ErrNoBatch) {
+				return fmt.Errorf("there is no batch %q; shelfwire batches lists them", args[0])
+			}
+			if err != nil {
+				return err
+			}
+			v := viewBatch(&b, now)
+			return show(cmd.OutOrStdout(), *asJSON, v, batchTable([]batchView{v}))
+		}
+		list, err := st.Batches(cmd.Context(), state.BatchFilter{})
+		if err != nil {
+			return err
+		}
+		views := make([]batchView, len(list))
+		for i := range list {
+			views[i] = viewBatch(&list[i], now)
+		}
+		return show(cmd.OutOrStdout(), *asJSON, views, batchTable(views))
+	}
+	return cmd
+}
+
+// batchView is a batch as this command prints it. Its names are a promise: programs read them.
+type batchView struct {
+	ID    string `json:"id"`
+	Kind  string `json:"kind"`
+	Name  string `json:"name,omitempty"`
+	Admin string `json:"admin,omitempty"`
+	// XID and CommitLSN name the transaction, as pg_current_xact_id() and pg_lsn do; absent for a batch of ours.
+	XID       string            `json:"xid,omitempty"`
+	CommitLSN string            `json:"commit_lsn,omitempty"`
+	Committed *time.Time        `json:"committed_at,omitempty"`
+	Rows      int64             `json:"rows"`
+	Status    state.BatchStatus `json:"status"`
+	Round     int               `json:"round"`
+	// Announced says that the whole transaction has been captured, so that Total can grow no more than by shops.
+	Announced  bool       `json:"announced"`
+	Cancelling bool       `json:"cancelling"`
+	Created    *time.Time `json:"created_at,omitempty"`
+	Started    *time.Time `json:"started_at,omitempty"`
+	Ended      *time.Time `json:"ended_at,omitempty"`
+	// Seconds is the time from the start to the end, or to now.
+	Seconds    float64          `json:"duration_seconds"`
+	Total      int              `json:"total"`
+	Succeeded  int              `json:"succeeded"`
+	Failed     int              `json:"failed"`
+	Skipped    int              `json:"skipped"`
+	Cancelled  int              `json:"cancelled"`
+	Processing int              `json:"processing"`
+	Rate       *float64         `json:"success_rate,omitempty"`
+	Errors     []batchErrorView `json:"errors"`
+}
+
+// batchErrorView is a category of failures, with an example.
+type batchErrorView struct {
+	Category string `json:"category"`
+	Count    int    `json:"count"`
+	Product  string `json:"product_id"`
+	Shop     string `json:"shop"`
+	Message  string `json:"message"`
+}
+
+func viewBatch(b *state.Batch, now time.Time) batchView {
+	v := batchView{
+		ID: b.ID, Kind: b.Kind, Name: b.Name, Admin: b.Admin, Rows: b.Rows, Status: b.Status, Round: b.Round,
+		Announced: b.Announced, Cancelling: b.Cancelling,
+		Committed: timeView(b.CommitTime), Created: timeView(b.CreatedAt), Started: timeView(b.StartedAt), Ended: timeView(b.EndedAt),
+		Seconds: b.Duration(now).Seconds(),
+		Total:   b.Total, Succeeded: b.Succeeded, Failed: b.Failed, Skipped: b.Skipped, Cancelled: b.Cancelled, Processing: b.Processing,
+		Errors: []batchErrorView{},
+	}
+	if b.XID != 0 {
+		v.XID = fmt.Sprint(b.XID)
+	}
+	if b.CommitLSN != 0 {
+		v.CommitLSN = b.CommitLSN.String()
+	}
+	if rate, ok := b.SuccessRate(); ok {
+		v.Rate = &rate
+	}
+	for _, e := range b.Errors {
+		v.Errors = append(v.Errors, batchErrorView{
+			Category: string(e.Category), Count: e.Count, Product: e.ProductID, Shop: e.Shop, Message: e.Message,
+		})
+	}
+	return v
+}
+
+// timeView is a time in UTC; nil for none.
+func timeView(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return new(t.UTC())
+}
+
+func batchTable(list []batchView) *table {
+	t := &table{head: []string{"BATCH", "NAME", "ADMIN", "STATUS", "TOTAL", "OK", "FAILED", "SKIPPED", "OPEN", "TOOK", "ERRORS"}}
+	for _, b := range list {
+		took := ""
+		if b.Ended != nil && b.Started != nil {
+			took = b.Ended.Sub(*b.Started).Round(10 * time.Millisecond).String()
+		}
+		var errs []string
+		for _, e := range b.Errors {
+			errs = append(errs, fmt.Sprintf("%d %s (%s: %s)", e.Count, e.Category, e.Product, firstLine(e.Message)))
+		}
+		n := func(v int) string { return fmt.Sprint(v) }
+		t.add(b.ID, b.Name, b.Admin, string(b.Status), n(b.Total), n(b.Succeeded), n(b.Failed), n(b.Skipped), n(b.Processing),
+			took, strings.Join(errs, "; "))
+	}
+	return t
+}
