@@ -220,6 +220,23 @@ func captureFinal(err error) bool {
 	return false
 }
 
+// captureTries counts how often in a row a read has failed with an error that is final.
+type captureTries int
+
+// judge passes on what is worth another try, and gives up an error that is final for the third time. A statement that
+// fails beside DDL is right the next moment: it is parsed by the catalog as it is, and was written by the catalog as its
+// transaction's snapshot has it.
+func (n *captureTries) judge(what string, err error) error {
+	switch {
+	case err == nil || !captureFinal(err):
+		return err
+	case *n < 2:
+		*n++
+		return fmt.Errorf("%s: %s", what, err) // without the type, which would end the retry
+	}
+	return &captureError{what + ": " + err.Error()}
+}
+
 // captureError is an error that only a person can mend.
 type captureError struct{ text string }
 

@@ -141,3 +141,30 @@ func TestCaptureGoesOnPastWhatNobodyCanTake(t *testing.T) {
 	}
 	require.Equal(t, []string{"n\uFFFD", "yyyy"}, names)
 }
+
+// The failing schedule: the type of a primary key, and with it the order of the rows, changes between two chunks.
+func TestCaptureSnapshotBeginsATableAgainWhenItsKeyChanges(t *testing.T) {
+	r := newCaptureRig(t)
+	r.cfg.SnapshotChunk = 30
+	r.exec(`ALTER TABLE stock DROP CONSTRAINT stock_variant_id_fkey; INSERT INTO variants SELECT i, 'p' || i, 'S' FROM generate_series(1, 200) i`)
+	asleep, wake := make(chan struct{}), make(chan struct{})
+	var n atomic.Int32
+	r.faults = func(call string) error {
+		if call == "before commit" && n.Add(1) == 3 {
+			close(asleep)
+			<-wake
+		}
+		return nil
+	}
+	c, stop := r.start()
+	<-asleep
+	r.exec(`ALTER TABLE variants ALTER id TYPE text`)
+	close(wake)
+	r.wait(c)
+	require.NoError(t, stop())
+	seen := map[string]bool{}
+	for _, rec := range r.records(event.Changes) {
+		seen[string(rec.Key)] = true
+	}
+	require.Len(t, seen, 200)
+}

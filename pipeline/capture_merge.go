@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -41,6 +42,14 @@ func (s *captureSession) merge(lsn change.LSN) {
 	if chunk == nil {
 		return // the mark was written twice, and its chunk is merged
 	}
+	if s.reordered(chunk.Relation) {
+		s.c.log.Warn("primary key changed while a snapshot ran: the table is read again from its first row", "table", s.progress.Table)
+		again := *s.progress
+		again.LastKey = nil
+		s.progress = &again
+		s.request(0)
+		return
+	}
 	rows, ok := s.window.high(chunk)
 	if !ok {
 		s.c.stats.Rereads.Add(1)
@@ -73,6 +82,20 @@ func (s *captureSession) merge(lsn change.LSN) {
 	}
 	s.finish(done)
 	s.request(0)
+}
+
+// reordered reports whether the rows of a chunk stand in another order than those of the chunk before, so that the key
+// that it went on from said nothing about which rows are behind it.
+func (s *captureSession) reordered(now *change.Relation) bool {
+	was := s.shape
+	s.shape = now
+	if was == nil || was == now || was.OID != now.OID || len(s.progress.LastKey) == 0 {
+		return false
+	}
+	return !slices.EqualFunc(was.PrimaryKey, now.PrimaryKey, func(a, b string) bool {
+		i, j := was.Index(a), now.Index(b)
+		return a == b && i >= 0 && j >= 0 && was.Columns[i].TypeOID == now.Columns[j].TypeOID
+	})
 }
 
 // commit ends the open transaction. One that has truncated a routed table calls for a new snapshot: which products had
@@ -214,6 +237,7 @@ func (s *captureSession) parents(ctx context.Context, parent *routerParent, ids 
 	var rows map[string]change.ParentRow
 	var snap change.Snapshot
 	var bad error
+	var tries captureTries
 	err := retry(ctx, s.c.log, "products of parent rows", func(ctx context.Context) (err error) {
 		s.c.stats.Lookups.Add(1)
 		rows, snap, err = s.c.parts.Source.ParentKeys(ctx, parent.Parent, ids)
@@ -222,10 +246,7 @@ func (s *captureSession) parents(ctx context.Context, parent *routerParent, ids 
 			bad = err
 			return nil
 		}
-		if err != nil && captureFinal(err) {
-			return &captureError{err.Error()}
-		}
-		return err
+		return tries.judge("products of parent rows", err)
 	})
 	switch half := len(ids) / 2; {
 	case err != nil:

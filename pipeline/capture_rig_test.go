@@ -138,6 +138,9 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 	done := make(chan error, 1)
 	go func() {
 		err := c.Run(ctx)
+		if err != nil {
+			r.t.Logf("capture has ended: %v", err)
+		}
 		src.Close()
 		done <- err
 	}()

@@ -43,6 +43,7 @@ type captureSession struct {
 	number    int // of the last chunk asked for
 	progress  *event.SnapshotProgress
 	complete  []string
+	shape     *change.Relation // of the chunk before
 	// truncated: the open transaction has truncated a routed table, in this session or the one before.
 	truncated bool
 

@@ -123,12 +123,14 @@ const snapshotRecent = 1 << 14
 // have seen, or the chunk would bring back older rows: such a chunk is read again. What comes after the high mark the
 // snapshot cannot have seen, as it was taken before.
 type snapshotWindow struct {
-	run     string
-	number  int // of the chunk whose marks count
-	table   string
-	open    bool // between its marks
-	void    bool // the table was truncated between them
+	run    string
+	number int // of the chunk whose marks count
+	table  string
+	open   bool // between its marks
+	void   bool // the table was truncated between them, or changed in a way that does not name the row
+	// touched holds the rows that were changed between the marks, by the values of the columns in names.
 	touched map[string]struct{}
+	names   []string
 	// recent are the transactions streamed last that no chunk's snapshot has been seen to contain; before are those
 	// of them that were streamed when the window opened.
 	recent, before []change.XID
@@ -138,7 +140,7 @@ type snapshotWindow struct {
 // expect makes the window wait for the marks of another chunk.
 func (w *snapshotWindow) expect(number int, table string) {
 	w.number, w.table, w.open, w.void = number, table, false, false
-	w.touched = nil
+	w.touched, w.names = nil, nil
 }
 
 // streamed notes a transaction of the stream.
@@ -158,11 +160,22 @@ func (w *snapshotWindow) touch(c *change.Change) {
 		w.void = true
 		return
 	}
+	names := snapshotIdentity(c.Relation)
+	if w.names == nil {
+		w.names = names
+	}
+	w.void = w.void || !slices.Equal(w.names, names)
 	for _, image := range []change.Tuple{c.Before, c.After} {
-		if k, ok := snapshotKey(w.key[:0], c.Relation, image); ok {
-			w.touched[string(k)] = struct{}{}
-			w.key = k
+		if image == nil {
+			continue // there is no such row, or its identity is that of the other image
 		}
+		k, ok := snapshotKey(w.key[:0], c.Relation, names, image)
+		if !ok {
+			w.void = true // which row of the chunk it is cannot be known
+			return
+		}
+		w.touched[string(k)] = struct{}{}
+		w.key = k
 	}
 }
 
@@ -172,7 +185,7 @@ func (w *snapshotWindow) low(m snapshotMark) {
 		return
 	}
 	w.open, w.void = true, false
-	w.touched = map[string]struct{}{}
+	w.touched, w.names = map[string]struct{}{}, nil
 	w.before = slices.Clone(w.recent)
 }
 
@@ -180,7 +193,8 @@ func (w *snapshotWindow) low(m snapshotMark) {
 // read again.
 func (w *snapshotWindow) high(c *change.Chunk) (rows []change.Tuple, ok bool) {
 	w.open = false
-	ok = !w.void
+	names := snapshotIdentity(c.Relation)
+	ok = !w.void && (len(w.touched) == 0 || slices.Equal(w.names, names))
 	for _, x := range w.before {
 		ok = ok && c.Snapshot.Sees(x)
 	}
@@ -189,7 +203,7 @@ func (w *snapshotWindow) high(c *change.Chunk) (rows []change.Tuple, ok bool) {
 		return nil, false
 	}
 	for _, row := range c.Rows {
-		if k, has := snapshotKey(w.key[:0], c.Relation, row); has {
+		if k, has := snapshotKey(w.key[:0], c.Relation, names, row); has {
 			w.key = k
 			if _, changed := w.touched[string(k)]; changed {
 				continue
@@ -200,12 +214,27 @@ func (w *snapshotWindow) high(c *change.Chunk) (rows []change.Tuple, ok bool) {
 	return rows, true
 }
 
-// snapshotKey appends the primary key of a row in a form that is equal for equal keys only.
-func snapshotKey(dst []byte, rel *change.Relation, row change.Tuple) ([]byte, bool) {
-	if len(rel.PrimaryKey) == 0 || row == nil {
+// snapshotIdentity lists the columns that every old image of a table has, and that name one row: the primary key, or
+// those of the index that is the replica identity, which need not cover the primary key.
+func snapshotIdentity(rel *change.Relation) []string {
+	if rel.ReplicaIdentity != 'i' {
+		return rel.PrimaryKey
+	}
+	var names []string
+	for i := range rel.Columns {
+		if rel.Columns[i].Identity {
+			names = append(names, rel.Columns[i].Name)
+		}
+	}
+	return names
+}
+
+// snapshotKey appends the values of columns of a row in a form that is equal for equal values only.
+func snapshotKey(dst []byte, rel *change.Relation, names []string, row change.Tuple) ([]byte, bool) {
+	if len(names) == 0 {
 		return dst, false
 	}
-	for _, name := range rel.PrimaryKey {
+	for _, name := range names {
 		v := routerValue(row, rel.Index(name))
 		if v.Kind != change.Text {
 			return dst, false

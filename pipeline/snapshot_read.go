@@ -2,8 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -57,12 +55,10 @@ func (r *snapshotReader) loop(ctx context.Context) error {
 			return nil
 		}
 		var rows int
+		var tries captureTries
 		err := retry(ctx, r.log, "chunk of a snapshot", func(ctx context.Context) (err error) {
 			rows, err = r.read(ctx, req)
-			if err != nil && captureFinal(err) || errors.Is(err, errSnapshotKey) {
-				return &captureError{fmt.Sprintf("snapshot of %s: %s", req.table, err)}
-			}
-			return err
+			return tries.judge("snapshot of "+req.table, err)
 		})
 		if ctx.Err() != nil {
 			return nil
@@ -77,7 +73,7 @@ func (r *snapshotReader) loop(ctx context.Context) error {
 }
 
 // errSnapshotKey cannot come from a source that keeps to its contract.
-var errSnapshotKey = errors.New("a chunk that is not the last one has no last key")
+var errSnapshotKey = &captureError{"a chunk that is not the last one has no last key"}
 
 func (r *snapshotReader) read(ctx context.Context, req snapshotRequest) (int, error) {
 	mark := snapshotMark{run: r.run, number: req.number}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -27,12 +28,23 @@ var (
 	ErrNoTable error = tableError("there is no such table")
 	// ErrNoColumn is returned for a column that does not exist.
 	ErrNoColumn error = tableError("there is no such column")
+
+	errKeyChanged error = tableError("the key to go on from does not fit the primary key, which was changed while the snapshot ran: " +
+		"run once with --restart-capture to take a whole snapshot")
 )
 
+// chunkBytes is about how much of a table a chunk holds: it lies in memory as a whole, and once more as records.
+const chunkBytes = 8 << 20
+
+// chunkFirst is how many rows are fetched before their width is known, and chunkStep the most at a time after that, as
+// the next ones may be wider.
+const chunkFirst, chunkStep = 8, 64
+
 // ReadChunk reads up to limit rows of a table ("schema.name") whose primary key is greater than after, in one
-// REPEATABLE READ READ ONLY transaction; an empty after begins at the first. A partitioned table is read through its
-// root. Columns and rows are those that the publication lets through, as in the stream. It takes no lock that a
-// writer would notice.
+// REPEATABLE READ READ ONLY transaction; an empty after begins at the first. Of wide rows it reads fewer, about 8 MiB.
+// A partitioned table is read through its root, any other without tables that inherit from it: the stream gives their
+// rows their own name. Columns and rows are those that the publication lets through, as in the stream. It takes no lock
+// that a writer would notice.
 //
 // The rows are as the snapshot saw them, which is some moment, not that of any position: whoever merges them with the
 // stream needs marks around the call ([Source.EmitMessage]) and the snapshot.
@@ -52,22 +64,53 @@ func (s *Source) ReadChunk(ctx context.Context, name string, after []string, lim
 			args[i] = []byte(k)
 		}
 		c.Relation = s.shapes.intern(t.Relation)
-		return query(ctx, pg, sql, args, func(_ []string, v [][]byte) error {
-			c.Rows = append(c.Rows, tupleOf(v))
-			return nil
-		})
+		err = fillChunk(ctx, pg, &c, sql, args, limit)
+		if q, ok := errors.AsType[*QueryError](err); ok && len(after) > 0 && q.Data() {
+			return fmt.Errorf("%w: %w", errKeyChanged, err)
+		}
+		return err
 	})
 	if err != nil {
 		return change.Chunk{}, err
 	}
 	c.Snapshot, c.ReadAt = m.snapshot, m.at
-	if c.Done = len(c.Rows) <= limit; !c.Done {
-		c.Rows = c.Rows[:limit]
-	}
 	if len(c.Rows) > 0 {
 		c.LastKey = keyText(c.Relation, c.Rows[len(c.Rows)-1])
 	}
 	return c, nil
+}
+
+// fillChunk reads rows by a cursor, as many at a time as their width allows, and says whether none is left behind them.
+func fillChunk(ctx context.Context, pg *pgconn.PgConn, c *change.Chunk, sql string, args [][]byte, limit int) error {
+	err := query(ctx, pg, "DECLARE chunk NO SCROLL CURSOR FOR "+sql, args, func([]string, [][]byte) error { return nil })
+	if err != nil {
+		return err
+	}
+	bytes, step := 0, min(chunkFirst, limit+1)
+	for step > 0 {
+		before := len(c.Rows)
+		err := query(ctx, pg, "FETCH "+strconv.Itoa(step)+" FROM chunk", nil, func(_ []string, v [][]byte) error {
+			c.Rows = append(c.Rows, tupleOf(v))
+			for _, b := range v {
+				bytes += len(b)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if len(c.Rows)-before < step {
+			break // the last row has come
+		}
+		each := bytes/len(c.Rows) + 1
+		step = min(chunkStep, limit+1-len(c.Rows), (chunkBytes-bytes)/each)
+		if step <= 0 {
+			c.Rows, c.Done = c.Rows[:min(limit, len(c.Rows))], false
+			return nil
+		}
+	}
+	c.Done = true
+	return nil
 }
 
 // chunkSQL asks for one row more than limit, to know whether another chunk follows.
@@ -78,7 +121,7 @@ func chunkSQL(t *table, after []string, limit int) (string, error) {
 	case len(t.PrimaryKey) == 0:
 		return "", ErrNoPrimaryKey
 	case len(after) > 0 && len(after) != len(t.PrimaryKey):
-		return "", fmt.Errorf("the key to go on from has %d columns, the primary key %d: it was changed while the snapshot ran", len(after), len(t.PrimaryKey))
+		return "", fmt.Errorf("%w: the one has %d columns, the other %d", errKeyChanged, len(after), len(t.PrimaryKey))
 	case limit < 1:
 		return "", fmt.Errorf("a chunk of %d rows", limit)
 	}
@@ -89,7 +132,7 @@ func chunkSQL(t *table, after []string, limit int) (string, error) {
 	for i, c := range t.PrimaryKey {
 		key = append(key, quoteIdent(c))
 		if t.Index(c) < 0 {
-			return "", fmt.Errorf("the publication's column list leaves out %s of the primary key", c)
+			return "", tableError(fmt.Sprintf("the publication's column list leaves out %s of the primary key", c))
 		}
 		from = append(from, "$"+strconv.Itoa(i+1)+"::"+t.casts[i])
 	}
@@ -100,7 +143,11 @@ func chunkSQL(t *table, after []string, limit int) (string, error) {
 	if t.filter != "" {
 		where = append(where, "("+t.filter+")")
 	}
-	sql := "SELECT " + strings.Join(columns, ", ") + " FROM " + quoteIdent(t.Schema) + "." + quoteIdent(t.Name)
+	only := "ONLY "
+	if t.kind == "p" {
+		only = "" // its rows are all in its partitions
+	}
+	sql := "SELECT " + strings.Join(columns, ", ") + " FROM " + only + quoteIdent(t.Schema) + "." + quoteIdent(t.Name)
 	if len(where) > 0 {
 		sql += " WHERE " + strings.Join(where, " AND ")
 	}

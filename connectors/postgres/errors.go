@@ -154,7 +154,7 @@ func slotError(slot string, err error) error {
 }
 
 func mendLost(slot string) string {
-	return fmt.Sprintf("SELECT pg_drop_replication_slot(%s), then start again, which takes a new snapshot", quoteLiteral(slot))
+	return fmt.Sprintf("SELECT pg_drop_replication_slot(%s), then run once with --restart-capture, which takes a whole snapshot", quoteLiteral(slot))
 }
 
 // connectionEnded reports whether err says that the peer has gone.

@@ -68,6 +68,9 @@ func (s *Source) EnsurePublication(ctx context.Context, tables []string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.refuseNameless(ctx, p.missing(tables)); err != nil {
+		return err
+	}
 	for _, sql := range stmts {
 		if _, err := s.pool.Exec(ctx, sql); err != nil {
 			err = wrap(ctx, fmt.Sprintf("set up publication %q", s.cfg.Publication), err)
@@ -89,6 +92,38 @@ func (s *Source) EnsurePublication(ctx context.Context, tables []string) error {
 		return fmt.Errorf("publication %q does not publish %s: is it a partition (route its root), or unlogged?", s.cfg.Publication, strings.Join(left, ", "))
 	}
 	return nil
+}
+
+// refuseNameless refuses tables, and partitions of them, whose rows have no replica identity: once such a table is
+// published, Postgres refuses every update and delete of it, and the application that writes it would break.
+func (s *Source) refuseNameless(ctx context.Context, tables []string) error {
+	if len(tables) == 0 {
+		return nil
+	}
+	rows, err := s.pool.Query(ctx, `
+		WITH root AS (
+			SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname || '.' || c.relname = ANY ($1)
+		), part AS (SELECT oid FROM root UNION SELECT t.relid FROM root, pg_partition_tree(root.oid) t), `+keySQL+`
+		SELECT n.nspname || '.' || c.relname FROM part JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind = 'r' AND c.relreplident <> 'f' AND NOT EXISTS (SELECT FROM key WHERE indrelid = c.oid
+			AND CASE c.relreplident WHEN 'd' THEN indisprimary WHEN 'i' THEN indisreplident END) ORDER BY 1`, tables)
+	var names []string
+	if err == nil {
+		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return wrap(ctx, "look at replica identities", err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	var stmts []string
+	for _, name := range names {
+		q, _ := quoteTable(name) // comes from the catalog
+		stmts = append(stmts, "ALTER TABLE "+q+" REPLICA IDENTITY FULL;")
+	}
+	return tableError(fmt.Sprintf("publication %q: without a replica identity, Postgres would refuse every update and delete of %s; give them a primary key, or run: %s",
+		s.cfg.Publication, strings.Join(names, ", "), strings.Join(stmts, " ")))
 }
 
 func (p *publication) missing(tables []string) []string {
