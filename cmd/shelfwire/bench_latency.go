@@ -68,12 +68,7 @@ type latencyRound struct {
 // measureLatency changes prices at a steady rate in a catalog where nothing else happens.
 func measureLatency(ctx context.Context, b *bench, r *benchRig) ([]figure, error) {
 	const rate, rounds = 50, 3
-	byShop, err := r.perShop()
-	if err != nil {
-		return nil, err
-	}
-	products := spread(byShop, math.MaxInt)
-	variants, err := r.soldVariants(ctx, products)
+	products, variants, err := r.forSale(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -27,12 +26,7 @@ type benchVariant struct{ product, variant int64 }
 
 // measurePoints compares the points of the pipeline's requests with those of one productSet for each event.
 func measurePoints(ctx context.Context, b *bench, r *benchRig) ([]figure, error) {
-	byShop, err := r.perShop()
-	if err != nil {
-		return nil, err
-	}
-	products := spread(byShop, math.MaxInt)
-	variants, err := r.soldVariants(ctx, products)
+	products, variants, err := r.forSale(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func measureRequests(ctx context.Context, b *bench, r *benchRig) ([]figure, erro
 	if err != nil {
 		return nil, err
 	}
-	one, err := r.widest(ctx, byShop)
+	one, err := r.widest(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +64,8 @@ func measureRequests(ctx context.Context, b *bench, r *benchRig) ([]figure, erro
 }
 
 // widest returns the product with the most variants for sale among those that one shop sells.
-func (r *benchRig) widest(ctx context.Context, byShop map[string][]int64) (widest int64, err error) {
-	variants, err := r.soldVariants(ctx, spread(byShop, 1<<30))
+func (r *benchRig) widest(ctx context.Context) (widest int64, err error) {
+	_, variants, err := r.forSale(ctx)
 	if err != nil {
 		return 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -221,6 +222,18 @@ func spread(byShop map[string][]int64, n int) []int64 {
 		}
 	}
 	return out
+}
+
+// forSale returns the products that exactly one shop sells, taking the shops in turn, and their variants that are for
+// sale.
+func (r *benchRig) forSale(ctx context.Context) (products []int64, variants map[int64][]int64, err error) {
+	byShop, err := r.perShop()
+	if err != nil {
+		return nil, nil, err
+	}
+	products = spread(byShop, math.MaxInt)
+	variants, err = r.soldVariants(ctx, products)
+	return products, variants, err
 }
 
 // soldVariants returns the variants of products that are for sale, in order of product and position.
