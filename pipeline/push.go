@@ -161,6 +161,8 @@ type Push struct {
 	landed  chan []landing
 	pulled  chan []work.Parked
 	pulling bool
+	saved   chan []moved
+	saving  bool
 	health  healthMap
 	busy    shopLoad
 	rounds  sync.WaitGroup
@@ -185,6 +187,7 @@ func NewPush(cfg PushConfig, parts PushParts) *Push {
 		records: make(chan []event.Record),
 		landed:  make(chan []landing, 64),
 		pulled:  make(chan []work.Parked),
+		saved:   make(chan []moved),
 		slow:    make(chan struct{}, 1),
 		busy:    shopLoad{n: map[string]int{}},
 	}
@@ -237,6 +240,11 @@ func (p *Push) loop(ctx context.Context) error {
 			p.pull(ctx)
 		case <-save.C:
 			p.savePositions(ctx)
+		case ms := <-p.saved:
+			p.saving = false
+			for _, m := range ms {
+				m.owner.saved = m.safe
+			}
 		case <-due:
 		case <-ctx.Done():
 			stop()
@@ -369,7 +377,9 @@ func (p *Push) drain(ctx context.Context) bool {
 	// It is not owed, as positions are read again: a stop does not wait for a state that is away.
 	save, cancelSave := context.WithTimeout(ctx, leaseStop)
 	defer cancelSave()
-	p.savePositions(save)
+	if ms := p.moved(); len(ms) > 0 {
+		p.save(save, ms)
+	}
 	for part := range p.owned {
 		p.parts.Reader.Remove(part)
 	}

@@ -324,3 +324,44 @@ func TestAParkedProductWaitsForEachOfItsTransactions(t *testing.T) {
 		stop()
 	})
 }
+
+// A write of positions alone is not owed: while it waits for locks or for a standby, pushes go on.
+func TestPushesDoNotWaitForPositionsToBeSaved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.wait(800 * time.Millisecond)
+		require.Len(t, w.sent, 1)
+		w.mu.Lock()
+		w.stuck = true
+		w.mu.Unlock()
+		w.wait(5 * time.Second)
+		w.put("p2", "x", "north")
+		w.change("p2", 100)
+		w.wait(time.Second)
+		require.Equal(t, []string{"north:p1", "north:p2"}, w.sent)
+		require.Equal(t, int64(2), w.position, "its settlement carried the position")
+		stop()
+	})
+}
+
+// Each write locks the rows of its leases and waits for a commit: a worker of many partitions makes one of them.
+func TestThePositionsOfAllPartitionsAreSavedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.leases = 16
+		_, stop := w.run("a")
+		for i := range 16 {
+			w.mu.Lock()
+			w.records = append(w.records, event.Record{Partition: int32(i), Offset: 7, Key: fmt.Append(nil, "stale", i), Timestamp: time.Now()})
+			w.mu.Unlock()
+		}
+		w.change("p1", 100)
+		w.wait(3 * time.Second)
+		require.Equal(t, int64(8), w.positions[5])
+		require.LessOrEqual(t, w.saves, 3)
+		stop()
+	})
+}

@@ -52,7 +52,10 @@ type world struct {
 	epoch     int64
 	expires   time.Time
 	wanted    bool
+	leases    int // partitions; 0: one
 	position  int64
+	positions map[int32]int64
+	saves     int // writes of nothing but positions
 	takenIn   int64
 	known     map[[2]string]work.Known
 	items     map[[3]string]work.Item
@@ -81,7 +84,7 @@ func newWorld(t *testing.T) *world {
 		t: t, docs: map[string][]document.Row{}, xid: 1 << 40, broken: map[string]bool{}, endless: map[string]bool{}, added: make(chan struct{}, 1),
 		known: map[[2]string]work.Known{}, items: map[[3]string]work.Item{}, parked: map[[2]string]work.Parked{},
 		intents: map[string]work.Intent{}, health: map[string]work.ShopHealth{}, held: map[string]bool{},
-		inFlight: map[string]int{},
+		inFlight: map[string]int{}, positions: map[int32]int64{},
 	}
 }
 
@@ -165,10 +168,17 @@ func (w *world) Renew(_ context.Context, stage work.Stage, owner string, _ int32
 		w.epoch++
 	}
 	w.expires = time.Now().Add(ttl)
-	return []work.Lease{{
-		Fence: work.Fence{Stage: stage, Owner: owner, Epoch: w.epoch}, Expires: w.expires, Position: w.position,
-		TakenIn: w.takenIn, Wanted: w.wanted,
-	}}, nil
+	var out []work.Lease
+	for p := range int32(max(w.leases, 1)) {
+		l := work.Lease{
+			Fence: work.Fence{Stage: stage, Partition: p, Owner: owner, Epoch: w.epoch}, Expires: w.expires, Wanted: w.wanted,
+		}
+		if p == 0 {
+			l.Position, l.TakenIn = w.position, w.takenIn
+		}
+		out = append(out, l)
+	}
+	return out, nil
 }
 
 func (w *world) Release(_ context.Context, fences []work.Fence) error {
@@ -345,6 +355,9 @@ func (w *world) TakeIn(ctx context.Context, t work.TakeIn) error {
 	}
 	w.park(t.Parked)
 	w.outbox = append(w.outbox, t.Outbox...)
+	if len(t.Items)+len(t.Parked)+len(t.Outbox) == 0 {
+		w.saves++
+	}
 	w.forward(t.Positions, t.TakenIn)
 	return nil
 }
@@ -365,10 +378,11 @@ func (w *world) park(rows []work.Parked) {
 }
 
 func (w *world) forward(positions, takenIn map[int32]int64) {
-	for _, v := range positions {
-		w.position = max(w.position, v)
+	for p, v := range positions {
+		w.positions[p] = max(w.positions[p], v)
 	}
-	for _, v := range takenIn {
+	w.position = w.positions[0]
+	if v, ok := takenIn[0]; ok {
 		w.takenIn = max(w.takenIn, v, w.position)
 	}
 }

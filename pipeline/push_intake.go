@@ -193,7 +193,9 @@ func (p *Push) handOver(ctx context.Context) {
 		if !o.draining || o.flying > 0 {
 			continue
 		}
-		p.savePosition(ctx, part, o)
+		if safe := o.safeWith(nil); safe != o.saved {
+			p.save(ctx, []moved{{o, part, safe}})
+		}
 		if err := p.parts.Leases.Release(ctx, []work.Fence{o.fence()}); err != nil {
 			p.log.WarnContext(ctx, "lease not released; it ends by itself", "partition", part, "error", err)
 		}
@@ -433,25 +435,59 @@ func (p *Push) unpark(rows []work.Parked) {
 	}
 }
 
-// savePositions writes positions that moved without a settlement of their own to carry them.
-func (p *Push) savePositions(ctx context.Context) {
-	for part, o := range p.owned {
-		p.savePosition(ctx, part, o)
-	}
+// moved is a position that no settlement has carried.
+type moved struct {
+	owner     *ownedPartition
+	partition int32
+	safe      int64
 }
 
-func (p *Push) savePosition(ctx context.Context, part int32, o *ownedPartition) {
-	safe := o.safeWith(nil)
-	if safe == o.saved {
+// savePositions writes positions that moved without a settlement of their own to carry them, beside the loop: it is
+// not owed, and may have to wait for a settlement's locks.
+func (p *Push) savePositions(ctx context.Context) {
+	ms := p.moved()
+	if p.saving || len(ms) == 0 {
 		return
 	}
-	t := work.TakeIn{Fences: []work.Fence{o.fence()}, Positions: map[int32]int64{part: safe}}
-	t.TakenIn = t.Positions
-	if err := p.parts.Fenced.TakeIn(ctx, t); err != nil {
-		if ctx.Err() == nil && !errors.Is(err, work.ErrLeaseLost) {
-			p.log.WarnContext(ctx, "position not saved; it is tried again", "partition", part, "error", err)
+	p.saving = true
+	p.rounds.Go(func() {
+		saved := p.save(ctx, ms)
+		select {
+		case p.saved <- saved:
+		case <-ctx.Done():
 		}
-		return
+	})
+}
+
+func (p *Push) moved() (ms []moved) {
+	for part, o := range p.owned {
+		if safe := o.safeWith(nil); safe != o.saved {
+			ms = append(ms, moved{o, part, safe})
+		}
 	}
-	o.saved = safe
+	return ms
+}
+
+// save writes positions and returns those that stand.
+func (p *Push) save(ctx context.Context, ms []moved) []moved {
+	t := work.TakeIn{Positions: map[int32]int64{}}
+	for _, m := range ms {
+		t.Fences = append(t.Fences, m.owner.fence())
+		t.Positions[m.partition] = m.safe
+	}
+	t.TakenIn = t.Positions
+	err := p.parts.Fenced.TakeIn(ctx, t)
+	switch {
+	case err == nil:
+		return ms
+	case errors.Is(err, work.ErrLeaseLost) && len(ms) > 1: // one lost lease refuses them all
+		var saved []moved
+		for i := range ms {
+			saved = append(saved, p.save(ctx, ms[i:i+1])...)
+		}
+		return saved
+	case ctx.Err() == nil && !errors.Is(err, work.ErrLeaseLost):
+		p.log.WarnContext(ctx, "positions not saved; it is tried again", "partitions", len(ms), "error", err)
+	}
+	return nil
 }

@@ -91,8 +91,6 @@ type RelayConfig struct {
 	// Standby is the pause before a process that is not the relay tries to become it. It bounds how long outcomes stand
 	// still after the relay was killed. Default 500 ms.
 	Standby time.Duration
-	// Wake may be sent to, without waiting, by whoever has written to the outbox in this process; it ends the pause.
-	Wake <-chan struct{}
 }
 
 func (c RelayConfig) withDefaults() RelayConfig {
@@ -228,8 +226,8 @@ func (s *relaySession) run(ctx context.Context) error {
 			return fmt.Errorf("take outbox rows after %d: %w", s.sent, err)
 		}
 		if len(rows) == 0 {
-			if err := s.idle(ctx); err != nil {
-				return err
+			if !sleep(ctx, s.cfg.Idle) {
+				return ctx.Err()
 			}
 			continue
 		}
@@ -246,18 +244,6 @@ func (s *relaySession) run(ctx context.Context) error {
 			return fmt.Errorf("delete outbox rows up to %d: %w", s.sent, err)
 		}
 	}
-}
-
-func (s *relaySession) idle(ctx context.Context) error {
-	t := time.NewTimer(s.cfg.Idle)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.cfg.Wake:
-	case <-t.C:
-	}
-	return nil
 }
 
 // cut returns the rows that go into the next transaction and adapts how many are taken to their size. Numbers that do
