@@ -98,13 +98,27 @@ func (r *request) additionsFor(j *job) additions {
 			continue
 		}
 		for _, row := range i.rows {
-			// A level whose quantity was known stands in the shadow.
-			if row.job == j && row.from == nil {
+			if row.job == j && !j.onRecord(row.stockRow) {
 				out.merge(additions{addedStock: {stockPlace(row.item, row.location, row.name)}})
 			}
 		}
 	}
 	return out
+}
+
+// onRecord reports whether the state's own record names a level, so that an intent need not: what this Send has read
+// meanwhile would be lost with the worker.
+func (j *job) onRecord(row stockRow) bool {
+	st, ok := j.plan.Steps.(*steps)
+	if !ok || st.known.shadow == nil {
+		return false
+	}
+	sv := st.known.shadow.Variants[row.variant]
+	if sv == nil || sv.Item != row.item {
+		return false
+	}
+	_, named := sv.Stock[row.location]
+	return named
 }
 
 // intentText is an intent's Mutation: the names of the root fields and, behind a space, the additions as JSON.

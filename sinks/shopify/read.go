@@ -239,7 +239,8 @@ func (r *reading) variant(key string, node map[string]any) *ShadowVariant {
 	if old == nil {
 		old = &ShadowVariant{}
 	}
-	var want document.Variant // zero for one that has left the document
+	// One that has left the document may get another key of it (rebind): all that is ours of it counts.
+	want := document.Variant{Metafields: document.Of[[]document.Metafield](nil)}
 	if at := slices.IndexFunc(r.doc.Variants.Value, func(v document.Variant) bool { return v.Key == key }); at >= 0 {
 		want = r.doc.Variants.Value[at]
 	}

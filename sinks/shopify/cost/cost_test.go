@@ -1,12 +1,8 @@
 package cost_test
 
 import (
-	"bufio"
 	"cmp"
-	"compress/gzip"
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,50 +13,18 @@ import (
 
 	"github.com/shelfwire/shelfwire/schemas/admin"
 	"github.com/shelfwire/shelfwire/sinks/shopify/cost"
+	"github.com/shelfwire/shelfwire/sinks/shopify/internal/recordings"
 )
 
-type recording struct {
-	File, Step, APIVersion, Query string
-	Variables                     map[string]any
-	Response                      struct {
-		Data       map[string]any
-		Extensions struct {
-			Cost *struct {
-				RequestedQueryCost float64
-				ActualQueryCost    *float64
-			}
+// answer is what costs are computed from, and held against, in a recorded response.
+type answer struct {
+	Data       map[string]any
+	Extensions struct {
+		Cost *struct {
+			RequestedQueryCost float64
+			ActualQueryCost    *float64
 		}
 	}
-}
-
-// recordings reads the recorded exchanges that lie beside the project. A stranger's clone has none.
-func recordings(t *testing.T) []recording {
-	t.Helper()
-	path := os.Getenv("SHELFWIRE_RECORDINGS")
-	if path == "" {
-		path = filepath.Join("..", "..", "..", "..", "shared", "shopify", "recordings.jsonl.gz")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("recordings are needed in CI: %v", err)
-		}
-		t.Skipf("recorded exchanges are not here: %v", err)
-	}
-	defer func() { require.NoError(t, f.Close()) }()
-	z, err := gzip.NewReader(f)
-	require.NoError(t, err)
-	lines := bufio.NewScanner(z)
-	lines.Buffer(nil, 64<<20)
-	var out []recording
-	for lines.Scan() {
-		var r recording
-		if json.Unmarshal(lines.Bytes(), &r) == nil {
-			out = append(out, r)
-		}
-	}
-	require.NoError(t, lines.Err())
-	return out
 }
 
 type share struct{ exact, all int }
@@ -71,11 +35,12 @@ func TestRequestedEqualsWhatRealShopsCharged(t *testing.T) {
 	byRoot := map[string]*share{}
 	var domain, all, actual share
 	changed := 0
-	for _, r := range recordings(t) {
-		charged := r.Response.Extensions.Cost
-		if charged == nil {
+	for _, r := range recordings.Read(t) {
+		var response answer
+		if json.Unmarshal(r.Response, &response) != nil || response.Extensions.Cost == nil {
 			continue
 		}
+		charged := response.Extensions.Cost
 		doc, err := parser.ParseQuery(&ast.Source{Input: r.Query})
 		require.NoError(t, err)
 		op := doc.Operations[0]
@@ -102,7 +67,7 @@ func TestRequestedEqualsWhatRealShopsCharged(t *testing.T) {
 			t.Logf("differs: %s %s %s: computed %d, charged %v", r.File, r.Step, key, got, charged.RequestedQueryCost)
 		}
 		if charged.ActualQueryCost != nil {
-			a, err := cost.Actual(schema, doc, op, r.Variables, r.Response.Data)
+			a, err := cost.Actual(schema, doc, op, r.Variables, response.Data)
 			require.NoError(t, err)
 			require.LessOrEqual(t, a, got)
 			count(&actual, a == int(*charged.ActualQueryCost))

@@ -1,13 +1,9 @@
 package shopifysim_test
 
 import (
-	"bufio"
 	"cmp"
-	"compress/gzip"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,39 +12,24 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/sinks/shopify/internal/recordings"
 	"github.com/shelfwire/shelfwire/sinks/shopify/shopifysim"
 )
 
-// recording is one exchange of a real shop.
+// recording is one exchange of a real shop, with its answer decoded.
 type recording struct {
-	File, Step, APIVersion, Query string
-	Variables                     map[string]any
-	Response                      map[string]any
+	recordings.Exchange
+	Response map[string]any
 }
 
-func recordings(t *testing.T) [][]recording {
+// recorded returns the exchanges by file, in the order of the files.
+func recorded(t *testing.T) [][]recording {
 	t.Helper()
-	path := os.Getenv("SHELFWIRE_RECORDINGS")
-	if path == "" {
-		path = filepath.Join("..", "..", "..", "..", "shared", "shopify", "recordings.jsonl.gz")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("recordings are needed in CI: %v", err)
-		}
-		t.Skipf("recorded exchanges are not here: %v", err)
-	}
-	defer func() { require.NoError(t, f.Close()) }()
-	z, err := gzip.NewReader(f)
-	require.NoError(t, err)
-	lines := bufio.NewScanner(z)
-	lines.Buffer(nil, 64<<20)
 	var files [][]recording
 	at := map[string]int{}
-	for lines.Scan() {
-		var r recording
-		if json.Unmarshal(lines.Bytes(), &r) != nil {
+	for _, e := range recordings.Read(t) {
+		r := recording{Exchange: e}
+		if json.Unmarshal(e.Response, &r.Response) != nil {
 			continue // a response that is no object is no answer of the API
 		}
 		if _, ok := at[r.File]; !ok {
@@ -57,7 +38,6 @@ func recordings(t *testing.T) [][]recording {
 		}
 		files[at[r.File]] = append(files[at[r.File]], r)
 	}
-	require.NoError(t, lines.Err())
 	return files
 }
 
@@ -77,7 +57,7 @@ const (
 func TestRecordedExchangesAreAnsweredAlike(t *testing.T) {
 	counts := map[string]map[verdict]int{}
 	total := map[verdict]int{}
-	for _, file := range recordings(t) {
+	for _, file := range recorded(t) {
 		r := newReplay(t, file)
 		for _, rec := range file {
 			v, roots, why := r.replay(rec)
