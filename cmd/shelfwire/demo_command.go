@@ -217,9 +217,9 @@ func (d *demoRun) story(ctx context.Context) error {
 		return errors.Join(auditErr, err)
 	}
 	if d.keep {
-		d.connections()
-		stopScreen := screen.start(ctx, true)
+		stopScreen := screen.start(ctx, true) // before anybody can try anything
 		defer stopScreen()
+		d.connections()
 		<-ctx.Done()
 	}
 	return auditErr

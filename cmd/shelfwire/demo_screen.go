@@ -25,8 +25,9 @@ type screen struct {
 // something has happened.
 func (s *screen) start(ctx context.Context, quiet bool) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
+	before := s.events()
 	var shown sync.WaitGroup
-	shown.Go(func() { s.run(ctx, quiet) })
+	shown.Go(func() { s.run(ctx, quiet, before) })
 	shown.Go(func() { s.follow(ctx) })
 	return func() {
 		cancel()
@@ -35,8 +36,7 @@ func (s *screen) start(ctx context.Context, quiet bool) (stop func()) {
 }
 
 // run prints a line a second, or one for each second in which something has happened.
-func (s *screen) run(ctx context.Context, quiet bool) {
-	before := s.events()
+func (s *screen) run(ctx context.Context, quiet bool, before [5]int64) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

@@ -81,13 +81,14 @@ func TestDemoKeepShowsWhatArrives(t *testing.T) {
 	require.NotNil(t, source)
 	conn, err := pgx.Connect(t.Context(), source[1])
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "UPDATE catalog.products SET title = 'Hello, shop' WHERE id = 1")
+	tag, err := conn.Exec(t.Context(), "UPDATE catalog.products SET title = 'Hello, shop' WHERE id = 1")
 	require.NoError(t, err)
+	require.EqualValues(t, 1, tag.RowsAffected())
 	require.NoError(t, conn.Close(t.Context()))
 	require.Eventually(t, func() bool {
 		_, after, _ := strings.Cut(o.String(), "approved_at = NULL")
 		return strings.Contains(after, "captured")
-	}, 30*time.Second, 100*time.Millisecond, "%s", &o)
+	}, time.Minute, 100*time.Millisecond, "%s", &o)
 	cancel()
 	require.Equal(t, exitOK, <-done, "the audit was clean: %s", &o)
 }
