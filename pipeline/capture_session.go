@@ -54,7 +54,7 @@ type captureSession struct {
 const captureBacklog = 1000
 
 // captureDrain is how long the write in flight may take when Capture is stopped.
-const captureDrain = 5 * time.Second
+const captureDrain = 2 * time.Second
 
 // work runs the session: the reader in this goroutine, the writer, the snapshot and the heartbeat beside it.
 func (c *Capture) work(ctx context.Context, stream captureStream, producer captureProducer, pos event.Position) error {

@@ -44,7 +44,7 @@ func (w *captureWriter) run(ctx context.Context, units <-chan *captureUnit) erro
 	for u := range units {
 		if err := w.write(ctx, u); err != nil {
 			// Readers of committed records wait behind what is open; the successor's fence would end it too.
-			actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			_ = w.producer.Abort(actx)
 			cancel()
 			return fmt.Errorf("write to Kafka at %s: %w", u.position.Position, err)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -435,4 +436,33 @@ func TestPartitionEqualsTheDefaultPartitioner(t *testing.T) {
 		want := kgo.StickyKeyPartitioner(nil).ForTopic("t").Partition(&kgo.Record{Key: key}, n)
 		require.EqualValues(t, want, change.Partition(change.ProductID(key), int32(n)))
 	})
+}
+
+// A process that stops must not wait for a broker that is away for as long as the broker would keep the transaction.
+func TestAStopDoesNotWaitForABrokerThatIsAway(t *testing.T) {
+	for _, end := range []struct {
+		name string
+		call func(*kafka.Producer, context.Context) error
+	}{{"commit", (*kafka.Producer).Commit}, {"abort", (*kafka.Producer).Abort}} {
+		t.Run(end.name, func(t *testing.T) {
+			fake, c := open(t)
+			p := producer(t, c, "capture/s")
+			require.NoError(t, p.Begin())
+			require.NoError(t, p.Produce(record(c.Topic(event.Changes), "a", "1")))
+			require.NoError(t, p.Flush(t.Context()))
+			// It takes requests and answers none.
+			silent := make(chan struct{})
+			t.Cleanup(func() { close(silent) })
+			fake.ControlKey(kmsg.EndTxn.Int16(), func(kmsg.Request) (kmsg.Response, error, bool) {
+				fake.KeepControl()
+				fake.SleepControl(func() { <-silent })
+				return nil, nil, false
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			began := time.Now()
+			require.Error(t, end.call(p, ctx))
+			require.Less(t, time.Since(began), 5*time.Second)
+		})
+	}
 }

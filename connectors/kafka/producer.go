@@ -155,16 +155,26 @@ func (p *Producer) Offsets(group int64, topic string) map[int32]int64 {
 	return m
 }
 
+// commitGrace is how long a commit that has been sent may take after its context has ended. A stop within 5 s must have
+// room for it.
+const commitGrace = 2 * time.Second
+
 // Commit makes the records of the transaction visible, all of them or none. When it fails it is unknown whether it
 // was committed, unless the error is [ErrFenced]: read the position from the topic after opening the next producer.
 func (p *Producer) Commit(ctx context.Context) error {
 	if err := p.Flush(ctx); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	return p.end(ctx, kgo.TryCommit, "commit the Kafka transaction")
+	// A request that is cut in the middle tells nothing, so a caller that stops gives this one a while; otherwise it
+	// takes no longer than the broker itself would keep the transaction.
+	ectx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.c.cfg.TransactionTimeout+5*time.Second)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(commitGrace, cancel) })
+	defer stop()
+	return p.end(ectx, kgo.TryCommit, "commit the Kafka transaction")
 }
 
-// Abort drops the open transaction.
+// Abort drops the open transaction. Where ctx ends first, the next producer with the id, or the timeout, aborts it.
 func (p *Producer) Abort(ctx context.Context) error {
 	if err := p.cl.AbortBufferedRecords(ctx); err != nil {
 		return fmt.Errorf("abort: %w", err)
@@ -173,10 +183,6 @@ func (p *Producer) Abort(ctx context.Context) error {
 }
 
 func (p *Producer) end(ctx context.Context, how kgo.TransactionEndTry, what string) error {
-	// A request that is cut in the middle tells nothing, so a caller that stops waits for this one; but no longer
-	// than the broker itself would keep the transaction.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.c.cfg.TransactionTimeout+5*time.Second)
-	defer cancel()
 	if err := p.cl.EndTransaction(ctx, how); err != nil {
 		err = fmt.Errorf("%s: %w", what, typed(err))
 		p.mu.Lock()
