@@ -17,7 +17,10 @@ type Expectation struct {
 	ProductID  string
 	Title      string
 	VariantKey string
-	SKU        string
+	// Options are the variant's option values. A shop knows a variant by them: the key of a variant is no part of a
+	// creation that would cost too much with it.
+	Options []string
+	SKU     string
 	// Price is a decimal with two digits behind the point; PriceOwned is false where the store's price sync is off:
 	// the shop keeps its own price then.
 	Price      string
@@ -35,10 +38,10 @@ func Expectations(ctx context.Context, conn *pgx.Conn, each func(Expectation) er
 		return fmt.Errorf("read what the shops should have: %w", err)
 	}
 	var e Expectation
-	into := []any{&e.Shop, &e.ProductID, &e.Title, &e.VariantKey, &e.SKU, &e.Price, &e.PriceOwned, &e.Levels}
+	into := []any{&e.Shop, &e.ProductID, &e.Title, &e.VariantKey, &e.Options, &e.SKU, &e.Price, &e.PriceOwned, &e.Levels}
 	_, err = pgx.ForEachRow(rows, into, func() error {
 		one := e
-		e.Levels = nil // the next row scans into a map of its own
+		e.Levels, e.Options = nil, nil // the next row scans into ones of its own
 		return each(one)
 	})
 	if err != nil {

@@ -81,7 +81,7 @@ func flatten(id, shop string, d document.Document) []demo.Expectation {
 	var out []demo.Expectation
 	for _, v := range variants {
 		e := demo.Expectation{
-			Shop: shop, ProductID: id, Title: d.Title.Value, VariantKey: v.Key, SKU: v.SKU.Value,
+			Shop: shop, ProductID: id, Title: d.Title.Value, VariantKey: v.Key, Options: v.Options, SKU: v.SKU.Value,
 			Price: v.FirstPrice, PriceOwned: v.Price.Owned,
 		}
 		if v.Price.Owned {

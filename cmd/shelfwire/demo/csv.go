@@ -91,9 +91,13 @@ type export struct {
 	loaded   Loaded
 }
 
-// readExport reads a whole file. It does no I/O but r.
+// readExport reads a whole file. It does no I/O but r, whose errors are the only ones that are no *CSVError.
 func readExport(r io.Reader, file string) (*export, error) {
-	p, err := readText(r)
+	all, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	p, err := decodeText(all)
 	if err != nil {
 		return nil, &CSVError{File: file, Line: 1, Expected: err.Error()}
 	}

@@ -1,8 +1,12 @@
 package demo
 
 import (
+	"errors"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
@@ -130,10 +134,19 @@ func TestReadExportSaysWhatIsWrongWhere(t *testing.T) {
 	}
 }
 
+func TestReadExportOfWhatCannotBeRead(t *testing.T) {
+	_, err := readExport(iotest.ErrReader(errors.New("is a directory")), "x.csv")
+	require.EqualError(t, err, "read x.csv: is a directory")
+}
+
 func FuzzReadExport(f *testing.F) {
 	f.Add(header + "a,A,,,,,true,Title,Default Title,,,,,1,deny,5,,https://x/1,,,,,\n")
 	f.Add("Handle;Title\nx;\"y\"\n")
 	f.Add("\xEF\xBB\xBFURL handle\tTitle\tOption2 Value\n\x00\t\xff\ta\n")
+	f.Add("Title;Price;Option1 Name;Option1 Value\n日本;1.299,00;Größe;S\n;;;\n!;$5;;\n")
+	f.Add("\xFF\xFEH\x00,\x00T\x00i\x00t\x00l\x00e\x00\n\x00a\x00,\x00b\x00")
+	f.Add("sep=;\rHandle;Title;SKU;Option1 Value;Image Src\r\"a\rb\";Cr\x8fme;=\"1\";s;//x/y\ra;;;S;HTTP://x\r")
+	handle := regexp.MustCompile(`^[^\s/]+$`)
 	f.Fuzz(func(t *testing.T, text string) {
 		e, err := readExport(strings.NewReader(text), "x.csv")
 		if err != nil {
@@ -148,13 +161,22 @@ func FuzzReadExport(f *testing.F) {
 			require.False(t, handles[p.handle], p.handle)
 			handles[p.handle] = true
 			require.NotEmpty(t, p.title)
+			require.Regexp(t, handle, p.handle)
+			for _, line := range append([]string{p.title, p.handle, p.vendor, p.typ, p.seoTitle, p.material}, p.options...) {
+				require.LessOrEqual(t, utf8.RuneCountInString(line), 255)
+				require.NotContains(t, line, "\n")
+			}
+			require.Len(t, p.images, len(slices.CompactFunc(slices.Clone(p.images), func(a, b image) bool { return a.url == b.url })))
 			require.True(t, utf8.ValidString(p.title+p.html+p.handle))
 			require.NotContains(t, p.title+p.html+p.handle, "\x00")
 			require.NotEmpty(t, p.variants)
 			choices := map[string]bool{}
 			for _, v := range p.variants {
+				for _, amount := range []string{v.price, v.compareAt, v.cost} {
+					require.Regexp(t, `^([0-9]{1,9}(\.[0-9]+)?)?$`, amount)
+				}
 				require.Len(t, v.options, len(p.options))
-				key := strings.Join(v.options, "\x00")
+				key := fold(strings.Join(v.options, "\x00"))
 				require.False(t, choices[key], "%q twice", key)
 				choices[key] = true
 			}

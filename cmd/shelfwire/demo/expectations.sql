@@ -22,6 +22,7 @@ SELECT
     p.id::text,
     p.title,
     v.id::text,
+    v.options,
     coalesce(v.sku, ''),
     CASE WHEN v.price = 0 THEN '0.00'
          ELSE greatest(round(v.price + v.price * coalesce(d.percent, 0) / 100, 2), 0.01)::text END,

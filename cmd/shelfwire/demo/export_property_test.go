@@ -2,6 +2,7 @@ package demo
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -164,9 +165,7 @@ func (l layout) drawVariants(t *rapid.T, p *product, head map[column]string) (ro
 	for n := range total {
 		row := map[column]string{}
 		if n == 0 || l.repeatBody {
-			for c, text := range head {
-				row[c] = text
-			}
+			maps.Copy(row, head)
 		}
 		v := variant{withoutStockOther: true}
 		rest := n
@@ -235,9 +234,7 @@ func (l layout) drawPictures(t *rapid.T, p *product, rows []map[column]string) [
 		p.images = append(p.images, picture)
 		cells := map[column]string{colImage: picture.url, colImageAlt: picture.alt, colImagePosition: strconv.Itoa(i + 1)}
 		if i < len(rows) && rows[i][colImage] == "" && rapid.Bool().Draw(t, "beside a variant") {
-			for c, text := range cells {
-				rows[i][c] = text
-			}
+			maps.Copy(rows[i], cells)
 			continue
 		}
 		rows = slices.Insert(rows, rapid.IntRange(0, len(rows)).Draw(t, "where"), cells)

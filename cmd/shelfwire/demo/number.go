@@ -27,7 +27,7 @@ var (
 // comma alone is decimal unless exactly three digits follow; then it separates thousands in a file that has commas
 // between its cells, as whoever has a decimal comma writes semicolons. In other files both are possible.
 func parseNumber(cell string, comma rune, money bool) (number string, mended bool, err error) {
-	if plainNumber.MatchString(cell) && !(comma != ',' && threeBehind(cell, ".")) {
+	if plainNumber.MatchString(cell) && (comma == ',' || !threeBehind(cell, ".")) {
 		return cell, false, nil
 	}
 	t := strings.Map(func(r rune) rune {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"unicode/utf8"
 
@@ -22,13 +21,9 @@ type plainText struct {
 	mended []string
 }
 
-// readText finds out how a file is written. What is no text of rows is an error that says what is expected instead.
-func readText(r io.Reader) (*plainText, error) {
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return nil, fmt.Errorf("read the file: %w", err)
-	}
-	p := &plainText{text: b}
+// decodeText finds out how a file is written. What is no text of rows is an error that says what is expected instead.
+func decodeText(b []byte) (p *plainText, err error) {
+	p = &plainText{text: b}
 	if p.text, err = p.fromUTF16(); err != nil {
 		return nil, err
 	}

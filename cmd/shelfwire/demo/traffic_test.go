@@ -3,6 +3,7 @@ package demo_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -84,6 +85,24 @@ func TestTrafficOnAHandfulOfProducts(t *testing.T) {
 	compared, _ := checkCatalog(t, conn)
 	require.NotZero(t, compared)
 	require.Equal(t, int64(6)-stats.Kinds[demo.KindProductDelete], one[int64](t, conn, `SELECT count(*) FROM catalog.products`))
+}
+
+// TestTrafficLeavesThePricesOfFreeProducts has a catalog without prices worth the name: when the sync of a store goes on
+// again, hundreds of prices would become 0, which no guard lets pass.
+func TestTrafficLeavesThePricesOfFreeProducts(t *testing.T) {
+	conn, url := install(t)
+	var b strings.Builder
+	b.WriteString("Handle,Title,Variant Price,Tags\n")
+	for i := range 60 {
+		fmt.Fprintf(&b, "free-%d,%s,0.00,\"SALE, New In\"\n", i, strings.Repeat("x ", 100))
+	}
+	_, err := demo.LoadCSV(t.Context(), conn, strings.NewReader(b.String()), "free.csv")
+	require.NoError(t, err)
+	traffic := demo.NewTraffic(demo.TrafficConfig{URL: url, Duration: time.Second, Seed: 3, Rate: 50})
+	require.NoError(t, traffic.Run(t.Context()))
+	require.Zero(t, traffic.Stats().Kinds[demo.KindSwitch])
+	require.Zero(t, one[int64](t, conn, `SELECT count(*) FROM catalog.products WHERE title <> trim(title)`), "a shop would trim it")
+	checkCatalog(t, conn)
 }
 
 func TestTrafficStopsWhenTold(t *testing.T) {
