@@ -120,10 +120,14 @@ func TestCaptureGoesOnPastWhatNobodyCanTake(t *testing.T) {
 	r.exec(`INSERT INTO variants VALUES (2, repeat('z', 3000), 'too long for an index of the state')`)
 	r.exec(`INSERT INTO variants VALUES (3, repeat('z', 9 << 20), 'too long for Kafka')`)
 	r.exec(`INSERT INTO stock (variant_id, qty) VALUES (1e30, 1), (1, 2), ('NaN', 3)`)
+	r.exec(`INSERT INTO products VALUES ('wide', repeat('w', 9 << 20), 1)`)
+	r.exec(`UPDATE products SET title = repeat('v', 5 << 20) WHERE id = 'wide'`)
 	r.exec(`INSERT INTO variants VALUES (4, 'b', 'y')`)
 	r.wait(c)
 	require.NoError(t, stop())
-	require.Equal(t, []string{"variants c a", "products c approved", "stock c a", "variants c b"}, brief(r.records(event.Changes)))
+	require.Equal(t, []string{
+		"variants c a", "products c approved", "stock c a", "products c wide", "products u wide", "variants c b",
+	}, brief(r.records(event.Changes)))
 	var reasons []string
 	for _, rec := range r.records(event.DeadLetters) {
 		reason := header(&rec, event.HeaderReason)

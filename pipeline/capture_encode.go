@@ -3,6 +3,7 @@ package pipeline
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"time"
@@ -21,6 +22,9 @@ type captureEncoder struct {
 	// tables counts the changes of each table within the open transaction.
 	tables map[*change.Relation]uint64
 	buf    []byte
+	// room is what the envelope of the row in work may take.
+	room int
+	log  *slog.Logger
 }
 
 func (e *captureEncoder) begin() { clear(e.tables) }
@@ -45,6 +49,7 @@ func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r *routed
 		pk = nil
 	}
 	row.headers = e.headers(c, tx, pk)
+	e.room = e.cfg.MaxRecordBytes - captureSize(&event.Record{Headers: row.headers}) - routerIDBytes - captureBatchHeaders
 	e.forms(c, row)
 	if r.fanout {
 		row.fanout = e.fanout(c, tx, pk)
@@ -82,9 +87,42 @@ func (e *captureEncoder) forms(c *change.Change, row *captureRowStep) {
 	}
 }
 
+// captureBatchHeaders is more than the headers of operation, batch and reason take.
+const captureBatchHeaders = 2048
+
+// captureBuffer is how much of the buffer is kept after a large row.
+const captureBuffer = 1 << 20
+
+// encode gives the envelope. Of a row that Kafka would not take, the widest values are left out as if they had not been
+// sent: its product must be touched all the same, and is read from the database.
 func (e *captureEncoder) encode(c *change.Change) []byte {
 	e.buf = change.AppendEnvelope(e.buf[:0], c, &e.envelope)
-	return slices.Clone(e.buf)
+	whole := len(e.buf)
+	for widest := 64 << 10; len(e.buf) > e.room && widest > 0; widest /= 64 {
+		d := *c
+		d.Before, d.After = captureNarrow(c.Before, widest), captureNarrow(c.After, widest)
+		e.buf = change.AppendEnvelope(e.buf[:0], &d, &e.envelope)
+	}
+	if len(e.buf) < whole {
+		e.log.Warn("row is larger than a record may be, its widest values are left out", "table", c.Relation.Table(),
+			"position", c.Position.String(), "bytes", whole, "left", len(e.buf))
+	}
+	out := slices.Clone(e.buf)
+	if cap(e.buf) > captureBuffer {
+		e.buf = nil
+	}
+	return out
+}
+
+// captureNarrow is an image without the values that are wider than this.
+func captureNarrow(t change.Tuple, widest int) change.Tuple {
+	t = slices.Clone(t)
+	for i := range t {
+		if len(t[i].Data) > widest {
+			t[i] = change.Value{Kind: change.Unchanged}
+		}
+	}
+	return t
 }
 
 // headers are all but operation and batch, which the records of one row differ in or which are decided later.

@@ -82,7 +82,7 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
 		progress: pos.Snapshot, complete: pos.Tables,
 		encoder: &captureEncoder{
-			cfg: c.cfg, history: pos.History, tables: map[*change.Relation]uint64{},
+			cfg: c.cfg, history: pos.History, tables: map[*change.Relation]uint64{}, log: c.log,
 			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
 		},
 		batcher: newCaptureBatcher(captureLimits{

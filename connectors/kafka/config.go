@@ -44,7 +44,7 @@ type Config struct {
 	// Replication is the replication factor of created topics. Default -1: the broker's own default.
 	Replication int16
 	// MaxRecordBytes bounds one record, key, value and headers together, before compression. Default 8 MiB. It is set
-	// as max.message.bytes of the topics that carry rows; larger rows become dead letters.
+	// as max.message.bytes of the topics that carry rows; of larger rows the widest values are left out.
 	MaxRecordBytes int32
 	// TransactionTimeout is after what time the broker aborts a transaction whose producer went silent. Default 30 s.
 	// Until then readers of committed records wait behind it; shorter than a broker's restart, it fences a healthy
