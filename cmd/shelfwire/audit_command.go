@@ -94,7 +94,7 @@ func auditSentence(r *audit.Report) string {
 }
 
 func auditTable(r *audit.Report, most int) *table {
-	t := &table{}
+	t := &table{elastic: []string{"FIELD", "WANT", "HAVE"}}
 	if len(r.Drifts) > 0 {
 		t.head = []string{"SHOP", "PRODUCT", "DRIFT", "FIELD", "WANT", "HAVE"}
 	}

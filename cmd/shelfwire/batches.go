@@ -37,7 +37,7 @@ func batchesCommand() *cobra.Command {
 				return err
 			}
 			v := viewBatch(&b, now)
-			return show(cmd.OutOrStdout(), *asJSON, v, batchTable([]batchView{v}))
+			return show(cmd.OutOrStdout(), *asJSON, v, batchSheet(&v))
 		}
 		list, err := st.Batches(cmd.Context(), state.BatchFilter{})
 		if err != nil {
@@ -127,19 +127,59 @@ func timeView(t time.Time) *time.Time {
 }
 
 func batchTable(list []batchView) *table {
-	t := &table{head: []string{"BATCH", "NAME", "ADMIN", "STATUS", "TOTAL", "OK", "FAILED", "SKIPPED", "OPEN", "TOOK", "ERRORS"}}
+	t := &table{
+		head:    []string{"BATCH", "STATUS", "TOTAL", "OK", "FAILED", "SKIPPED", "OPEN", "TOOK", "NAME", "ADMIN", "ERRORS"},
+		elastic: []string{"NAME", "ADMIN", "ERRORS"},
+		empty:   "there is no batch yet",
+	}
 	for _, b := range list {
-		took := ""
-		if b.Ended != nil && b.Started != nil {
-			took = b.Ended.Sub(*b.Started).Round(10 * time.Millisecond).String()
-		}
 		var errs []string
 		for _, e := range b.Errors {
-			errs = append(errs, fmt.Sprintf("%d %s (%s: %s)", e.Count, e.Category, e.Product, firstLine(e.Message)))
+			errs = append(errs, fmt.Sprintf("%d %s", e.Count, e.Category))
 		}
 		n := func(v int) string { return fmt.Sprint(v) }
-		t.add(b.ID, b.Name, b.Admin, string(b.Status), n(b.Total), n(b.Succeeded), n(b.Failed), n(b.Skipped), n(b.Processing),
-			took, strings.Join(errs, "; "))
+		t.add(b.ID, string(b.Status), n(b.Total), n(b.Succeeded), n(b.Failed), n(b.Skipped), n(b.Processing), b.took(),
+			b.Name, b.Admin, strings.Join(errs, ", "))
+	}
+	return t
+}
+
+// took is how long a batch has taken; empty while it has not ended.
+func (b *batchView) took() string {
+	if b.Ended == nil || b.Started == nil {
+		return ""
+	}
+	return b.Ended.Sub(*b.Started).Round(10 * time.Millisecond).String()
+}
+
+// batchSheet shows one batch, with its errors in full.
+func batchSheet(b *batchView) *table {
+	t := &table{}
+	line := func(name, value string) {
+		if value != "" {
+			t.add(name, value)
+		}
+	}
+	at := func(v *time.Time) string {
+		if v == nil {
+			return ""
+		}
+		return v.Format(time.RFC3339)
+	}
+	line("batch", b.ID)
+	line("kind", b.Kind)
+	line("name", b.Name)
+	line("admin", b.Admin)
+	line("status", string(b.Status))
+	line("items", fmt.Sprintf("%d: %d succeeded, %d failed, %d skipped, %d cancelled, %d open",
+		b.Total, b.Succeeded, b.Failed, b.Skipped, b.Cancelled, b.Processing))
+	line("transaction", b.XID)
+	line("committed", at(b.Committed))
+	line("started", at(b.Started))
+	line("ended", at(b.Ended))
+	line("took", b.took())
+	for _, e := range b.Errors {
+		line("failed", fmt.Sprintf("%d %s, such as product %s in shop %s: %s", e.Count, e.Category, e.Product, e.Shop, e.Message))
 	}
 	return t
 }

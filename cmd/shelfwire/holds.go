@@ -55,7 +55,7 @@ func holdsCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		t := &table{head: []string{"HOLD", "SINCE", "PRODUCTS", "OF", "EXAMPLES"}}
+		t := &table{head: []string{"HOLD", "SINCE", "PRODUCTS", "OF", "EXAMPLES"}, elastic: []string{"EXAMPLES"}, empty: "nothing is held"}
 		views := make([]holdView, len(holds))
 		for i := range holds {
 			v := viewHold(&holds[i])

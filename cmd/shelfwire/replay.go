@@ -54,7 +54,7 @@ func replayCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		t := &table{head: []string{"PRODUCT", "SHOP", "STATUS", "REASON"}}
+		t := &table{head: []string{"PRODUCT", "SHOP", "STATUS", "REASON"}, elastic: []string{"REASON"}}
 		for _, o := range out {
 			t.add(o.Product, o.Shop, o.Status, o.Reason)
 		}

@@ -56,6 +56,22 @@ func TestTheNamesOfWhatIsPrintedAsJSON(t *testing.T) {
 	require.Equal(t, "[]", string(none), "no batch is an empty list, not null")
 }
 
+func TestABatchIsShownWithWhatFailed(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	v := viewBatch(&state.Batch{
+		ID: "b1", Status: state.BatchCompleted, Total: 2, Succeeded: 1, Failed: 1, StartedAt: at, EndedAt: at.Add(time.Second),
+		Errors: []state.BatchErrors{{Category: "VALIDATION", Count: 1, ProductID: "7", Shop: "main", Message: "no title"}},
+	}, at)
+	var out bytes.Buffer
+	require.NoError(t, batchSheet(&v).write(&out))
+	require.Contains(t, out.String(), "items    2: 1 succeeded, 1 failed, 0 skipped")
+	require.Contains(t, out.String(), "failed   1 VALIDATION, such as product 7 in shop main: no title")
+	out.Reset()
+	require.NoError(t, batchTable([]batchView{v}).write(&out))
+	require.Contains(t, out.String(), "1s    ")
+	require.Contains(t, out.String(), "1 VALIDATION\n")
+}
+
 func TestReplaySaysWhatToLookAt(t *testing.T) {
 	out := []replayed{{Product: "1", Status: "SUCCESS"}, {Product: "2", Status: replayParked}, {Product: "3", Shop: "a", Status: "FAILED"}, {Product: "3", Shop: "b", Status: "FAILED"}}
 	require.NoError(t, replayError(out, 0), "without waiting, parked is how it should be")
