@@ -81,10 +81,23 @@ func (w *loadWorld) viewsEqual() {
 			if w.count(view+where)+w.count("malformed"+where) < uint64(want) {
 				return false
 			}
+			if kind == event.Documents && !w.documentsStand(where) { // their second table is written after the first
+				return false
+			}
 		}
 		return true
 	}, time.Minute, 50*time.Millisecond)
 	w.requireEqual()
+}
+
+// documentsStand reports whether the last document of each partition is in the table of last documents.
+func (w *loadWorld) documentsStand(where string) bool {
+	for p, rs := range w.records(event.Documents) {
+		if w.count(fmt.Sprintf("documents_rows%s AND partition = %d AND offset = %d", where, p, rs[len(rs)-1].Offset)) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *loadWorld) count(from string) (n uint64) {
@@ -163,15 +176,16 @@ func TestLoadWaitsForWhatIsAwayAndSaysWhy(t *testing.T) {
 	w.requireEqual()
 }
 
-// loadHandOver wants every lease of the first worker for the second, after a while.
+// loadHandOver wants every lease of the first worker for the second, once all has been read.
 type loadHandOver struct {
 	*loadLeases
-	renewals atomic.Int64
+	polled *atomic.Int64
+	all    int64
 }
 
 func (h *loadHandOver) Renew(ctx context.Context, stage work.Stage, owner string, n int32, ttl time.Duration) ([]work.Lease, error) {
 	ls, err := h.loadLeases.Renew(ctx, stage, owner, n, ttl)
-	wanted := h.renewals.Add(1) > 40
+	wanted := h.polled.Load() >= h.all
 	for i := range ls {
 		ls[i].Wanted = wanted && owner == "worker1"
 	}
@@ -188,15 +202,21 @@ func (h *loadHandOver) Release(ctx context.Context, fences []work.Fence) error {
 func TestLoadHandsOverWhatIsWantedWithNothingLeftBehind(t *testing.T) {
 	w := newLoadWorld(t)
 	w.produce(loadRandom(t), 0, 200)
-	w.renew = &loadHandOver{loadLeases: w.leases}
+	var all int64
+	for _, kind := range clickhouse.Topics() {
+		for _, rs := range w.records(kind) {
+			all += int64(len(rs))
+		}
+	}
+	w.renew = &loadHandOver{loadLeases: w.leases, polled: &w.polled, all: all}
 	// Nothing is inserted for its own sake, but for the hand-over.
 	first, _ := w.start(LoadConfig{Linger: time.Hour}, w.db, w.leases)
 	require.Eventually(t, func() bool {
 		w.leases.mu.Lock()
 		defer w.leases.mu.Unlock()
 		return w.leases.dead == "worker1"
-	}, 20*time.Second, time.Millisecond)
-	require.Positive(t, first.Rows.Load())
+	}, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return first.Rows.Load() == all }, time.Minute, time.Millisecond)
 
 	second, stop := w.start(LoadConfig{Linger: time.Millisecond}, w.db, w.leases)
 	w.loaded(second)

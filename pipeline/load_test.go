@@ -103,7 +103,20 @@ type loadWorld struct {
 	conn   driver.Conn
 	leases *loadLeases
 	renew  leaseStore // what loaders ask for leases; nil: leases
+	polled atomic.Int64
 	runs   int
+}
+
+// loadCounted counts what a reader returns.
+type loadCounted struct {
+	LoadReader
+	n *atomic.Int64
+}
+
+func (r loadCounted) Poll(ctx context.Context, n int) ([]event.Record, error) {
+	recs, err := r.LoadReader.Poll(ctx, n)
+	r.n.Add(int64(len(recs)))
+	return recs, err
 }
 
 func newLoadWorld(t *testing.T) *loadWorld {
@@ -142,7 +155,10 @@ func (w *loadWorld) start(cfg LoadConfig, tables loadTables, positions loadPosit
 		if kind == event.Batches {
 			partitions = 1
 		}
-		topics = append(topics, LoadTopic{Kind: kind, Name: name, Partitions: partitions, Open: func() (LoadReader, error) { return w.kafka.NewReader(name) }})
+		topics = append(topics, LoadTopic{Kind: kind, Name: name, Partitions: partitions, Open: func() (LoadReader, error) {
+			r, err := w.kafka.NewReader(name)
+			return loadCounted{r, &w.polled}, err
+		}})
 	}
 	var leases leaseStore = w.leases
 	if w.renew != nil {
