@@ -96,7 +96,7 @@ func TestDocumentsAndTheirHistories(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, changes, 1)
 	require.InDelta(t, 2.5, changes[0].Price, 1e-9)
-	require.InDelta(t, 1.0, *changes[0].Previous, 1e-9)
+	require.InDelta(t, 1.0, changes[0].Previous, 1e-9)
 	require.EqualValues(t, 4, count(t, db, "price_history"), "two first prices, one change, one that is no number")
 	require.EqualValues(t, 1, count(t, db, "price_history WHERE price IS NULL"))
 	require.EqualValues(t, 3, count(t, db, "stock_history"))
