@@ -204,6 +204,10 @@ func (r *router) plan(rel *change.Relation) *routerPlan {
 		}
 		p.when = append(p.when, when)
 	}
+	if rel.Mixed && p.problem == nil && len(p.table.routes) > 0 {
+		p.problem = fmt.Errorf("table %s: a partition has another replica identity than FULL, so deletes and moved rows of it cannot be "+
+			"led to the product that they leave: run ALTER TABLE ... REPLICA IDENTITY FULL for the partition too", rel.Table())
+	}
 	for _, par := range p.table.parents {
 		p.ids, p.keys = append(p.ids, rel.Index(par.ID)), append(p.keys, rel.Index(par.Key))
 	}

@@ -157,14 +157,16 @@ func (d *decoder) delete(r *reader, m *message) (err error) {
 	return err
 }
 
-// old reads an old row. Of one that is only the key, Postgres sends the other columns as NULL, which they are not.
+// old reads an old row. Of one that is only the key, Postgres sends the other columns as NULL, which they are not. Which
+// columns these are the description need not say: it is of the root of a partitioned table, and the row was written by a
+// partition with an identity of its own. A key has no NULL in it.
 func (d *decoder) old(r *reader, rel *change.Relation, kind byte) (change.Tuple, error) {
 	t, err := d.tuple(r, rel, &d.before)
-	if err != nil || kind == 'O' {
+	if err != nil || kind == 'O' && !rel.Mixed {
 		return t, err
 	}
 	for i := range t {
-		if !rel.Columns[i].Identity {
+		if t[i].Kind == change.Null || kind == 'K' && !rel.Columns[i].Identity {
 			t[i] = change.Value{}
 		}
 	}

@@ -259,8 +259,8 @@ func TestResolvePrimaryKey(t *testing.T) {
 	} {
 		asked := false
 		st := &Stream{
-			unresolved:  &change.Relation{ReplicaIdentity: c.identity, Columns: columns(c.flagged...)},
-			primaryKeys: func(context.Context, uint32) ([]string, error) { asked = true; return c.live, nil },
+			unresolved: &change.Relation{ReplicaIdentity: c.identity, Columns: columns(c.flagged...)},
+			liveTable:  func(context.Context, uint32) ([]string, bool, error) { asked = true; return c.live, false, nil },
 		}
 		rel := st.unresolved
 		require.NoError(t, st.resolve(t.Context()), name)

@@ -37,19 +37,19 @@ type Stream struct {
 	sentAt    time.Time
 	asked     bool // the last keepalive asked for a reply
 
-	near        change.XID // the full id that 32-bit ids are widened by
-	open        bool       // between begin and commit
-	tx          change.Transaction
-	ordinal     uint64
-	serverEnd   change.LSN
-	unresolved  *change.Relation // described, its primary key not yet looked up
-	truncated   []*change.Relation
-	msg         message
-	change      change.Change
-	message     change.Message
-	at          change.LSN // WAL position of the message in work, for errors
-	broken      error
-	primaryKeys func(ctx context.Context, oid uint32) ([]string, error)
+	near       change.XID // the full id that 32-bit ids are widened by
+	open       bool       // between begin and commit
+	tx         change.Transaction
+	ordinal    uint64
+	serverEnd  change.LSN
+	unresolved *change.Relation // described, its primary key not yet looked up
+	truncated  []*change.Relation
+	msg        message
+	change     change.Change
+	message    change.Message
+	at         change.LSN // WAL position of the message in work, for errors
+	broken     error
+	liveTable  func(ctx context.Context, oid uint32) (key []string, mixed bool, err error)
 }
 
 // Stream starts to read the slot. From is the position up to which everything is durable with the caller, as it was
@@ -69,7 +69,7 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 	if err != nil {
 		return nil, wrap(ctx, "connect for replication", err)
 	}
-	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer), decoder: newDecoder(), sentAt: time.Now(), primaryKeys: s.primaryKey}
+	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer), decoder: newDecoder(), sentAt: time.Now(), liveTable: s.liveTable}
 	err = st.start(ctx, from)
 	if err == nil {
 		err = st.settle(ctx, from)
@@ -430,10 +430,12 @@ func (st *Stream) resolve(ctx context.Context) error {
 	}
 	key := flagged
 	if rel.ReplicaIdentity != 'd' || len(flagged) > 1 {
-		live, err := st.primaryKeys(ctx, rel.OID)
+		live, mixed, err := st.liveTable(ctx, rel.OID)
 		if err != nil {
 			return fmt.Errorf("primary key of %s: %w", rel.Table(), err)
 		}
+		// A new partition has the default identity, and the stream describes the root again before its first row.
+		rel.Mixed = mixed && rel.ReplicaIdentity == 'f'
 		fits := rel.ReplicaIdentity != 'd' || len(live) == len(flagged)
 		for _, c := range live {
 			i := rel.Index(c)
@@ -448,15 +450,17 @@ func (st *Stream) resolve(ctx context.Context) error {
 	return nil
 }
 
-// primaryKey reads the columns of a primary key in key order; none where the table has none or is gone.
-func (s *Source) primaryKey(ctx context.Context, oid uint32) ([]string, error) {
-	var key []string
-	err := s.pool.QueryRow(ctx, `
+// liveTable reads the columns of a primary key in key order, none where the table has none or is gone, and whether a
+// partition of the table has another replica identity than FULL.
+func (s *Source) liveTable(ctx context.Context, oid uint32) (key []string, mixed bool, err error) {
+	err = s.pool.QueryRow(ctx, `
 		SELECT ARRAY(SELECT a.attname::text
 			FROM pg_index i CROSS JOIN unnest(i.indkey) WITH ORDINALITY k (attnum, n)
 			JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-			WHERE i.indrelid = $1 AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n)`, oid).Scan(&key)
-	return key, wrap(ctx, "read the catalog", err)
+			WHERE i.indrelid = $1 AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n),
+			EXISTS (SELECT FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid WHERE t.isleaf AND c.relreplident <> 'f')`,
+		oid).Scan(&key, &mixed)
+	return key, mixed, wrap(ctx, "read the catalog", err)
 }
 
 // statusDue is when the next status message must go out.

@@ -228,3 +228,35 @@ func TestNextCanBeGivenUpAndCalledAgain(t *testing.T) {
 	d.exec(`INSERT INTO p VALUES (1)`)
 	require.Len(t, d.rows(st), 1)
 }
+
+// The stream describes the root of a partitioned table, and a partition writes what its own identity says: what it has
+// not written comes as NULL.
+func TestOldRowsOfAPartitionHoldOnlyWhatItHasWritten(t *testing.T) {
+	d := newDatabase(
+		t, `CREATE TABLE p (id int, region text, product_id text, PRIMARY KEY (region, id)) PARTITION BY LIST (region);
+		 CREATE TABLE p_us PARTITION OF p FOR VALUES IN ('us');
+		 ALTER TABLE p REPLICA IDENTITY FULL; ALTER TABLE p_us REPLICA IDENTITY FULL`,
+		`CREATE TABLE q (id int, n int NOT NULL, PRIMARY KEY (n, id)) PARTITION BY LIST (n);
+		 CREATE TABLE q_1 PARTITION OF q FOR VALUES IN (1); CREATE UNIQUE INDEX i ON q_1 (n); ALTER TABLE q_1 REPLICA IDENTITY USING INDEX i`,
+	)
+	src := d.capture("public.p", "public.q")
+	st := stream(t, src, 0)
+	d.exec(`INSERT INTO p VALUES (1, 'us', NULL); DELETE FROM p`)
+	got := deleted(d.rows(st))
+	d.exec(`CREATE TABLE p_eu PARTITION OF p FOR VALUES IN ('eu')`) // its identity is the default one
+	d.exec(`INSERT INTO p VALUES (2, 'eu', 'a'); DELETE FROM p`)
+	d.exec(`INSERT INTO q VALUES (1, 1); DELETE FROM q`)
+	got = append(got, deleted(d.rows(st))...)
+	require.Equal(t, []map[string]string{
+		{"id": "1", "region": "us", "product_id": "NULL"}, {"id": "2", "region": "eu"}, {"n": "1"},
+	}, got)
+}
+
+func deleted(rows []row) (before []map[string]string) {
+	for _, r := range rows {
+		if r.Op == "d" {
+			before = append(before, r.Before)
+		}
+	}
+	return before
+}

@@ -184,7 +184,10 @@ type Relation struct {
 	Schema, Name string
 	// ReplicaIdentity is 'd', 'n', 'f' or 'i' as in pg_class.relreplident.
 	ReplicaIdentity byte
-	Columns         []Column
+	// Mixed says that a partition of the table has a smaller identity than this, so that a NULL in an old row may stand
+	// for what was not written. Such values are Missing.
+	Mixed   bool
+	Columns []Column
 	// PrimaryKey lists the columns of the primary key in key order; empty when the table has none.
 	PrimaryKey []string
 }
