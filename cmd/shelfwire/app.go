@@ -137,6 +137,14 @@ func (a *app) open(ctx context.Context) error {
 	return nil
 }
 
+// reach takes a step towards a service, for a command that waits for nothing.
+func (a *app) reach(ctx context.Context, key string, step func(context.Context) error) error {
+	if err := step(ctx); err != nil {
+		return a.refused(ctx, key, err)
+	}
+	return nil
+}
+
 // refused gives the error of a service the place where it is named, unless it knows better itself: a stop, or an error
 // that says what to do.
 func (a *app) refused(ctx context.Context, key string, err error) error {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -37,9 +36,12 @@ func auditCommand() *cobra.Command {
 		if err != nil {
 			return &exitCode{exitUsage, err}
 		}
-		a := &app{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newRegistry(), owner: "audit"}
+		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
 		defer a.close()
-		if err := errors.Join(a.openSource(cmd.Context()), a.openMigratedState(cmd.Context())); err != nil {
+		if err := a.reach(cmd.Context(), "source.url", a.openSource); err != nil {
+			return err
+		}
+		if err := a.reach(cmd.Context(), "state.url", a.openMigratedState); err != nil {
 			return err
 		}
 		if err := a.openShops(a.state); err != nil {

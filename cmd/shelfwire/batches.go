@@ -22,14 +22,14 @@ func batchesCommand() *cobra.Command {
 	file := configFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		_, st, err := openState(cmd.Context(), *file)
+		a, err := openState(cmd.Context(), *file)
+		defer a.close()
 		if err != nil {
 			return err
 		}
-		defer st.Close()
 		now := time.Now()
 		if len(args) == 1 {
-			b, err := st.Batch(cmd.Context(), args[0])
+			b, err := a.state.Batch(cmd.Context(), args[0])
 			if errors.Is(err, state.ErrNoBatch) {
 				return fmt.Errorf("there is no batch %q; shelfwire batches lists them", args[0])
 			}
@@ -39,7 +39,7 @@ func batchesCommand() *cobra.Command {
 			v := viewBatch(&b, now)
 			return show(cmd.OutOrStdout(), *asJSON, v, batchSheet(&v))
 		}
-		list, err := st.Batches(cmd.Context(), state.BatchFilter{})
+		list, err := a.state.Batches(cmd.Context(), state.BatchFilter{})
 		if err != nil {
 			return err
 		}

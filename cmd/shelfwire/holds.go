@@ -37,13 +37,13 @@ func holdsCommand() *cobra.Command {
 		if name != "" && !ok {
 			return usageError(cmd, "%q is no hold: write SHOP/EFFECT, such as main/%s", name, work.EffectOffSale)
 		}
-		_, st, err := openState(cmd.Context(), *file)
+		a, err := openState(cmd.Context(), *file)
+		defer a.close()
 		if err != nil {
 			return err
 		}
-		defer st.Close()
 		if name != "" {
-			err := end(st, cmd.Context(), shop, work.Effect(effect))
+			err := end(a.state, cmd.Context(), shop, work.Effect(effect))
 			if errors.Is(err, state.ErrNoHold) {
 				return fmt.Errorf("there is no hold %q; shelfwire holds lists them", name)
 			}
@@ -51,7 +51,7 @@ func holdsCommand() *cobra.Command {
 				return err
 			}
 		}
-		holds, err := st.Holds(cmd.Context())
+		holds, err := a.state.Holds(cmd.Context())
 		if err != nil {
 			return err
 		}

@@ -22,7 +22,10 @@ import (
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/audit"
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
+	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
@@ -238,6 +241,7 @@ func TestInitCheckRunAuditReplay(t *testing.T) {
 	require.Contains(t, body, `shelfwire_waiting{stage="relay",topic=""} 0`)
 	require.Contains(t, body, `shelfwire_waiting{stage="load",topic="catalog.outcomes"} 0`)
 	s.lists(t)
+	s.envelope(t)
 	stop()
 
 	s.alterations(t)
@@ -268,6 +272,24 @@ func (s *site) lists(t *testing.T) {
 	require.Equal(t, exitError, code)
 	require.Contains(t, out, `there is no hold "north/OFF_SALE"`)
 
+	for _, args := range [][]string{{"batches"}, {"holds"}, {"audit"}, {"replay", "--product", "1"}} {
+		t.Run("no state for "+args[0], func(t *testing.T) {
+			t.Setenv("STATE_URL", "postgres://x@127.0.0.1:1/x")
+			code, out := shelfwire(t, append(args, "-c", s.file)...)
+			require.Equal(t, exitError, code)
+			require.Contains(t, out, "shelfwire.yaml:26:8: ")
+			require.Contains(t, out, "start the service, or correct host and port in state.url")
+		})
+	}
+	t.Run("empty state", func(t *testing.T) {
+		empty, err := state.Create(t.Context(), s.parts.sourceURL, "empty")
+		require.NoError(t, err)
+		t.Setenv("STATE_URL", empty)
+		code, out := shelfwire(t, "batches", "-c", s.file)
+		require.Equal(t, exitError, code)
+		require.Contains(t, out, "the state database holds no state; start shelfwire run, which makes it")
+	})
+
 	// An id that nobody knows is parked for nobody.
 	code, out = shelfwire(t, "replay", "-c", s.file, "--product", "999999", "--product", "no number")
 	require.Equal(t, exitError, code, out)
@@ -279,6 +301,28 @@ func (s *site) lists(t *testing.T) {
 	var parked int
 	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM parked WHERE product_id IN ('999999', 'no number')").Scan(&parked))
 	require.Zero(t, parked)
+}
+
+// envelope reads what a change says of where it comes from.
+func (s *site) envelope(t *testing.T) {
+	t.Helper()
+	c, err := kafka.New(kafka.Config{Brokers: []string{s.parts.kafkaAddr}})
+	require.NoError(t, err)
+	defer c.Close()
+	ends, err := c.EndOffsets(t.Context(), c.Topic(event.Changes))
+	require.NoError(t, err)
+	var source struct {
+		Source struct{ Version, DB string } `json:"source"`
+	}
+	for part, end := range ends {
+		_, err := c.Scan(t.Context(), c.Topic(event.Changes), part, 0, end, func(r event.Record) bool {
+			require.NoError(t, json.Unmarshal(r.Value, &source))
+			return false
+		})
+		require.NoError(t, err)
+	}
+	require.Equal(t, "shop", source.Source.DB)
+	require.Equal(t, version(), source.Source.Version)
 }
 
 // A start while services are away waits for them, says so, and answers for its health meanwhile.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -36,18 +35,16 @@ func replayCommand() *cobra.Command {
 		if len(*products) == 0 {
 			return usageError(cmd, "name the products to push again: --product ID")
 		}
-		cfg, st, err := openState(cmd.Context(), *file)
+		a, err := openState(cmd.Context(), *file)
+		defer a.close()
 		if err != nil {
 			return err
 		}
-		defer st.Close()
-		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
-		defer a.close()
-		if err := a.openSource(cmd.Context()); err != nil {
+		if err := a.reach(cmd.Context(), "source.url", a.openSource); err != nil {
 			return err
 		}
 		r := &replay{
-			state: st, documents: documents{a.source, cfg.Documents}, partitions: int32(cfg.Kafka.Partitions),
+			state: a.state, documents: documents{a.source, a.cfg.Documents}, partitions: int32(a.cfg.Kafka.Partitions),
 			products: slices.Compact(slices.Sorted(slices.Values(*products))), wait: *wait,
 		}
 		out, err := r.run(cmd.Context())

@@ -2,16 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/connectors/postgres"
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/document"
-	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
 // configFlag adds -c to a command.
@@ -59,12 +61,21 @@ func (d documents) Documents(ctx context.Context, ids []change.ProductID) ([]doc
 	return d.source.Documents(ctx, d.sql, ids)
 }
 
-// openState reads the configuration and opens its state, for a command that looks at it once.
-func openState(ctx context.Context, file string) (*config.Config, *state.Store, error) {
+// openState reads the configuration and opens its state, for a command that looks at it once. close must be called
+// also after an error.
+func openState(ctx context.Context, file string) (*app, error) {
 	cfg, err := config.Load(file, os.LookupEnv)
 	if err != nil {
-		return nil, nil, &exitCode{exitUsage, err}
+		return &app{}, &exitCode{exitUsage, err}
 	}
-	st, err := state.Open(ctx, state.Config{URL: cfg.State.URL.Reveal(), MaxConns: 2})
-	return cfg, st, err
+	a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
+	if err := a.reach(ctx, "state.url", a.checkState); err != nil {
+		return a, err
+	}
+	_, err = a.state.Incarnation(ctx)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42P01" { // undefined_table
+		e := a.cfg.At("state.url", "the state database holds no state", "start shelfwire run, which makes it, or correct state.url")
+		return a, e
+	}
+	return a, err
 }
