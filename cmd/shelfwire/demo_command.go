@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -95,6 +94,9 @@ func runDemo(ctx context.Context, f *demoFlags, out io.Writer) error {
 	if f.verbose {
 		d.log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
+	if err := d.checkCatalog(ctx); err != nil {
+		return err
+	}
 	dir, remove, err := d.directory(ctx)
 	if err != nil {
 		return err
@@ -142,48 +144,6 @@ func (d *demoRun) directory(ctx context.Context) (dir string, remove func(), err
 
 func (d *demoRun) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(d.out, "%6.1fs  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
-}
-
-// loadCatalog fills the reference schema, unless a kept directory holds one already.
-func (d *demoRun) loadCatalog(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, d.parts.sourceURL)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	var there bool
-	if err := conn.QueryRow(ctx, `SELECT to_regclass('catalog.products') IS NOT NULL`).Scan(&there); err != nil {
-		return err
-	}
-	if there && os.Getenv(envPostgres) != "" {
-		return &exitCode{exitUsage, fmt.Errorf("%s names a database that has a schema catalog already, and the demo writes random "+
-			"traffic into it: give an empty database, or unset the variable", envPostgres)}
-	}
-	if there {
-		d.say("catalog    found in %s", d.parts.dir)
-		return nil
-	}
-	if err := demo.Install(ctx, conn); err != nil {
-		return err
-	}
-	if d.catalog == "" {
-		if err := demo.Generate(ctx, conn, demo.Config{Products: d.products, Seed: d.seed}); err != nil {
-			return err
-		}
-		d.say("catalog    %d products generated (seed %d)", d.products, d.seed)
-		return nil
-	}
-	f, err := os.Open(d.catalog)
-	if err != nil {
-		return &exitCode{exitUsage, fmt.Errorf("--catalog: %w", err)}
-	}
-	defer func() { _ = f.Close() }()
-	n, err := demo.LoadCSV(ctx, conn, f, d.catalog)
-	if err != nil {
-		return err
-	}
-	d.say("catalog    %s: %d products (%d approved), %d variants, %d images", filepath.Base(d.catalog), n.Products, n.Approved, n.Variants, n.Images)
-	return nil
 }
 
 // story is what a person sees: first snapshot, traffic, calm, audit, queries.

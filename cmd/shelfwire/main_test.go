@@ -96,15 +96,24 @@ func TestDemoKeepShowsWhatArrives(t *testing.T) {
 	require.Equal(t, exitOK, <-done, "the audit was clean: %s", &o)
 }
 
+// A mistake in the file is told before anything is started.
 func TestDemoRefusesABadCatalog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "bad.csv")
 	require.NoError(t, os.WriteFile(file, []byte("Handle,Title,Option1 Name,Option1 Value,Variant Price\nshirt,Shirt,Title,Default Title,many\n"), 0o600))
+	t.Setenv(envPostgres, "postgres://x@127.0.0.1:1/x") // whoever went on would not come far
 	code, out := shelfwire(t, "demo", "--catalog", file)
 	require.Equal(t, exitError, code)
-	require.Contains(t, out, "bad.csv:2")
+	require.Contains(t, out, "shelfwire: "+file+":2: ")
 	require.Contains(t, out, "Variant Price")
+	require.Equal(t, 1, strings.Count(out, "\n"), out)
 	code, _ = shelfwire(t, "demo", "--catalog", file+".nowhere")
 	require.Equal(t, exitUsage, code)
+	code, out = shelfwire(t, "demo", "--catalog", filepath.Dir(file))
+	require.Equal(t, exitUsage, code)
+	require.Contains(t, out, "is a directory")
+
+	require.NoError(t, os.WriteFile(file, []byte("Handle,Title,Option1 Name,Option1 Value,Variant Price\nshirt,Shirt,Title,Default Title,5\n"), 0o600))
+	require.NoError(t, (&demoRun{demoFlags: demoFlags{catalog: file}}).checkCatalog(t.Context()))
 }
 
 // site is what a user has before the first run: services, a catalog, a configuration of init's, and the environment.
