@@ -365,3 +365,27 @@ func TestThePositionsOfAllPartitionsAreSavedTogether(t *testing.T) {
 		stop()
 	})
 }
+
+// A batch can be cancelled while a shop is dead: what waits for it is not in hand.
+func TestItemsThatWaitForADeadShopAreNotInHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north", "south")
+		w.health["north"] = work.ShopHealth{Shop: "north", DeadSince: time.Now(), NextProbe: time.Now().Add(time.Hour)}
+		_, stop := w.run("a")
+		w.wait(100 * time.Millisecond)
+		w.change("p1", 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		w.wait(2 * time.Second)
+		require.Equal(t, work.ItemSuccess, w.items[[3]string{"b1", "p1", "south"}].Status)
+		require.Equal(t, work.ItemPending, w.items[[3]string{"b1", "p1", "north"}].Status)
+		w.answer = func(string, string) work.Result {
+			return work.Result{Status: event.Retrying, Category: event.APILimit, Reason: reasonUnsent}
+		}
+		w.put("p2", "x", "south")
+		w.change("p2", 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		w.wait(time.Second)
+		require.Contains(t, w.sent, "south:p2")
+		require.Equal(t, work.ItemPending, w.items[[3]string{"b1", "p2", "south"}].Status, "it found no points")
+		stop()
+	})
+}

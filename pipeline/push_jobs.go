@@ -204,7 +204,8 @@ func (r *round) hold(ctx context.Context, jobs []*job) {
 }
 
 // splitItems gives each item of a batch that has no shop yet one item for each shop, and marks what is about to be
-// sent as PROCESSING, before anything is sent: so a batch is never complete while a shop of a product is missing.
+// sent as PROCESSING, before anything is sent: so a batch is never complete while a shop of a product is missing. What
+// waits for its shop is PENDING and not in hand, so that its batch can be cancelled.
 func (r *round) splitItems(ctx context.Context, jobs []*job) error {
 	s := work.Settlement{}
 	fences := map[int32]struct{}{}
@@ -219,6 +220,9 @@ func (r *round) splitItems(ctx context.Context, jobs []*job) error {
 			}
 			n := it
 			n.Shop, n.Status = j.push.Shop, work.ItemProcessing
+			if j.park != "" {
+				n.Status = work.ItemPending
+			}
 			s.Items = append(s.Items, n)
 			fences[j.flight.entry.partition] = struct{}{}
 		}

@@ -116,7 +116,7 @@ func (s *settlement) covers(f *flight, ref work.ParkedRef) bool {
 	return f.blind || f.unseen || seesAll(s.r.snapshot, ref.XIDs)
 }
 
-// parkUnsent puts a job back that its shop does not take at the moment. Its items wait with it. The row that it was
+// parkUnsent puts a job back that its shop does not take at the moment. Its items are PENDING while they wait. The row that it was
 // pulled from goes: parking on top of it would add the same changes to it every time.
 func (s *settlement) parkUnsent(j *job) {
 	s.unpark(j)
@@ -136,6 +136,15 @@ func (s *settlement) parkUnsent(j *job) {
 		row.Due = s.now.Add(time.Second)
 	}
 	s.Park = append(s.Park, row)
+	if j.result.Reason != reasonUnsent {
+		return
+	}
+	for _, it := range j.flight.items {
+		if s.r.snapshot.Sees(it.XID) && (it.Shop == "" || it.Shop == j.push.Shop) {
+			it.Shop, it.Status = j.push.Shop, work.ItemPending
+			s.Items = append(s.Items, it)
+		}
+	}
 }
 
 // known is the new record of the product in the job's shop.

@@ -47,7 +47,7 @@ func (o outboxRows) queue(b *pgx.Batch) {
 		return
 	}
 	b.Queue(`INSERT INTO outbox (topic, partition, key, value, headers)
-		SELECT topic, partition, key, value, headers::jsonb
+		SELECT topic, partition, key, value, headers::json
 		FROM unnest($1::text[], $2::int[], $3::bytea[], $4::bytea[], $5::text[])
 			WITH ORDINALITY n(topic, partition, key, value, headers, i) ORDER BY i`,
 		o.topics, o.parts, o.keys, o.values, o.headers)

@@ -75,7 +75,7 @@ func TestRecordsKeepTheirBytes(t *testing.T) {
 	want := []event.Record{
 		{Topic: "a", Partition: 3, Key: []byte{0, 0xff}, Headers: []event.Header{{Key: "z", Value: []byte{0}}, {Key: "a", Value: nil}}},
 		{Topic: "b", Partition: -1, Key: []byte("k"), Value: []byte{}},
-		{Topic: "c", Partition: -1, Value: []byte("v")},
+		{Topic: "c", Partition: -1, Value: []byte("v"), Headers: []event.Header{{Key: "a\x00b", Value: []byte("of a foreign writer")}}},
 	}
 	require.NoError(t, s.Settle(ctx, work.Settlement{Fences: f, Outbox: want}))
 	lock, err := s.LockRelay(ctx)

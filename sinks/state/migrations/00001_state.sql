@@ -148,7 +148,7 @@ CREATE TABLE outbox (
     partition integer NOT NULL,
     key       bytea,
     value     bytea,
-    headers   jsonb,
+    headers   json, -- not jsonb, which refuses what a dead letter may hold: a NUL in a key
     at        timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
