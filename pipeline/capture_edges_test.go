@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -171,4 +172,85 @@ func TestCaptureSnapshotBeginsATableAgainWhenItsKeyChanges(t *testing.T) {
 		seen[string(rec.Key)] = true
 	}
 	require.Len(t, seen, 200)
+}
+
+// Columns come, go and change their names and types while rows are captured, also within one transaction; what a route
+// does not read changes nothing.
+func TestCaptureFollowsTheSchema(t *testing.T) {
+	r := newCaptureRig(t)
+	c, stop := r.start()
+	r.wait(c)
+	r.exec(`INSERT INTO products VALUES ('a', 'A', 1)`)
+	r.exec(`BEGIN; UPDATE products SET price = 2; ALTER TABLE products ADD color text DEFAULT 'red', DROP title; UPDATE products SET price = 3; COMMIT`)
+	r.exec(`BEGIN; ALTER TABLE products ALTER price TYPE int USING price::int; INSERT INTO products (id, price) VALUES ('b', 1); SAVEPOINT s;
+		ALTER TABLE products DROP color; INSERT INTO products (id) VALUES ('gone'); ROLLBACK TO s; UPDATE products SET color = 'blue' WHERE id = 'b'; COMMIT`)
+	r.exec(`ALTER TABLE products RENAME price TO cost; ALTER TABLE products DROP CONSTRAINT products_pkey; UPDATE products SET cost = 9 WHERE id = 'a'`)
+	r.exec(`ALTER TABLE products RENAME TO goods; ALTER TABLE goods RENAME TO products; ALTER TABLE products RENAME id TO sku; DELETE FROM products WHERE sku = 'b'`)
+	r.exec(`ALTER TABLE products RENAME sku TO id; DELETE FROM products`)
+	r.wait(c)
+	require.NoError(t, stop())
+	changes := r.records(event.Changes)
+	require.Equal(t, []string{
+		"products c a", "products u a", "products u a", "products c b", "products u b", "products u a", "products d a",
+	}, brief(changes))
+	dead := r.records(event.DeadLetters)
+	require.Len(t, dead, 1, "while the route's column has another name")
+	require.Contains(t, string(dead[0].Value), `"sku":"b"`)
+	for _, want := range []string{`"title":"A","price":"1"`, `"price":"2"`, `"price":"3"`, `"color":"red"`, `"price":1`, `"color":"blue"`, `"cost":9`} {
+		require.True(t, slices.ContainsFunc(changes, func(rec event.Record) bool { return strings.Contains(string(rec.Value), want) }), want)
+	}
+}
+
+// The failing schedule: a kill in the middle of a transaction that is half in Kafka, and a start with other limits, by
+// which it would be no batch, and with a route more.
+func TestCaptureFinishesAnOpenTransactionUnderOtherLimits(t *testing.T) {
+	r := newCaptureRig(t)
+	r.cfg.Routes = captureRoutes[1:]
+	r.cfg.BatchRows, r.cfg.TxRows = 5, 5
+	c, stop := r.start()
+	r.wait(c)
+	require.NoError(t, stop())
+	r.exec(`ALTER PUBLICATION shelfwire ADD TABLE products`) // its rows are sent, and lead nowhere yet
+	var n atomic.Int32
+	r.faults = func(call string) error {
+		if call == "after commit" && n.Add(1) == 4 {
+			return errors.New("killed")
+		}
+		return nil
+	}
+	r.exec(`BEGIN; INSERT INTO variants SELECT i, 'p' || i % 7, 's' FROM generate_series(1, 40) i; INSERT INTO products VALUES ('late', 'L', 1); COMMIT`)
+	_, stop = r.start()
+	require.Eventually(t, func() bool { return n.Load() >= 4 }, time.Minute, time.Millisecond)
+	require.NoError(t, stop())
+	r.faults = nil
+	half := len(r.records(event.Changes))
+	require.Less(t, half, 40)
+	require.Empty(t, r.records(event.Batches))
+
+	r.cfg.Routes, r.cfg.BatchRows, r.cfg.TxRows = captureRoutes, 1000, 10_000
+	c, stop = r.start()
+	r.wait(c)
+	require.NoError(t, stop())
+	last := map[int32]int64{}
+	keys := map[string]int{}
+	id := ""
+	for _, rec := range r.records(event.Changes) {
+		if header(&rec, event.HeaderOp) == "r" {
+			continue // the snapshot of the table that has gained a route
+		}
+		id = header(&rec, event.HeaderBatch)
+		require.NotEmpty(t, id)
+		keys[header(&rec, event.HeaderTable)+header(&rec, event.HeaderPrimaryKey)]++
+		last[rec.Partition] = rec.Offset
+	}
+	require.Len(t, keys, 41)
+	for key, n := range keys {
+		require.Equal(t, 1, n, key)
+	}
+	batches := r.records(event.Batches)
+	var b event.Batch
+	require.NoError(t, json.Unmarshal(batches[0].Value, &b))
+	require.Equal(t, id, b.ID)
+	require.EqualValues(t, 41, b.Rows)
+	require.Equal(t, last, b.Changes)
 }

@@ -32,9 +32,10 @@ func (s *captureSession) finish(d *captureSnapshotDone) {
 	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: d})
 }
 
-// snapshotPause is how long a chunk that came too early waits: by then a commit that was streamed before it became
-// visible is visible, unless it waits for a standby.
-const snapshotPause = 20 * time.Millisecond
+// snapshotPause is how long a chunk that came too early waits before it is read for the nth time again: by then a commit
+// that was streamed before it became visible is visible. One that waits for a standby may take hours; a good guest does
+// not read the same rows fifty times a second for as long.
+func snapshotPause(n int) time.Duration { return 20 * time.Millisecond << min(max(n-1, 0), 6) }
 
 // merge puts the rows of a chunk where its high mark stands in the stream.
 func (s *captureSession) merge(lsn change.LSN) {
@@ -53,9 +54,11 @@ func (s *captureSession) merge(lsn change.LSN) {
 	rows, ok := s.window.high(chunk)
 	if !ok {
 		s.c.stats.Rereads.Add(1)
-		s.request(snapshotPause)
+		s.rereads++
+		s.request(snapshotPause(s.rereads))
 		return
 	}
+	s.rereads = 0
 	s.encoder.envelope.ReadAt = chunk.ReadAt
 	for i, row := range rows {
 		c := change.Change{

@@ -41,6 +41,7 @@ type captureSession struct {
 	snapshots *snapshotReader
 	window    snapshotWindow
 	number    int // of the last chunk asked for
+	rereads   int // of the chunk in work
 	progress  *event.SnapshotProgress
 	complete  []string
 	shape     *change.Relation // of the chunk before

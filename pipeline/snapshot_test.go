@@ -224,3 +224,11 @@ func TestSnapshotWindowKnowsRowsByTheirIdentity(t *testing.T) {
 		})
 	}
 }
+
+func TestSnapshotPauseGrows(t *testing.T) {
+	var pauses []string
+	for _, n := range []int{1, 2, 3, 7, 1000} {
+		pauses = append(pauses, snapshotPause(n).String())
+	}
+	require.Equal(t, []string{"20ms", "40ms", "80ms", "1.28s", "1.28s"}, pauses)
+}
