@@ -38,12 +38,18 @@ func (a additions) merge(b additions) additions {
 		if len(names) == 0 {
 			continue
 		}
+		seen := map[string]bool{}
+		for _, n := range a[part] {
+			seen[n] = true
+		}
+		list := slices.Clip(a[part]) // it may be shared
 		for _, n := range names {
-			if !slices.Contains(a[part], n) {
-				a[part] = append(slices.Clone(a[part]), n)
+			if !seen[n] {
+				seen[n] = true
+				list = append(list, n)
 			}
 		}
-		a[part] = a[part][max(0, len(a[part])-maxAdditions):]
+		a[part] = list[max(0, len(list)-maxAdditions):]
 	}
 	return a
 }
@@ -90,6 +96,7 @@ func imageURLs(images []document.Image) []string {
 // additionsFor is what a request adds to one product's lists.
 func (r *request) additionsFor(j *job) additions {
 	out := additions{}
+	var places []string
 	for _, i := range r.items {
 		if i.rows == nil {
 			if i.jobs[0] == j {
@@ -99,11 +106,11 @@ func (r *request) additionsFor(j *job) additions {
 		}
 		for _, row := range i.rows {
 			if row.job == j && !j.onRecord(row.stockRow) {
-				out.merge(additions{addedStock: {stockPlace(row.item, row.location, row.name)}})
+				places = append(places, stockPlace(row.item, row.location, row.name))
 			}
 		}
 	}
-	return out
+	return out.merge(additions{addedStock: places})
 }
 
 // onRecord reports whether the state's own record names a level, so that an intent need not: what this Send has read

@@ -238,3 +238,35 @@ func TestDocumentsThatNoShopTakes(t *testing.T) {
 		require.Equal(t, field, got.refused.field)
 	}
 }
+
+func TestACreationWithMoreLevelsThanOneRequestTakesLeavesThemToTheNextRound(t *testing.T) {
+	var levels []document.Level
+	for i := range 26 {
+		levels = append(levels, document.Level{Location: fmt.Sprintf("L%d", i), Quantity: 1})
+	}
+	doc := &document.Document{Eligible: true, Title: document.Of("Wide")}
+	option := document.Option{Name: "Size"}
+	var nodes []any
+	var variants []document.Variant
+	for i := range 2000 {
+		name := fmt.Sprint(i)
+		option.Values = append(option.Values, name)
+		variants = append(variants, document.Variant{
+			Key: name, Options: []string{name}, Price: document.Of("1.00"), Stock: document.Of(levels),
+		})
+		nodes = append(nodes, map[string]any{"id": "v" + name, "title": name, "inventoryItem": map[string]any{"id": "i" + name}})
+	}
+	doc.Options, doc.Variants = document.Of([]document.Option{option}), document.Of(variants)
+	push := work.Push{ProductID: "1", Document: doc}
+	o, _ := creation(push)
+	for _, v := range list(object(o.vars["input"])["variants"]) {
+		require.NotContains(t, v, "inventoryQuantities")
+	}
+	s := newShadow("")
+	o.done(s, map[string]any{"product": map[string]any{"id": "p", "variants": map[string]any{"nodes": nodes}}})
+	require.Len(t, decide(push, knowledge{shadow: s, sure: true}).rows, 52_000)
+
+	doc.Variants.Value = doc.Variants.Value[:1]
+	o, _ = creation(push)
+	require.Contains(t, list(object(o.vars["input"])["variants"])[0], "inventoryQuantities")
+}

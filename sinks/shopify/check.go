@@ -21,8 +21,9 @@ const (
 	maxVariants   = 2048
 	maxImages     = 250
 	maxQuantity   = 1_000_000_000
-	maxMetafields = 25  // in one metafieldsSet
-	maxInputRows  = 250 // in most lists of an input
+	maxMetafields = 25     // in one metafieldsSet
+	maxInputRows  = 250    // in most lists of an input
+	maxQuantities = 50_000 // of all variants in one mutation
 )
 
 // refusal is a document that no shop would take: the field's path and the sentence for people.

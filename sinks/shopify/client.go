@@ -93,6 +93,8 @@ type shop struct {
 
 	mu       sync.Mutex
 	settings *settings
+	// noVariants is until when the shop is not asked for more variants, as it has reached its daily limit.
+	noVariants time.Time
 	// learn serialises reads of the settings.
 	learn chan struct{}
 	// told remembers the served version that was reported, so that it is logged once.
@@ -283,6 +285,9 @@ func (s *Shops) checkVersion(sh *shop, a *answer) {
 // rare; a shop that throttles on and on is left to the caller, who lets its products wait and absorb changes.
 const maxLimited = 8
 
+// maxPause is the longest wait that a request stands out by itself; the products of a longer one are parked.
+const maxPause = 5 * time.Second
+
 // call sends ops as one request when the budget allows, and again while the shop only asks for patience. intend is
 // called before the first sending of something that writes; nil for reads.
 func (s *Shops) call(ctx context.Context, sh *shop, lane work.Lane, ops []*op, intend func(context.Context) error, products int) *answer {
@@ -316,7 +321,7 @@ func (s *Shops) call(ctx context.Context, sh *shop, lane work.Lane, ops []*op, i
 			sh.forget()
 		}
 		s.observe(sh, names, lane, points, products, time.Since(start), waited, a)
-		if !a.whole.limited() || attempt >= maxLimited || ctx.Err() != nil {
+		if !a.whole.limited() || a.whole.retryAfter > maxPause || attempt >= maxLimited || ctx.Err() != nil {
 			return a
 		}
 		if !pause(ctx, a.whole.retryAfter) {

@@ -38,6 +38,8 @@ type failure struct {
 	unset bool
 	// undefined: the custom id's definition is not in the shop any more.
 	undefined bool
+	// daily: the shop makes no more variants today.
+	daily bool
 	// retryAfter is when to try again; zero: by the attempts table.
 	retryAfter time.Duration
 }
@@ -45,7 +47,7 @@ type failure struct {
 func (f *failure) Error() string { return string(f.category) + ": " + f.message }
 
 // limited reports whether the shop asks for patience and has executed nothing.
-func (f *failure) limited() bool { return f != nil && f.category == event.APILimit }
+func (f *failure) limited() bool { return f != nil && f.category == event.APILimit && !f.unanswered }
 
 // classifyTransport sorts an error of the connection. Only a connection that never stood is sure to have carried
 // nothing.
@@ -74,6 +76,9 @@ func classifyHTTP(status int, header http.Header, body []byte) *failure {
 	said := cut(strings.TrimSpace(string(body)), 300)
 	f := &failure{message: fmt.Sprintf("HTTP %d: %s", status, said)}
 	switch {
+	case status == http.StatusTooManyRequests && dailyVariant.MatchString(said):
+		// Whether aliases before the one that makes variants were executed is not documented: the shop is read.
+		f.category, f.retryAfter, f.unanswered, f.daily = event.APILimit, time.Hour, true, true
 	case status == http.StatusTooManyRequests || status == 430:
 		f.category, f.retryAfter = event.APILimit, retryAfter(header)
 	case slices.Contains([]int{401, 402, 403, 404, 423}, status):

@@ -150,9 +150,15 @@ const testShop = "acme"
 
 func newWorld(tb testing.TB, change ...func(*shopify.Config)) *world {
 	tb.Helper()
+	return newWorldOf(tb, []string{"Main", "Outlet"}, change...)
+}
+
+// newWorldOf is a world whose shop has these locations.
+func newWorldOf(tb testing.TB, locations []string, change ...func(*shopify.Config)) *world {
+	tb.Helper()
 	sim, err := shopifysim.New(shopifysim.Config{Shops: []shopifysim.ShopConfig{{
 		Domain: "acme.myshopify.com", Token: "secret", Plan: shopifysim.Plus,
-		Locations: []string{"Main", "Outlet"}, Publications: []string{"Online Store", "Point of Sale"},
+		Locations: locations, Publications: []string{"Online Store", "Point of Sale"},
 	}}})
 	require.NoError(tb, err)
 	tb.Cleanup(func() { require.NoError(tb, sim.Close()) })

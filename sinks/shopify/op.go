@@ -56,6 +56,11 @@ func newOp(name string, vars map[string]any) *op {
 	return o
 }
 
+// makesVariants reports whether the op counts against the shop's daily limit of new variants.
+func (o *op) makesVariants() bool {
+	return o.document == "productSet" || o.document == "productVariantsBulkCreate"
+}
+
 // template is a document that is ready to be put into a request beside others.
 type template struct {
 	name      string

@@ -2,6 +2,7 @@ package shopify_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -137,6 +138,9 @@ type answering struct {
 	field string
 	body  string
 	times int
+	// status and header default to a 200 without any.
+	status int
+	header http.Header
 }
 
 func (a *answering) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -144,7 +148,7 @@ func (a *answering) RoundTrip(r *http.Request) (*http.Response, error) {
 		return a.next.RoundTrip(r)
 	}
 	a.times--
-	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader([]byte(a.body)))}, nil
+	return &http.Response{StatusCode: cmp.Or(a.status, http.StatusOK), Header: a.header.Clone(), Body: io.NopCloser(bytes.NewReader([]byte(a.body)))}, nil
 }
 
 func TestAPassingRefusalOfStockIsNotSplit(t *testing.T) {

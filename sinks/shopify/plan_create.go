@@ -11,12 +11,20 @@ import (
 )
 
 // creation is one productSet that brings a whole product into the shop. What would make it dearer than a request may
-// be is left out in this order: metafields of variants, metafields, images; the next round adds it by id. The keys of
-// variants go last: without them a lost answer to this creation is resolved by the variants' options.
+// be is left out in this order: metafields of variants, metafields, images; the next round adds it by id, and so it
+// does with lists that are too long for one input. The keys of variants go last: without them a lost answer to this
+// creation is resolved by the variants' options.
 func creation(p work.Push) (*op, string) {
 	doc := p.Document
 	words := fmt.Sprintf("create with %s", count(len(doc.Variants.Value), "variant"))
-	c := creationParts{variantMetafields: true, metafields: true, images: true, keys: true}
+	levels := 0
+	for i := range doc.Variants.Value {
+		levels += len(doc.Variants.Value[i].Stock.Value)
+	}
+	c := creationParts{
+		variantMetafields: true, metafields: len(doc.Metafields.Value) < maxInputRows, images: true, keys: true,
+		stock: levels <= maxQuantities,
+	}
 	o := c.op(p)
 	for _, drop := range []*bool{&c.variantMetafields, &c.metafields, &c.images, &c.keys} {
 		if o.points <= cost.MaxPerRequest {
@@ -29,7 +37,10 @@ func creation(p work.Push) (*op, string) {
 }
 
 // creationParts says which of the optional parts a creation carries.
-type creationParts struct{ variantMetafields, metafields, images, keys bool }
+type creationParts struct{ variantMetafields, metafields, images, keys, stock bool }
+
+// carries reports whether a variant's metafields fit into one input, beside its key.
+func carries(v *document.Variant) bool { return len(v.Metafields.Value) < maxInputRows }
 
 func (c creationParts) op(p work.Push) *op {
 	doc := p.Document
@@ -79,13 +90,13 @@ func (c creationParts) op(p work.Push) *op {
 		if c.keys {
 			own = identity(v)
 		}
-		if c.variantMetafields {
+		if c.variantMetafields && carries(v) {
 			own = append(own, metafieldInput(v.Metafields)...)
 		}
 		if len(own) > 0 {
 			in["metafields"] = own
 		}
-		if levels := v.Stock.Value; len(levels) > 0 {
+		if levels := v.Stock.Value; c.stock && len(levels) > 0 {
 			in["inventoryQuantities"] = setQuantities(levels)
 		}
 		variants = append(variants, in)
@@ -152,6 +163,9 @@ func (c creationParts) created(s *Shadow, doc *document.Document, images []docum
 			continue
 		}
 		s.Variants[v.Key] = createdVariant(v, node, c.variantMetafields)
+		if !c.stock {
+			s.Variants[v.Key].Stock = map[string]ShadowLevel{}
+		}
 	}
 }
 
@@ -167,7 +181,7 @@ func createdVariant(v *document.Variant, node map[string]any, metafields bool) *
 			sv.Fields[f.name] = m
 		}
 	}
-	if metafields {
+	if metafields && carries(v) {
 		markMetafields(sv.Metafields, v.Metafields)
 	}
 	for _, l := range v.Stock.Value {

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/shelfwire/shelfwire/schemas/document"
+	"github.com/shelfwire/shelfwire/sinks/shopify/cost"
 )
 
 // optionPlan is how the options change without replacing a variant.
@@ -225,7 +226,6 @@ func (u *update) restructure(c *variantChanges) {
 			count(n, "variant"), map[bool]string{true: "is", false: "are"}[n == 1])
 		return
 	}
-	have, want := u.d.shadow.Options, u.doc.Options.Value
 	// Shopify takes an entry without an id for the variant that has its options now. Where a new variant gets the
 	// options that another one leaves, it has to wait for the next round.
 	later := u.inherits()
@@ -233,22 +233,50 @@ func (u *update) restructure(c *variantChanges) {
 	if later {
 		created = nil
 	}
+	parts := creationParts{variantMetafields: true, keys: true}
+	o := u.setVariants(c, created, parts)
+	for _, drop := range []*bool{&parts.variantMetafields, &parts.keys} {
+		if o.points <= cost.MaxPerRequest {
+			break
+		}
+		*drop = false
+		o = u.setVariants(c, created, parts)
+	}
+	doc, fields := u.doc, c.fields
+	o.done = func(s *Shadow, payload map[string]any) {
+		restructured(s, doc, created, fields, parts.variantMetafields, payload)
+	}
+	u.add(o)
+}
+
+// setVariants is the productSet of a new structure. New variants come without stock: a productSet that updates takes
+// quantities only at locations where the item is stocked already. The next round sets it.
+func (u *update) setVariants(c *variantChanges, created []*document.Variant, parts creationParts) *op {
+	have, want := u.d.shadow.Options, u.doc.Options.Value
 	var variants []any
+	adds := additions{}
 	for i := range u.doc.Variants.Value {
 		v := &u.doc.Variants.Value[i]
-		sv := u.d.shadow.Variants[v.Key]
 		var in map[string]any
-		if sv == nil && later {
-			continue
-		}
-		if sv == nil {
-			in = variantInput(v, nil)
-			in["metafields"] = append(identity(v), metafieldInput(v.Metafields)...)
-			// No stock: a productSet that updates takes quantities only at locations where the item is stocked
-			// already. The next round sets it.
-		} else {
+		switch sv := u.d.shadow.Variants[v.Key]; {
+		case sv != nil:
 			in = variantInput(v, append([]string{}, c.fields[v.Key]...))
 			in["id"] = sv.ID
+		case !slices.Contains(created, v):
+			continue
+		default:
+			in = variantInput(v, nil)
+			var own []any
+			if parts.keys {
+				own = identity(v)
+			}
+			if parts.variantMetafields && carries(v) {
+				own = append(own, metafieldInput(v.Metafields)...)
+				adds.merge(additions{addedVariantMetafields: metafieldKeys(v.Metafields.Value)})
+			}
+			if len(own) > 0 {
+				in["metafields"] = own
+			}
 		}
 		in["optionValues"] = optionValues(want, v.Options)
 		variants = append(variants, in)
@@ -258,14 +286,8 @@ func (u *update) restructure(c *variantChanges) {
 		"input":      map[string]any{"productOptions": optionInput(want, optionIDs(have, want)), "variants": variants},
 		"variants":   min(maxInputRows, len(variants)), "images": 1, "withImages": false,
 	})
-	o.heavy = true
-	o.adds = additions{}
-	for _, v := range created { // without stock
-		o.adds.merge(additions{addedVariantMetafields: metafieldKeys(v.Metafields.Value)})
-	}
-	doc, fields := u.doc, c.fields
-	o.done = func(s *Shadow, payload map[string]any) { restructured(s, doc, created, fields, payload) }
-	u.add(o)
+	o.heavy, o.adds = true, adds
+	return o
 }
 
 // inherits reports whether a new variant gets options that a variant of the shop has and leaves.
@@ -285,7 +307,7 @@ func (u *update) inherits() bool {
 }
 
 // restructured brings a productSet by id into the shadow.
-func restructured(s *Shadow, doc *document.Document, created []*document.Variant, fields map[string][]string, payload map[string]any) {
+func restructured(s *Shadow, doc *document.Document, created []*document.Variant, fields map[string][]string, metafields bool, payload map[string]any) {
 	product := object(payload["product"])
 	s.Options = readOptions(list(product["options"]))
 	nodes := map[string]map[string]any{}
@@ -310,7 +332,7 @@ func restructured(s *Shadow, doc *document.Document, created []*document.Variant
 			s.Doubt = true
 			continue
 		}
-		next[v.Key] = createdVariant(v, node, true)
+		next[v.Key] = createdVariant(v, node, metafields)
 		next[v.Key].Stock = map[string]ShadowLevel{}
 	}
 	s.Variants = next

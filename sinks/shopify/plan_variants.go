@@ -8,6 +8,7 @@ import (
 
 	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/schemas/work"
+	"github.com/shelfwire/shelfwire/sinks/shopify/cost"
 )
 
 // Names of quantities.
@@ -387,12 +388,15 @@ func (sv *ShadowVariant) update(v *document.Variant, fields []string) {
 }
 
 func (c *variantChanges) sendCreations(u *update) {
-	for chunk := range slices.Chunk(c.created, maxInputRows) {
+	for _, chunk := range affordable(c.created) {
 		var variants []any
 		for _, v := range chunk {
 			in := variantInput(v, nil)
 			in["optionValues"] = optionValues(u.doc.Options.Value, v.Options)
-			in["metafields"] = append(identity(v), metafieldInput(v.Metafields)...)
+			in["metafields"] = identity(v)
+			if carries(v) {
+				in["metafields"] = append(identity(v), metafieldInput(v.Metafields)...)
+			}
 			// A new variant has nothing committed, so on hand and available are the same number.
 			var levels []any
 			for _, l := range v.Stock.Value {
@@ -421,6 +425,27 @@ func (c *variantChanges) sendCreations(u *update) {
 		u.add(o)
 	}
 }
+
+// affordable splits new variants into lists that one request can carry.
+func affordable(created []*document.Variant) [][]*document.Variant {
+	var out [][]*document.Variant
+	var list []*document.Variant
+	points := 0.0
+	for _, v := range created {
+		own := cost.PerVariant + cost.PerVariantMetafield*float64(1+len(v.Metafields.Value))
+		if len(list) == maxInputRows || len(list) > 0 && points+own > creationPoints {
+			out, list, points = append(out, list), nil, 0
+		}
+		list, points = append(list, v), points+own
+	}
+	if len(list) > 0 {
+		out = append(out, list)
+	}
+	return out
+}
+
+// creationPoints leaves room for the mutation itself and for what it answers.
+const creationPoints = cost.MaxPerRequest - 50
 
 // variantAdditions is what the creation of variants puts into their lists.
 func variantAdditions(created []*document.Variant) additions {

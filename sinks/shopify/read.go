@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -20,6 +21,8 @@ type reading struct {
 	node  map[string]any // the product as the first page gave it
 	nodes []any          // the variants of all pages
 	after string
+	// keys and variantKeys are the metafields that were asked for.
+	keys, variantKeys []string
 }
 
 // readVariants is the page of a product's variants; 100 keep a product of 2,048 variants at 21 requests.
@@ -59,22 +62,32 @@ func (r *reading) take(product map[string]any) bool {
 	return more
 }
 
+// ownsStock reports whether levels are ours: by the document, or by the last one where this one is off sale.
 func (r *reading) ownsStock() bool {
+	if !r.doc.Variants.Owned {
+		for _, v := range r.old.Variants {
+			if len(v.Stock) > 0 {
+				return true
+			}
+		}
+	}
 	return slices.ContainsFunc(r.doc.Variants.Value, func(v document.Variant) bool { return v.Stock.Owned })
 }
 
-// metafieldKeys lists the metafields that are ours: those of the document and those that were pushed before.
+// metafieldKeys lists the metafields that are ours: those of the document, and then those that were pushed before or
+// may have been. A read takes maxInputRows of them; of the others nobody knows more than that they were ours.
 func (r *reading) metafieldKeys() (product, variant []string) {
 	ofProduct, ofVariants := map[string]bool{}, map[string]bool{}
+	oldProduct, oldVariants := map[string]bool{}, map[string]bool{}
 	if r.doc.Metafields.Owned {
 		for _, m := range r.doc.Metafields.Value {
 			ofProduct[metafieldKey(m)] = true
 		}
 		for k := range r.old.Metafields {
-			ofProduct[k] = true
+			oldProduct[k] = true
 		}
 		for _, k := range r.old.Former[addedMetafields] {
-			ofProduct[k] = true
+			oldProduct[k] = true
 		}
 	}
 	for _, v := range r.doc.Variants.Value {
@@ -84,13 +97,31 @@ func (r *reading) metafieldKeys() (product, variant []string) {
 	}
 	for _, v := range r.old.Variants {
 		for k := range v.Metafields {
-			ofVariants[k] = true
+			oldVariants[k] = true
 		}
 	}
 	for _, k := range r.old.Former[addedVariantMetafields] {
-		ofVariants[k] = true
+		oldVariants[k] = true
 	}
-	return slices.Sorted(maps.Keys(ofProduct)), slices.Sorted(maps.Keys(ofVariants))
+	return asked(ofProduct, oldProduct), asked(ofVariants, oldVariants)
+}
+
+func asked(wanted, others map[string]bool) []string {
+	maps.DeleteFunc(others, func(k string, _ bool) bool { return wanted[k] })
+	keys := append(slices.Sorted(maps.Keys(wanted)), slices.Sorted(maps.Keys(others))...)
+	return keys[:min(len(keys), maxInputRows)]
+}
+
+// unread marks what was ours and was not among the keys of a read.
+func unread(into, old map[string]string, keys []string) {
+	if len(keys) < maxInputRows {
+		return
+	}
+	for k := range old {
+		if !slices.Contains(keys, k) {
+			into[k] = unknown
+		}
+	}
 }
 
 // shadow is what the shop has of what the document owns. What was ours before and is still there stays ours; what the
@@ -111,6 +142,8 @@ func (r *reading) shadow() *Shadow {
 		}
 	}
 	readMetafields(s.Metafields, r.doc.Metafields, object(r.node["metafields"]))
+	r.keys, r.variantKeys = r.metafieldKeys()
+	unread(s.Metafields, r.old.Metafields, r.keys)
 	s.Options = readOptions(list(r.node["options"]))
 	r.images(s)
 	ours = slices.Concat(r.doc.Publications.Value, r.old.Publications, r.old.Former[addedPublications])
@@ -274,6 +307,7 @@ func (r *reading) variantMetafields(sv *ShadowVariant, want *document.Variant, o
 		return
 	}
 	readMetafields(sv.Metafields, want.Metafields, page)
+	unread(sv.Metafields, old.Metafields, r.variantKeys)
 	maps.DeleteFunc(sv.Metafields, func(key, _ string) bool {
 		_, before := old.Metafields[key]
 		before = before || slices.Contains(r.old.Former[addedVariantMetafields], key)
@@ -391,8 +425,12 @@ func sameImage(image document.Image, node map[string]any) bool {
 		return text(node["status"]) != "FAILED" && text(node["alt"]) == image.Alt
 	}
 	want, have := stem(image.URL), stem(served)
-	return want != "" && (have == want || strings.HasPrefix(have, want+"_"))
+	suffix, named := strings.CutPrefix(have, want)
+	return want != "" && named && (suffix == "" || appended.MatchString(suffix))
 }
+
+// appended is what Shopify puts behind a file's name that is taken.
+var appended = regexp.MustCompile(`^_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // stem is the file name of a URL without its extension.
 func stem(raw string) string {

@@ -96,10 +96,16 @@ func (d *delivery) run(ctx context.Context, jobs []*job) {
 		return
 	}
 	d.set = set
+	for _, j := range jobs {
+		if r := d.shop.identityTaken(j.plan.Push.Document); r != nil {
+			j.end(&failure{category: event.Validation, final: true, message: r.message, field: r.field})
+		}
+	}
 	for range maxRounds {
 		d.readRound(ctx, open(jobs, func(j *job) bool { return j.todo.read }))
 		writes := open(jobs, func(j *job) bool { return !j.todo.read })
 		d.prepare(ctx, writes)
+		d.spare(open(writes, nil))
 		for _, r := range pack(writes, d.shops.cfg.MaxMutations, d.shops.cfg.MaxCreations) {
 			d.write(ctx, r)
 		}
@@ -192,14 +198,53 @@ func (d *delivery) write(ctx context.Context, r *request) {
 				return
 			}
 		}
-		for _, j := range jobs {
-			j.fail(a.whole)
-		}
+		d.refuse(r, jobs, a.whole)
 		return
 	}
 	for i, it := range r.items {
 		payload, problem := a.of(fmt.Sprintf("m%d", i))
 		d.settle(ctx, it, payload, problem)
+	}
+}
+
+// refuse fails the products of a request that has failed as a whole.
+func (d *delivery) refuse(r *request, jobs []*job, f *failure) {
+	if f.daily {
+		d.shop.pauseVariants()
+	}
+	for _, j := range jobs {
+		own := *f
+		if f.daily && !slices.ContainsFunc(r.items, func(i item) bool { return i.rows == nil && i.jobs[0] == j && i.op.makesVariants() }) {
+			own.retryAfter = time.Second // it was only in the wrong company
+		}
+		j.fail(&own)
+	}
+}
+
+// dailyPause is how long no variants are asked for after the shop has said that its daily limit is reached.
+const dailyPause = 10 * time.Minute
+
+func (sh *shop) pauseVariants() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.noVariants = time.Now().Add(dailyPause)
+}
+
+// spare keeps products that need new variants out of requests while the shop makes none, so that they hold up no other.
+func (d *delivery) spare(jobs []*job) {
+	d.shop.mu.Lock()
+	paused := time.Now().Before(d.shop.noVariants)
+	d.shop.mu.Unlock()
+	if !paused {
+		return
+	}
+	for _, j := range jobs {
+		if slices.ContainsFunc(j.todo.ops, (*op).makesVariants) {
+			j.end(&failure{
+				category: event.APILimit, reason: reasonUnsent, retryAfter: time.Hour,
+				message: "The shop has reached its daily limit of new variants.",
+			})
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
@@ -162,6 +163,30 @@ func (s *Shops) ensureDefinition(ctx context.Context, sh *shop, lane work.Lane) 
 		}
 	}
 	s.cfg.Logger.Info("the product id's metafield is defined", "shop", sh.name, "namespace", sh.cfg.Namespace, "key", sh.cfg.Key)
+	return nil
+}
+
+// identityTaken finds a metafield of the document that is the one by which the product, or a variant, is known again.
+func (sh *shop) identityTaken(doc *document.Document) *refusal {
+	if doc == nil {
+		return nil
+	}
+	find := func(at string, list []document.Metafield) *refusal {
+		for i, m := range list {
+			if m.Namespace == sh.cfg.Namespace && (m.Key == sh.cfg.Key || m.Key == variantKey) {
+				return refuse(fmt.Sprintf("%s[%d]", at, i), "%s is the metafield by which Shelfwire knows its products again; name yours otherwise", metafieldKey(m))
+			}
+		}
+		return nil
+	}
+	if r := find("metafields", doc.Metafields.Value); r != nil {
+		return r
+	}
+	for i := range doc.Variants.Value {
+		if r := find(fmt.Sprintf("variants[%d].metafields", i), doc.Variants.Value[i].Metafields.Value); r != nil {
+			return r
+		}
+	}
 	return nil
 }
 

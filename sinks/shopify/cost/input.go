@@ -24,9 +24,10 @@ var dear = map[string]float64{
 
 // Input weights in points per element, from the complexity notes in Shopify's schema descriptions and its changelogs.
 const (
-	perVariant          = 0.2
+	// PerVariant and PerVariantMetafield are what callers split lists of new variants by.
+	PerVariant          = 0.2
 	perVariantFile      = 0.6
-	perVariantMetafield = 0.4
+	PerVariantMetafield = 0.4
 	perProductMetafield = 0.4
 	perProductFile      = 1.9
 )
@@ -78,10 +79,10 @@ func productPoints(in map[string]any, deep bool) float64 {
 }
 
 func variantPoints(variants []any) float64 {
-	points := perVariant * float64(len(variants))
+	points := PerVariant * float64(len(variants))
 	for _, v := range variants {
 		in := object(v)
-		points += perVariantMetafield * float64(len(list(in["metafields"])))
+		points += PerVariantMetafield * float64(len(list(in["metafields"])))
 		if in["file"] != nil {
 			points += perVariantFile
 		}

@@ -33,6 +33,7 @@ const (
 	NotFound        FaultKind = "not_found"        // HTTP 404
 	Locked          FaultKind = "locked"           // HTTP 423
 	TooMany         FaultKind = "too_many"         // HTTP 429 with Retry-After
+	DailyVariants   FaultKind = "daily_variants"   // HTTP 429: no more variants today
 	Redirect        FaultKind = "redirect"         // HTTP 302 to another host
 )
 

@@ -228,9 +228,11 @@ func (s *Shop) before(ctx context.Context, kind FaultKind, p *prepared) (answer 
 	case Locked:
 		return plain(http.StatusLocked, `{"errors":"Locked"}`), nil, true
 	case TooMany:
-		r := plain(http.StatusTooManyRequests, `{"errors":"Product: Daily variant creation limit reached. Please try again later."}`)
+		r := plain(http.StatusTooManyRequests, `{"errors":"Exceeded 2 calls per second for api client. Reduce request rates to resume uninterrupted service."}`)
 		r.header.Set("Retry-After", "4.0")
 		return r, nil, true
+	case DailyVariants:
+		return plain(http.StatusTooManyRequests, `{"errors":"Product: Daily variant creation limit reached. Please try again later."}`), nil, true
 	case Redirect:
 		r := plain(http.StatusFound, "")
 		r.header.Set("Location", "https://elsewhere.invalid/admin/api/graphql.json")
