@@ -245,18 +245,23 @@ func TestACreationWithMoreLevelsThanOneRequestTakesLeavesThemToTheNextRound(t *t
 		levels = append(levels, document.Level{Location: fmt.Sprintf("L%d", i), Quantity: 1})
 	}
 	doc := &document.Document{Eligible: true, Title: document.Of("Wide")}
-	option := document.Option{Name: "Size"}
+	rows, columns := document.Option{Name: "Size"}, document.Option{Name: "Colour"}
+	for i := range 25 {
+		columns.Values = append(columns.Values, fmt.Sprint(i))
+	}
 	var nodes []any
 	var variants []document.Variant
-	for i := range 2000 {
-		name := fmt.Sprint(i)
-		option.Values = append(option.Values, name)
-		variants = append(variants, document.Variant{
-			Key: name, Options: []string{name}, Price: document.Of("1.00"), Stock: document.Of(levels),
-		})
-		nodes = append(nodes, map[string]any{"id": "v" + name, "title": name, "inventoryItem": map[string]any{"id": "i" + name}})
+	for i := range 80 {
+		rows.Values = append(rows.Values, fmt.Sprint(i))
+		for j := range 25 {
+			title := fmt.Sprintf("%d / %d", i, j)
+			variants = append(variants, document.Variant{
+				Key: title, Options: []string{fmt.Sprint(i), fmt.Sprint(j)}, Price: document.Of("1.00"), Stock: document.Of(levels),
+			})
+			nodes = append(nodes, map[string]any{"id": "v" + title, "title": title, "inventoryItem": map[string]any{"id": "i" + title}})
+		}
 	}
-	doc.Options, doc.Variants = document.Of([]document.Option{option}), document.Of(variants)
+	doc.Options, doc.Variants = document.Of([]document.Option{rows, columns}), document.Of(variants)
 	push := work.Push{ProductID: "1", Document: doc}
 	o, _ := creation(push)
 	for _, v := range list(object(o.vars["input"])["variants"]) {
