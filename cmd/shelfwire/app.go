@@ -368,7 +368,12 @@ func (a *app) openAndRun(ctx context.Context) error {
 // serve answers for metrics and health while main runs, and ends when ctx does or when one of them cannot go on.
 func (a *app) serve(outer context.Context, main func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(outer)
-	g.Go(func() error { return serveMetrics(ctx, a.cfg.Metrics.Listen, a.metrics, a.ready, a.log) })
+	g.Go(func() error {
+		if err := serveMetrics(ctx, a.cfg.Metrics.Listen, a.metrics, a.ready, a.log); err != nil {
+			return a.cfg.At("metrics.listen", "metrics.listen: "+err.Error(), "choose another address for this process, or off")
+		}
+		return nil
+	})
 	g.Go(func() error { return main(ctx) })
 	err := g.Wait()
 	// Only the caller's own stop is no error. The group's context is ended by every error, with that error as its cause.

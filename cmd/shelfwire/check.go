@@ -45,6 +45,10 @@ func checkCommand() *cobra.Command {
 		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
 		defer a.close()
 		r := &checkReport{out: cmd.OutOrStdout(), width: width(cmd.OutOrStdout())}
+		tables := "clickhouse"
+		if cfg.ClickHouse.URL == "" {
+			tables += " (none is configured: nothing is kept for analysis)"
+		}
 		for _, part := range []struct {
 			name string
 			look func(context.Context) []problem
@@ -52,7 +56,7 @@ func checkCommand() *cobra.Command {
 			{"source, routes and documents query", a.checkSourceParts},
 			{"kafka", a.checked("kafka.brokers", a.checkKafka)},
 			{"state", a.checked("state.url", a.checkState)},
-			{"clickhouse", a.checked("clickhouse.url", a.checkTables)},
+			{tables, a.checked("clickhouse.url", a.checkTables)},
 			{"shops", a.checkShops},
 		} {
 			found := part.look(cmd.Context())

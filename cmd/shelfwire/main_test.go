@@ -351,8 +351,8 @@ func TestRunWaitsForServicesThatAreAway(t *testing.T) {
 		code, body := s.get("/readyz")
 		return code == http.StatusServiceUnavailable && strings.Contains(body, "waiting for the source database")
 	}, 20*time.Second, 50*time.Millisecond)
-	code, _ := s.get("/healthz")
-	require.Equal(t, http.StatusOK, code)
+	health, _ := s.get("/healthz")
+	require.Equal(t, http.StatusOK, health)
 
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", later)
 	require.NoError(t, err)
@@ -360,6 +360,27 @@ func TestRunWaitsForServicesThatAreAway(t *testing.T) {
 	go forward(t.Context(), l, real)
 	require.Eventually(t, func() bool { code, _ := s.get("/readyz"); return code == http.StatusOK }, 30*time.Second, 50*time.Millisecond)
 	stop()
+
+	// What waits at work is on record as well.
+	clickhouse := s.parts.clickhouseURL
+	t.Setenv("CLICKHOUSE_URL", "clickhouse://x@127.0.0.1:1/x")
+	stop = s.run("--only", "load")
+	require.Eventually(t, func() bool {
+		_, body := s.get("/metrics")
+		return strings.Contains(body, `shelfwire_waiting{stage="load",topic=""} 1`)
+	}, 30*time.Second, 100*time.Millisecond)
+	code, out := shelfwire(t, "run", "-c", s.file, "--only", "push")
+	require.Equal(t, exitError, code)
+	require.Contains(t, out, "metrics.listen: listen tcp "+s.http+": bind: address already in use; choose another address for this process, or off")
+	stop()
+	t.Setenv("CLICKHOUSE_URL", "")
+	code, out = shelfwire(t, "run", "-c", s.file, "--only", "load")
+	require.Equal(t, exitUsage, code)
+	require.Contains(t, out, "the role load needs clickhouse.url")
+	code, out = shelfwire(t, "check", "-c", s.file)
+	require.Equal(t, exitOK, code, out)
+	require.Contains(t, out, "✓ clickhouse (none is configured")
+	t.Setenv("CLICKHOUSE_URL", clickhouse)
 
 	// A stop ends the waiting at once, and is no error.
 	require.NoError(t, l.Close())

@@ -99,7 +99,7 @@ func serveMetrics(ctx context.Context, listen string, r *registry, ready func(co
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
-		return &exitCode{exitError, errors.Join(errors.New("metrics.listen: choose another address, or off"), err)}
+		return err
 	}
 	log.InfoContext(ctx, "metrics and health", "address", l.Addr().String())
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
