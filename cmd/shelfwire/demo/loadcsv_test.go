@@ -38,18 +38,21 @@ func wide(t *testing.T, products int) string {
 		require.NoError(t, w.Write(line))
 	}
 	for i := range products {
-		handle := fmt.Sprintf("p-%d", i)
+		handle := fmt.Sprintf("P.%d", i) // as somebody has typed it; the shop writes p-7
 		row(map[string]string{
-			"Handle": handle, "Title": fmt.Sprintf("Prødukt № %d 🧥 „Zwölf“", i), "Body (HTML)": "<table>\n<tr><td>\"x\",</td></tr>\n</table>",
+			"Handle": handle, "Title": fmt.Sprintf("Prødukt  № %d 👩\u200d👩\u200d👧 „Zwölf“ \u202eقميص\u202c", i), "Body (HTML)": "<table>\n<tr><td>\"x\",</td></tr>\n</table>",
 			"Type": []string{"Coats", "Lamps", "Mugs"}[i%3], "Tags": "a, ä, 🧥", "Published": "true", "Option1 Name": "Size", "Option1 Value": "S",
 			"Variant Price": "10", "Variant Inventory Qty": "3", "Image Src": "https://x/" + handle, "Image Position": "1",
 		})
 		for _, size := range []string{"M", "L / XL"} {
-			row(map[string]string{"Handle": handle, "Option1 Value": size, "Variant Price": "11.5", "Variant SKU": handle + size})
+			row(map[string]string{
+				"Handle": handle, "Option1 Value": size, "Variant Price": "1,011.5", "Variant SKU": "'" + handle + size,
+				"Variant Inventory Qty": "-2",
+			})
 		}
 		row(map[string]string{"Handle": handle, "Image Src": "https://x/" + handle + "-2", "Image Position": "2"})
 		if i > 10 {
-			row(map[string]string{"Handle": fmt.Sprintf("p-%d", i-10), "Image Src": fmt.Sprint("https://y/", i)})
+			row(map[string]string{"Handle": fmt.Sprintf("p.%d", i-10), "Image Src": fmt.Sprint("https://y/", i)})
 		}
 	}
 	w.Flush()
@@ -63,8 +66,32 @@ func TestLoadCSVOfThousandsOfProducts(t *testing.T) {
 	require.Equal(t, 3000, loaded.Products)
 	require.Equal(t, 9000, loaded.Variants)
 	require.Equal(t, 8989, loaded.Images)
+	counts := map[int]int{}
+	for _, n := range loaded.Notes {
+		counts[n.Count]++
+		require.NotZero(t, n.Line, n)
+	}
+	require.Equal(t, map[int]int{3000: 1, 6000: 3}, counts, "handles; codes, numbers, levels below zero: %v", loaded.Notes)
 	compared, _ := checkCatalog(t, conn)
 	require.Equal(t, 12000, compared, "a third in the north, a third in the south, a third in both")
+}
+
+// TestLoadCSVOfLargeProducts has the largest product that Shopify takes, and one with more pictures than it takes.
+func TestLoadCSVOfLargeProducts(t *testing.T) {
+	conn, _ := install(t)
+	var b strings.Builder
+	b.WriteString("Handle,Title,Option1 Name,Option1 Value,Option2 Name,Option2 Value,Option3 Name,Option3 Value,Variant Price,Image Src\n")
+	for i := range 2048 {
+		fmt.Fprintf(&b, "large,Large,A,a%d,B,b / %d,C,c%d,9.99,\n", i%32, i/32%32, i/1024)
+	}
+	for i := range 251 {
+		fmt.Fprintf(&b, "gallery,Gallery,,,,,,,9.99,https://x/%d\n", i)
+	}
+	loaded, err := demo.LoadCSV(t.Context(), conn, strings.NewReader(b.String()), "large.csv")
+	require.NoError(t, err)
+	require.Equal(t, []int{2, 2049, 250}, []int{loaded.Products, loaded.Variants, loaded.Images})
+	compared, _ := checkCatalog(t, conn)
+	require.Equal(t, 4098, compared)
 }
 
 func TestLoadCSVWritesNothingOfABadFile(t *testing.T) {
