@@ -202,6 +202,11 @@ func (c *checker) slot(ctx context.Context) {
 func (c *checker) published(ctx context.Context, routes []route.Route) {
 	where := "publication " + c.cfg.Publication
 	tables := Tables(routes)
+	for _, r := range routes { // parents are captured as well: their rows say where those of others lead
+		if r.Parent != nil && !slices.Contains(tables, r.Parent.Table) {
+			tables = append(tables, r.Parent.Table)
+		}
+	}
 	p, err := c.publication(ctx)
 	if err != nil {
 		c.failed(where, err)

@@ -22,7 +22,8 @@ import (
 func (c *checker) reads(ctx context.Context, d *Declared) {
 	p, err := c.plan(ctx, d.Documents)
 	if err != nil {
-		c.failed(documentsPlace, err)
+		c.sql(documentsKey, documentsPlace, err, "correct the SQL")
+		c.found[len(c.found)-1].Offset = 0 // in a statement around the query
 		return
 	}
 	relations, err := c.relations(ctx, p.relations)

@@ -113,6 +113,16 @@ func TestCheckOfARoleThatMayNothing(t *testing.T) {
 	require.Contains(t, text, `may not read public.product | GRANT USAGE ON SCHEMA "public"`)
 	require.Contains(t, text, `may not create it | CREATE PUBLICATION "shelfwire" FOR TABLE "public"."product"`)
 
+	d.exec(`CREATE TABLE stock (id bigint PRIMARY KEY, product_id bigint)`)
+	text = texts(src.Check(t.Context(), postgres.Declared{
+		Routes:    []route.Route{{Table: "public.stock", Parent: &route.Parent{Column: "product_id", Table: "public.product", ID: "id", Key: "id"}}},
+		Documents: `SELECT id::text AS product_id, ''::text AS shop, '{}'::jsonb AS document FROM product WHERE id::text = ANY ($1)`,
+	}))
+	require.Contains(t, text, `CREATE PUBLICATION "shelfwire" FOR TABLE "public"."stock", "public"."product"`, "parents are captured as well")
+	require.Contains(t, text, `permission denied for table product`)
+	require.Contains(t, text, `GRANT SELECT ON ... TO "`+role+`"`)
+	require.NotContains(t, text, "correct the SQL")
+
 	err := src.EnsurePublication(t.Context(), []string{"public.product"})
 	require.ErrorContains(t, err, `CREATE PUBLICATION "shelfwire" FOR TABLE "public"."product" WITH`)
 	_, err = src.EnsureSlot(t.Context())
