@@ -118,7 +118,7 @@ func (noRecords) Begin(context.Context, string, [16]byte, int32) (int64, error) 
 }
 func (noRecords) TopicID(context.Context, string) ([16]byte, error)             { return [16]byte{1}, nil }
 func (noRecords) StartOffsets(context.Context, string) (map[int32]int64, error) { return nil, nil }
-func (noRecords) SavePosition(context.Context, []work.Fence, map[int32]int64) error {
+func (noRecords) SavePosition(context.Context, []work.Fence, map[int32]int64, string) error {
 	return nil
 }
 

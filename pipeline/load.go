@@ -33,8 +33,9 @@ type loadTopics interface {
 
 // loadPositions keeps how far each leased partition is loaded; sinks/state implements it.
 type loadPositions interface {
-	// SavePosition moves positions forward, by the partitions of the fences, or fails with [work.ErrLeaseLost].
-	SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error
+	// SavePosition moves positions forward, by the partitions of the fences, or fails with [work.ErrLeaseLost]. of
+	// names the topic that they count and becomes the cursor of the leases; positions of another one are replaced.
+	SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64, of string) error
 }
 
 // LoadConfig configures the loader.

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -143,11 +146,11 @@ func (o *loadOutage) Insert(ctx context.Context, topic string, id [16]byte, reco
 	return o.DB.Insert(ctx, topic, id, records, token)
 }
 
-func (o *loadOutage) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
+func (o *loadOutage) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64, of string) error {
 	if err := o.check("save"); err != nil {
 		return err
 	}
-	return o.positions.SavePosition(ctx, fences, positions)
+	return o.positions.SavePosition(ctx, fences, positions, of)
 }
 
 func TestLoadWaitsForWhatIsAwayAndSaysWhy(t *testing.T) {
@@ -222,4 +225,41 @@ func TestLoadHandsOverWhatIsWantedWithNothingLeftBehind(t *testing.T) {
 	w.loaded(second)
 	stop()
 	w.requireEqual()
+}
+
+// loadHoles are tables that hold the last rows of a block of the topic, and not those before: its insert was cut short
+// between two months.
+type loadHoles struct {
+	noRecords
+	mu    sync.Mutex
+	next  int64
+	begun []int64
+}
+
+func (h *loadHoles) Begin(context.Context, string, [16]byte, int32) (int64, error) {
+	return h.next, nil
+}
+func (h *loadHoles) Add(_ int32, offset int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.begun = append(h.begun, offset)
+}
+
+// The position that stands was reached in the topic of that name that was deleted. Rows of the new one reach beyond it.
+func TestLoadDoesNotTrustAPositionInATopicThatIsNoMore(t *testing.T) {
+	for cursor, want := range map[string]int64{strings.Repeat("02", 16): 0, "01" + strings.Repeat("00", 15): 300} {
+		synctest.Test(t, func(t *testing.T) {
+			leases := &loadLeases{leases: map[int32]work.Lease{0: {Position: 300, Cursor: cursor}}}
+			h := &loadHoles{next: 381}
+			topics := []LoadTopic{{Kind: event.Changes, Name: "changes", Partitions: 1, Open: func() (LoadReader, error) { return h, nil }}}
+			l := NewLoad(LoadConfig{Lease: LeaseConfig{Owner: "a"}}, topics, leases, leases, h, h, slog.New(slog.DiscardHandler))
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- l.Run(ctx) }()
+			time.Sleep(time.Second) // in the bubble
+			cancel()
+			require.NoError(t, <-done)
+			require.Equal(t, []int64{want}, h.begun)
+		})
+	}
 }

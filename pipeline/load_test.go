@@ -78,7 +78,7 @@ func (l *loadLeases) Release(_ context.Context, fences []work.Fence) error {
 	return nil
 }
 
-func (l *loadLeases) SavePosition(_ context.Context, fences []work.Fence, positions map[int32]int64) error {
+func (l *loadLeases) SavePosition(_ context.Context, fences []work.Fence, positions map[int32]int64, of string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, f := range fences {
@@ -88,6 +88,9 @@ func (l *loadLeases) SavePosition(_ context.Context, fences []work.Fence, positi
 	}
 	for p, at := range positions {
 		lease := l.leases[p]
+		if lease.Cursor != of {
+			lease.Position, lease.Cursor = 0, of
+		}
 		lease.Position = max(lease.Position, at)
 		l.leases[p] = lease
 	}
@@ -316,11 +319,11 @@ func (f *loadFaults) Insert(ctx context.Context, topic string, id [16]byte, reco
 	return f.DB.Insert(ctx, topic, id, records, token)
 }
 
-func (f *loadFaults) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
+func (f *loadFaults) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64, of string) error {
 	if f.dead.Load() || f.roll(4) == 0 {
 		return errLoadFault
 	}
-	return f.positions.SavePosition(ctx, fences, positions)
+	return f.positions.SavePosition(ctx, fences, positions, of)
 }
 
 func TestLoadKilledAtAnyStepShowsExactlyTheTopics(t *testing.T) {

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -181,7 +182,7 @@ func (t *loadTopic) drop(partition int32) {
 func (t *loadTopic) reopen() {
 	for partition, p := range maps.Clone(t.open) {
 		t.drop(partition)
-		t.pending = append(t.pending, work.Lease{Fence: p.fence, Position: p.saved})
+		t.pending = append(t.pending, work.Lease{Fence: p.fence, Position: p.saved, Cursor: t.positionsOf()})
 	}
 	if t.reader != nil {
 		t.reader.Close()
@@ -220,6 +221,9 @@ func (t *loadTopic) goesOn(ctx context.Context) {
 	}
 }
 
+// positionsOf names what the positions count.
+func (t *loadTopic) positionsOf() string { return hex.EncodeToString(t.id[:]) }
+
 // begin opens every pending partition or none.
 func (t *loadTopic) begin(ctx context.Context) error {
 	id, err := t.broker.TopicID(ctx, t.Name)
@@ -242,8 +246,12 @@ func (t *loadTopic) begin(ctx context.Context) error {
 		}
 	}
 	from := make([]int64, len(t.pending))
-	for i, lease := range t.pending {
+	for i := range t.pending {
+		lease := &t.pending[i]
 		partition := lease.Partition - t.first
+		if lease.Cursor != t.positionsOf() {
+			lease.Position = 0 // it counts the records of a topic that is no more
+		}
 		next, err := t.load.tables.Begin(ctx, t.Kind, id, partition)
 		if err != nil {
 			return err
@@ -351,7 +359,7 @@ func (t *loadTopic) saveThese(ctx context.Context, partitions []int32) error {
 	}
 	var lost error
 	done := t.insist(ctx, func() error {
-		err := t.positions.SavePosition(ctx, fences, positions)
+		err := t.positions.SavePosition(ctx, fences, positions, t.positionsOf())
 		if errors.Is(err, work.ErrLeaseLost) {
 			lost = err
 			return nil

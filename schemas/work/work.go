@@ -47,7 +47,7 @@ type Lease struct {
 	// in the window or is parked. It is never below Position.
 	TakenIn int64
 	// Cursor is how far a stage has come inside the record at Position (Expand: the last product id parked of the
-	// fan-out); empty at a record's beginning.
+	// fan-out), empty at a record's beginning; or what Position counts (Load: the topic's id).
 	Cursor string
 	// Wanted says that another worker has fewer leases and waits for this one: drain and release it.
 	Wanted bool

@@ -181,13 +181,23 @@ func (s *Store) Positions(ctx context.Context, stage work.Stage) (map[int32]int6
 }
 
 // SavePosition moves the positions of leased partitions forward, for a stage whose output is elsewhere and repeats
-// harmlessly (Load).
-func (s *Store) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64) error {
+// harmlessly (Load). of is the id of the topic that they count, and becomes the leases' cursor: positions in another
+// topic of that name say nothing, and are replaced, also by lower ones.
+func (s *Store) SavePosition(ctx context.Context, fences []work.Fence, positions map[int32]int64, of string) error {
 	if err := checkPositions(fences, positions); err != nil {
 		return fmt.Errorf("save positions: %w", err)
 	}
+	parts := slices.Sorted(maps.Keys(positions))
+	at := make([]int64, len(parts))
+	for i, p := range parts {
+		at[i] = positions[p]
+	}
 	return s.apply(ctx, "save positions", fences, func(b *pgx.Batch) {
-		queuePositions(b, fences, nil, positions, nil)
+		b.Queue(`UPDATE leases l SET cursor = $4, (position, taken_in) = (SELECT p, p FROM (SELECT
+				CASE WHEN l.cursor = $4 THEN greatest(l.position, n.position) ELSE n.position END AS p) one)
+			FROM unnest($2::int[], $3::bigint[]) n(partition, position)
+			WHERE l.stage = $1 AND l.partition = n.partition AND (l.position < n.position OR l.cursor <> $4)`,
+			string(fences[0].Stage), parts, at, of)
 	})
 }
 

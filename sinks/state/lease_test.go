@@ -39,7 +39,7 @@ func TestAWorkerWhoseLeaseWasTakenWritesNothing(t *testing.T) {
 				Unpark: seen.Parked, Positions: map[int32]int64{1: 10},
 			})
 		},
-		"save positions": func(f []work.Fence) error { return s.SavePosition(ctx, f, map[int32]int64{1: 10}) },
+		"save positions": func(f []work.Fence) error { return s.SavePosition(ctx, f, map[int32]int64{1: 10}, "id") },
 		"processing": func(f []work.Fence) error {
 			return s.Processing(ctx, f, []work.Item{{BatchID: "b", ProductID: "p"}})
 		},
@@ -64,7 +64,7 @@ func TestAWorkerWhoseLeaseWasTakenWritesNothing(t *testing.T) {
 		require.NoError(t, write(fencesOf(taken)), "%s by the new owner", name)
 	}
 	require.Error(t, s.Settle(ctx, work.Settlement{}), "a write without fences is a mistake")
-	require.ErrorContains(t, s.SavePosition(ctx, fencesOf(taken), map[int32]int64{0: 1}), "without its fence")
+	require.ErrorContains(t, s.SavePosition(ctx, fencesOf(taken), map[int32]int64{0: 1}, "id"), "without its fence")
 }
 
 // TestAnEndedLeaseComesBackAsANewOne: the holder has dropped its memory by its own clock; what it gets back must look
@@ -273,8 +273,25 @@ func TestPositionsMoveForwardOnly(t *testing.T) {
 	take(work.TakeIn{TakenIn: map[int32]int64{1: 7}, Positions: map[int32]int64{1: 3}})
 	l = lease()
 	require.Equal(t, []int64{5, 9}, []int64{l.Position, l.TakenIn})
-	require.NoError(t, s.SavePosition(ctx, f, map[int32]int64{0: 2, 1: 8}))
+	require.NoError(t, s.SavePosition(ctx, f, map[int32]int64{0: 2, 1: 8}, "id"))
 	pos, err := s.Positions(ctx, work.StageExpand)
 	require.NoError(t, err)
 	require.Equal(t, map[int32]int64{0: 2, 1: 8}, pos)
+}
+
+// TestPositionsInAnotherTopicOfTheNameAreReplaced: a topic that is made anew begins at 0, whatever stood before.
+func TestPositionsInAnotherTopicOfTheNameAreReplaced(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StageLoad, "w", 1)
+	for _, step := range []struct {
+		of         string
+		save, want int64
+	}{{"one", 300, 300}, {"one", 200, 300}, {"two", 40, 40}, {"two", 30, 40}, {"two", 41, 41}} {
+		require.NoError(t, s.SavePosition(ctx, f, map[int32]int64{0: step.save}, step.of))
+		l, err := s.Renew(ctx, work.StageLoad, "w", 1, time.Minute)
+		require.NoError(t, err)
+		require.Equal(t, []int64{step.want, step.want}, []int64{l[0].Position, l[0].TakenIn})
+		require.Equal(t, step.of, l[0].Cursor)
+	}
 }

@@ -82,12 +82,12 @@ func TestAWriteWaitsForTheState(t *testing.T) {
 	f := own(t, s, work.StagePush, "w", 1)
 	exec(t, s, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND pid <> pg_backend_pid()`)
-	require.NoError(t, s.SavePosition(t.Context(), f, map[int32]int64{0: 1}))
+	require.NoError(t, s.SavePosition(t.Context(), f, map[int32]int64{0: 1}, "id"))
 
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	gone, err := Open(t.Context(), Config{URL: "postgres://nobody@127.0.0.1:1/none?connect_timeout=1"})
 	require.NoError(t, err)
 	defer gone.Close()
-	require.ErrorContains(t, gone.SavePosition(ctx, f, map[int32]int64{0: 1}), "save positions: ")
+	require.ErrorContains(t, gone.SavePosition(ctx, f, map[int32]int64{0: 1}, "id"), "save positions: ")
 }
