@@ -232,7 +232,7 @@ func (n *captureTries) judge(what string, err error) error {
 		return err
 	case *n < 2:
 		*n++
-		return fmt.Errorf("%s: %s", what, err) // without the type, which would end the retry
+		return errors.New(what + ": " + err.Error()) // without the type, which would end the retry
 	}
 	return &captureError{what + ": " + err.Error()}
 }

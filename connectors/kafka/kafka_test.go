@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -464,5 +465,29 @@ func TestAStopDoesNotWaitForABrokerThatIsAway(t *testing.T) {
 			require.Error(t, end.call(p, ctx))
 			require.Less(t, time.Since(began), 5*time.Second)
 		})
+	}
+}
+
+// Topics that somebody else has made must be able to hold what we write: a row that the topic refuses stops everything,
+// and a position that retention removes costs a whole snapshot.
+func TestTopicsOfOthersAreLookedAt(t *testing.T) {
+	for _, c := range []struct{ topic, key, value string }{
+		{event.Changes, "max.message.bytes", "1048588"},
+		{event.Changes, "cleanup.policy", "compact"},
+		{event.Positions, "cleanup.policy", "delete"},
+		{event.Documents, "cleanup.policy", "compact,delete"},
+	} {
+		fake, ours := open(t)
+		cl, err := kgo.NewClient(kgo.SeedBrokers(fake.ListenAddrs()...))
+		require.NoError(t, err)
+		defer cl.Close()
+		resp, err := kadm.NewClient(cl).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Name: c.key, Value: &c.value}}, ours.Topic(c.topic))
+		require.NoError(t, err)
+		require.NoError(t, resp[0].Err)
+		err = ours.EnsureTopics(t.Context())
+		var trouble *kafka.TopicConfigError
+		require.ErrorAs(t, err, &trouble, "%v", c)
+		require.Equal(t, ours.Topic(c.topic), trouble.Topic)
+		require.Equal(t, c.value, trouble.Have)
 	}
 }

@@ -50,6 +50,8 @@ func (c *Cluster) OpenProducer(ctx context.Context, transactionalID string) (*Pr
 		kgo.ProducerBatchMaxBytes(c.cfg.MaxRecordBytes),
 		// We decide ourselves when enough is gathered; the default of 10 ms would be paid by every single change.
 		kgo.ProducerLinger(0),
+		// Whoever writes bounds a transaction. A Produce that waits for room in the buffer could not be stopped.
+		kgo.MaxBufferedRecords(1<<24),
 	)
 	if err != nil {
 		return nil, err
@@ -78,8 +80,7 @@ func (p *Producer) Begin() error {
 }
 
 // Produce adds records to the open transaction. They are copied, so that the caller may reuse all memory, and sent
-// without waiting. It blocks only while the client's buffer is full. A record that cannot be written is reported by
-// the next call of any method.
+// without waiting. A record that cannot be written is reported by the next call of any method.
 func (p *Producer) Produce(records ...event.Record) error { return p.ProduceMarked(0, records...) }
 
 // ProduceMarked is Produce, and keeps the last offset of the records of this group, for [Producer.Offsets]. Group 0

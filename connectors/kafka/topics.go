@@ -31,13 +31,14 @@ type topicSpec struct {
 func (c *Cluster) specs() []topicSpec {
 	n := c.cfg.Partitions
 	size := strconv.Itoa(int(c.cfg.MaxRecordBytes) + 4096) // a batch around one record has a header of its own
-	rows := map[string]string{"max.message.bytes": size}
+	// The policy is said for each: a broker may have another default.
+	rows := map[string]string{"cleanup.policy": "delete", "max.message.bytes": size}
 	compacted := map[string]string{"cleanup.policy": "compact", "max.message.bytes": size}
 	return []topicSpec{
 		{event.Changes, n, rows},
 		{event.Fanouts, n, rows},
 		// One partition: announcements of one batch and what became of it stay in order, and one worker reads them.
-		{event.Batches, 1, nil},
+		{event.Batches, 1, map[string]string{"cleanup.policy": "delete"}},
 		{event.Outcomes, n, rows},
 		{event.Documents, n, compacted},
 		{event.DeadLetters, n, rows},
@@ -61,8 +62,55 @@ func (e *TopicError) Error() string {
 // Permanent says that trying again does not help.
 func (*TopicError) Permanent() bool { return true }
 
-// EnsureTopics creates the topics that are missing and checks the partition counts of those that stand. It changes
-// nothing about an existing topic.
+// TopicConfigError says that a topic exists with a setting that would lose or refuse records.
+type TopicConfigError struct {
+	Topic, Key, Have, Want, Why string
+}
+
+func (e *TopicConfigError) Error() string {
+	return fmt.Sprintf("topic %s has %s=%s, which %s: run kafka-configs.sh --alter --entity-type topics --entity-name %s "+
+		"--add-config %s=%s", e.Topic, e.Key, e.Have, e.Why, e.Topic, e.Key, e.Want)
+}
+
+// Permanent says that trying again does not help.
+func (*TopicConfigError) Permanent() bool { return true }
+
+// checkConfig holds the settings of topics that somebody else may have made against what is needed. Where the broker
+// does not tell them to us, it is silent.
+func (c *Cluster) checkConfig(ctx context.Context, specs []topicSpec, names []string) error {
+	found, err := c.adm.DescribeTopicConfigs(ctx, names...)
+	if err != nil {
+		return fmt.Errorf("describe the settings of topics: %w", err)
+	}
+	for _, s := range specs {
+		name := c.Topic(s.name)
+		rc, err := found.On(name, nil)
+		if err != nil || rc.Err != nil {
+			continue // reading settings is a right of its own
+		}
+		have := map[string]string{}
+		for _, e := range rc.Configs {
+			have[e.Key] = e.MaybeValue()
+		}
+		const size, policy = "max.message.bytes", "cleanup.policy"
+		want := s.config[policy]
+		if got := have[policy]; got != "" && got != want {
+			why := "loses what a position or a document says once it is old"
+			if want == "delete" {
+				why = "loses all but the last record of a key"
+			}
+			return &TopicConfigError{Topic: name, Key: policy, Have: got, Want: want, Why: why}
+		}
+		need, _ := strconv.Atoi(s.config[size])
+		if got, err := strconv.Atoi(have[size]); err == nil && got < need {
+			return &TopicConfigError{Topic: name, Key: size, Have: have[size], Want: s.config[size], Why: "refuses large rows, and nothing would pass them"}
+		}
+	}
+	return nil
+}
+
+// EnsureTopics creates the topics that are missing and checks partition counts and settings of those that stand. It
+// changes nothing about an existing topic.
 func (c *Cluster) EnsureTopics(ctx context.Context) error {
 	for _, s := range c.specs() {
 		config := make(map[string]*string, len(s.config))
@@ -95,7 +143,7 @@ func (c *Cluster) EnsureTopics(ctx context.Context) error {
 			return &TopicError{Topic: c.Topic(s.name), Have: have, Want: s.partitions}
 		}
 	}
-	return nil
+	return c.checkConfig(ctx, c.specs(), names)
 }
 
 // CopyOffsets commits next offsets of a topic to a consumer group that has no members. Nothing of ours reads them:
