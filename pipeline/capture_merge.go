@@ -190,7 +190,7 @@ func (s *captureSession) resolve(ctx context.Context) error {
 			id := t.id
 			*t = routerTarget{}
 			switch row, ok := found.rows[id]; {
-			case ok && routerReason("product id", []byte(row.Product)) == "":
+			case ok && routerReason([]byte(row.Product)) == "":
 				*t = routerTarget{kind: routerProduct, product: row.Product}
 			case found.bad[id] != "":
 				*t = routerTarget{kind: routerBad, reason: found.bad[id]}

@@ -234,7 +234,7 @@ func (r *router) learn(c *change.Change) {
 			r.cache.remove(par, old.Data)
 		}
 		if now := routerValue(c.After, id); now.Kind == change.Text {
-			if v := routerNewValue(c, key); v.Kind == change.Text && routerReason("product id", v.Data) == "" {
+			if v := routerNewValue(c, key); v.Kind == change.Text && routerReason(v.Data) == "" {
 				r.cache.put(par, string(now.Data), change.ProductID(v.Data))
 			} else {
 				r.cache.remove(par, now.Data)
@@ -297,8 +297,8 @@ func (r *router) target(p *routerPlan, i int, image, fill change.Tuple) routerTa
 		}
 		return routerTarget{kind: routerPending, parent: parent, id: string(v.Data)}
 	case v.Kind == change.Text:
-		if reason := routerReason("product id "+rt.Key, v.Data); reason != "" {
-			return routerTarget{kind: routerBad, reason: reason}
+		if reason := routerReason(v.Data); reason != "" {
+			return routerTarget{kind: routerBad, reason: "product id " + rt.Key + " " + reason}
 		}
 		return routerTarget{kind: routerProduct, product: change.ProductID(v.Data)}
 	case v.Kind == change.Null && parent != nil:
@@ -336,15 +336,15 @@ func (p *routerPlan) triggers(i int, c *change.Change) bool {
 // 2,700 bytes.
 const routerIDBytes = 1000
 
-// routerReason says why a text can be no product id; empty when it can.
-func routerReason(what string, id []byte) string {
+// routerReason says why a text can be no product id: "is empty"; it gives nothing when it can.
+func routerReason(id []byte) string {
 	switch {
 	case len(id) == 0:
-		return what + " is empty"
+		return "is empty"
 	case len(id) > routerIDBytes:
-		return fmt.Sprintf("%s has %d bytes, and at most %d are taken", what, len(id), routerIDBytes)
+		return fmt.Sprintf("has %d bytes, and at most %d are taken", len(id), routerIDBytes)
 	case !utf8.Valid(id):
-		return what + " is not UTF-8"
+		return "is not UTF-8"
 	}
 	return ""
 }
@@ -352,7 +352,7 @@ func routerReason(what string, id []byte) string {
 // resolve takes the answer of a look-up. What the stream has said meanwhile is newer and stays. A row that was found by
 // another text of its id (1.50 for 1.5, or by a collation) is not remembered: the stream will name it by its own.
 func (r *router) resolve(parent *routerParent, id string, row change.ParentRow) {
-	if row.ID != id || routerReason("product id", []byte(row.Product)) != "" {
+	if row.ID != id || routerReason([]byte(row.Product)) != "" {
 		return
 	}
 	if _, ok := r.cache.get(parent, []byte(id)); !ok {
