@@ -116,6 +116,7 @@ func (noRecords) Migrate(context.Context) error { return nil }
 func (noRecords) Begin(context.Context, string, [16]byte, int32) (int64, error) {
 	return 0, nil
 }
+
 func (noRecords) TopicID(context.Context, string) ([16]byte, error)             { return [16]byte{1}, nil }
 func (noRecords) StartOffsets(context.Context, string) (map[int32]int64, error) { return nil, nil }
 func (noRecords) SavePosition(context.Context, []work.Fence, map[int32]int64, string) error {

@@ -239,6 +239,7 @@ type loadHoles struct {
 func (h *loadHoles) Begin(context.Context, string, [16]byte, int32) (int64, error) {
 	return h.next, nil
 }
+
 func (h *loadHoles) Add(_ int32, offset int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
