@@ -2,12 +2,16 @@ package document
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // check finds what the schema cannot say. Each of these would be refused by the shop, or would make the plan
 // ambiguous: two variants with one key are one variant to the state.
 func (d *Document) check() error {
+	if title, owned := d.Title.Get(); owned && title == "" {
+		return blank("title")
+	}
 	options, _ := d.Options.Get()
 	if err := checkOptions(options); err != nil {
 		return err
@@ -32,6 +36,12 @@ func checkOptions(options []Option) error {
 		return err
 	}
 	for i, o := range options {
+		if o.Name == "" {
+			return blank(fmt.Sprintf("options[%d].name", i))
+		}
+		if at := slices.Index(o.Values, ""); at >= 0 {
+			return blank(fmt.Sprintf("options[%d].values[%d]", i, at))
+		}
 		if strings.Contains(o.Name, " / ") {
 			return &Error{
 				Path:    fmt.Sprintf("options[%d].name", i),
@@ -45,6 +55,11 @@ func checkOptions(options []Option) error {
 		}
 	}
 	return nil
+}
+
+// blank is a name of nothing but spaces.
+func blank(path string) *Error {
+	return &Error{Path: path, Message: "has nothing but spaces: give it a text, or leave it out"}
 }
 
 func checkVariants(variants []Variant, options []Option) error {

@@ -92,6 +92,7 @@ type SEO struct {
 }
 
 // Option is a product option such as Size, with its values in the order of the shop's menu. A product has 1 to 3.
+// Parse takes off the spaces around names and values, here and in variants.
 type Option struct {
 	Name   string   `json:"name"`
 	Values []string `json:"values"`

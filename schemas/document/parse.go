@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -52,10 +53,30 @@ func Parse(raw json.RawMessage) (Document, error) {
 		return Document{}, &Error{Message: fmt.Sprintf("does not fit the document (%v)", err)}
 	}
 	d.Reason = "" // a query that always names the column gives null or a leftover here
+	d.trim()
 	if err := d.check(); err != nil {
 		return Document{}, err
 	}
 	return d, nil
+}
+
+// trim takes the spaces around names that a shop compares. It would store them without, and a value that is never
+// found again under the name that it was sent by would be renamed for ever. What others look things up by (keys, SKUs)
+// stays as it is.
+func (d *Document) trim() {
+	d.Title.Value = strings.TrimSpace(d.Title.Value)
+	for i := range d.Options.Value {
+		o := &d.Options.Value[i]
+		o.Name = strings.TrimSpace(o.Name)
+		for j := range o.Values {
+			o.Values[j] = strings.TrimSpace(o.Values[j])
+		}
+	}
+	for i := range d.Variants.Value {
+		for j, value := range d.Variants.Value[i].Options {
+			d.Variants.Value[i].Options[j] = strings.TrimSpace(value)
+		}
+	}
 }
 
 // decodeAny decodes with the numbers as they stand, so that a limit is checked on what was written.

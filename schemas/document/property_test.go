@@ -26,6 +26,7 @@ func field[T any](t *rapid.T, name string, nullable bool, value *rapid.Generator
 
 var (
 	line     = rapid.StringMatching(`[A-Za-zäß 0-9<>&"\\ 😀]{1,20}`)
+	heading  = rapid.StringMatching(`[A-Zäß😀]([A-Za-zäß 0-9<>&"\\ 😀]{0,18}[a-z"])?`)
 	decimals = rapid.StringMatching(`(0|[1-9][0-9]{0,6})(\.[0-9]{1,4})?`)
 )
 
@@ -37,7 +38,7 @@ func documents() *rapid.Generator[document.Document] {
 		}
 		d := document.Document{
 			Eligible:        true,
-			Title:           field(t, "title", false, line),
+			Title:           field(t, "title", false, heading),
 			DescriptionHTML: field(t, "html", true, line),
 			Vendor:          field(t, "vendor", true, line),
 			Handle:          field(t, "handle", false, rapid.StringMatching(`[a-z][a-z0-9-]{0,9}`)),

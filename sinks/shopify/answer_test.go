@@ -17,6 +17,7 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/event"
 	documents "github.com/shelfwire/shelfwire/schemas/shopify"
 	"github.com/shelfwire/shelfwire/schemas/work"
+	"github.com/shelfwire/shelfwire/sinks/shopify/cost"
 )
 
 func TestAnswersAreSortedByTheTable(t *testing.T) {
@@ -274,4 +275,41 @@ func TestACreationWithMoreLevelsThanOneRequestTakesLeavesThemToTheNextRound(t *t
 	doc.Variants.Value = doc.Variants.Value[:1]
 	o, _ = creation(push)
 	require.Contains(t, list(object(o.vars["input"])["variants"])[0], "inventoryQuantities")
+}
+
+func TestTheLargestReadsStayBelowTheCap(t *testing.T) {
+	set := &settings{locations: map[string]string{}, publications: map[string]string{}}
+	for i := range 200 {
+		set.locations[fmt.Sprint(i)] = fmt.Sprint(i)
+	}
+	for i := range 250 {
+		set.publications[fmt.Sprint(i)] = fmt.Sprint(i)
+	}
+	doc := &document.Document{Eligible: true, Images: document.Of([]document.Image{}), Publications: document.Of([]string{})}
+	for i := range 250 {
+		doc.Metafields.Value = append(doc.Metafields.Value, document.Metafield{Namespace: "pim", Key: fmt.Sprint(i)})
+	}
+	doc.Metafields.Owned = true
+	for i := range 2048 {
+		doc.Variants.Value = append(doc.Variants.Value, document.Variant{
+			Key: fmt.Sprint(i), Metafields: doc.Metafields, Stock: document.Of([]document.Level{}),
+		})
+	}
+	doc.Variants.Owned = true
+	r := &reading{doc: doc, old: newShadow("gid://shopify/Product/1"), set: set}
+	o := r.op("gid://shopify/Product/1")
+	require.NoError(t, o.err)
+	require.LessOrEqual(t, o.points, cost.MaxPerRequest)
+	require.Equal(t, 200, o.vars["levels"], "an item may be stocked at every location")
+
+	c := &catalogReader{set: set, shop: &shop{cfg: ShopConfig{Namespace: "shelfwire", Key: "product_id"}}}
+	for _, o := range []*op{
+		newOp("catalog", c.vars(map[string]any{"first": catalogProducts, "variants": catalogVariants}, "")),
+		newOp("catalogVariants", c.vars(map[string]any{"id": "gid://shopify/Product/1", "variants": catalogRest}, "after")),
+	} {
+		require.NoError(t, o.err)
+		require.LessOrEqual(t, o.points, cost.MaxPerRequest, o.document)
+		require.Equal(t, 200, o.vars["levels"])
+		t.Logf("%s costs %d points", o.document, o.points)
+	}
 }

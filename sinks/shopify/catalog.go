@@ -24,7 +24,7 @@ type ShopProduct struct {
 	Tags            []string
 	Options         []ShopOption
 	Variants        []ShopVariant
-	// Metafields are the first 100 of the product, by "namespace.key".
+	// Metafields are the first 250 of the product, by "namespace.key".
 	Metafields map[string]ShopMetafield
 	Images     []ShopImage // the first 20
 	// Publications are the names of the channels that the product is published to.
@@ -80,7 +80,6 @@ const (
 	catalogProducts = 10
 	catalogVariants = 20
 	catalogRest     = 100
-	catalogLevels   = 20
 )
 
 // ReadCatalog reads all products of a shop that carry our custom id and yields them one by one, until yield returns
@@ -135,12 +134,12 @@ type catalogReader struct {
 // vars completes the variables that both queries of the catalog take.
 func (r *catalogReader) vars(vars map[string]any, after string) map[string]any {
 	vars["namespace"], vars["variantKey"] = r.shop.cfg.Namespace, variantKey
-	vars["levels"] = max(1, min(catalogLevels, len(r.set.locations)))
+	vars["levels"] = max(1, min(maxInputRows, len(r.set.locations)))
 	if after != "" {
 		vars["after"] = after
 	}
 	if _, all := vars["first"]; all {
-		vars["key"], vars["metafields"] = r.shop.cfg.Key, 100
+		vars["key"], vars["metafields"] = r.shop.cfg.Key, maxInputRows
 		vars["publications"] = max(1, min(50, len(r.set.publications)))
 	}
 	return vars

@@ -34,7 +34,7 @@ func (r *reading) op(id string) *op {
 	expected := max(len(r.doc.Variants.Value), len(r.old.Variants)) + 1
 	vars := map[string]any{
 		"id": id, "variants": min(expected, readVariants),
-		"levels": max(1, min(50, len(r.set.locations))), "withLevels": r.ownsStock(),
+		"levels": max(1, min(maxInputRows, len(r.set.locations))), "withLevels": r.ownsStock(),
 		"images": maxImages, "withImages": r.doc.Images.Owned && r.after == "",
 		"metafields": max(1, len(keys)), "keys": anys(keys), "withMetafields": len(keys) > 0 && r.after == "",
 		"variantMetafields": max(1, len(variantKeys)), "variantKeys": anys(variantKeys), "withVariantMetafields": len(variantKeys) > 0,
