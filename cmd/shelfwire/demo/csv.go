@@ -48,40 +48,63 @@ type Loaded struct {
 	Notes []Note
 }
 
-// LoadCSV fills the empty reference schema from a Shopify product export, as the admin writes it (in its wording
-// before or after 2025) or as a spreadsheet has saved it since (in UTF-8, UTF-16, Windows-1252 or Mac OS Roman, with
-// commas, semicolons or tabs): several rows for a product, adjacent or not, rows with a picture only, option names on
-// the first row, any further columns. Products that were not active or published are loaded as not approved; variants
-// without a price are not for sale. Where the file has no stock column, each variant gets 10 units; without a price
-// column, each costs 10.00.
+// Catalog is a CSV file as products. Nothing of it stands in a database before Load.
+type Catalog struct {
+	file string
+	export
+}
+
+// ReadCSV reads a Shopify product export, as the admin writes it (in its wording before or after 2025) or as a
+// spreadsheet has saved it since (in UTF-8, UTF-16, Windows-1252 or Mac OS Roman, with commas, semicolons or tabs):
+// several rows for a product, adjacent or not, rows with a picture only, option names on the first row, any further
+// columns. Products that were not active or published are not approved; variants without a price are not for sale.
+// Where the file has no stock column, each variant gets 10 units; without a price column, each costs 10.00.
 //
 // The categories of the file become the tree; its leaves are sold in the north, in the south, in both, in turn.
 //
-// The file is held in memory, about three times its size. Nothing is written unless all of it can be read: what can
-// be mended without a doubt is, and is counted in Loaded.Notes; anything else is a *[CSVError].
-func LoadCSV(ctx context.Context, conn *pgx.Conn, r io.Reader, file string) (Loaded, error) {
+// The file is held in memory, about three times its size. What can be mended without a doubt is, and is counted in
+// Loaded.Notes; anything else is a *[CSVError]. Errors of r are returned as they are, with the file's name.
+func ReadCSV(r io.Reader, file string) (*Catalog, error) {
 	e, err := readExport(r, file)
 	if err != nil {
-		return Loaded{}, err
+		return nil, err
 	}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	return &Catalog{file: file, export: *e}, nil
+}
+
+// Loaded counts what the catalog holds.
+func (c *Catalog) Loaded() Loaded { return c.loaded }
+
+// Load fills the empty reference schema with the catalog, in one transaction.
+func (c *Catalog) Load(ctx context.Context, conn *pgx.Conn) error {
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if err := insertStores(ctx, tx); err != nil {
 			return err
 		}
-		if err := insertCategories(ctx, tx, e.tree.list); err != nil {
+		if err := insertCategories(ctx, tx, c.tree.list); err != nil {
 			return err
 		}
-		for at := 0; at < len(e.products); at += chunk {
-			if err := insertProducts(ctx, tx, e.products[at:min(at+chunk, len(e.products))]); err != nil {
+		for at := 0; at < len(c.products); at += chunk {
+			if err := insertProducts(ctx, tx, c.products[at:min(at+chunk, len(c.products))]); err != nil {
 				return err
 			}
 		}
 		return moveSequences(ctx, tx)
 	})
 	if err != nil {
-		return Loaded{}, fmt.Errorf("load %s: %w", file, err)
+		return fmt.Errorf("load %s: %w", c.file, err)
 	}
-	return e.loaded, analyze(ctx, conn)
+	return analyze(ctx, conn)
+}
+
+// LoadCSV reads an export ([ReadCSV]) and fills the empty reference schema with it. Nothing is written unless all of
+// the file can be read.
+func LoadCSV(ctx context.Context, conn *pgx.Conn, r io.Reader, file string) (Loaded, error) {
+	c, err := ReadCSV(r, file)
+	if err != nil {
+		return Loaded{}, err
+	}
+	return c.Loaded(), c.Load(ctx, conn)
 }
 
 // export is a CSV file as products.
