@@ -313,3 +313,14 @@ func TestTheLargestReadsStayBelowTheCap(t *testing.T) {
 		t.Logf("%s costs %d points", o.document, o.points)
 	}
 }
+
+func TestAnUnknownOutcomeOutweighsEveryOtherFailure(t *testing.T) {
+	for _, first := range []*failure{unsent("no points"), {category: event.Validation, final: true}, {category: event.APILimit}} {
+		j := &job{known: knowledge{sure: true}, shadow: newShadow("gid://shopify/Product/1")}
+		j.fail(first)
+		j.fail(&failure{category: event.ShopifyError, unanswered: true})
+		require.True(t, j.result().Unanswered, "the intent must stand")
+		j.fail(first)
+		require.True(t, j.result().Unanswered)
+	}
+}

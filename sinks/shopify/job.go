@@ -111,7 +111,8 @@ func (j *job) fail(f *failure) {
 		j.todo = decision{read: true}
 		return
 	}
-	if j.failure == nil || j.failure.final && !f.final {
+	// A final failure of one field gives way to one that passes, and every other to one whose outcome is unknown.
+	if j.failure == nil || j.failure.final && !f.final || f.unanswered && !j.failure.unanswered {
 		j.failure = f
 	}
 	if f.unanswered {
@@ -178,6 +179,38 @@ func (j *job) drop(sh *shop, set *settings) {
 			j.bad[row.level()] = true
 		}
 		return r != nil
+	})
+}
+
+// leaveMissing gives up what is to be taken from a channel or a location that the shop does not have any more.
+func (j *job) leaveMissing(sh *shop, set *settings) {
+	var ops []*op
+	for _, o := range j.todo.ops {
+		if o.document != "publishableUnpublish" {
+			ops = append(ops, o)
+			continue
+		}
+		var rest []string
+		for _, name := range publicationNames(o) {
+			if _, r := sh.lookup(ref{refPublication, name}, set); r == nil {
+				rest = append(rest, name)
+				continue
+			}
+			j.shadow.Publications = slices.DeleteFunc(j.shadow.Publications, func(n string) bool { return n == name })
+		}
+		if len(rest) > 0 {
+			ops = append(ops, unpublishOp(j.shadow.ID, rest))
+		}
+	}
+	j.todo.ops = ops
+	j.todo.rows = slices.DeleteFunc(slices.Clone(j.todo.rows), func(row stockRow) bool {
+		_, r := sh.lookup(ref{refLocation, row.location}, set)
+		sv := j.shadow.Variants[row.variant]
+		if r == nil || row.listed || sv == nil {
+			return false
+		}
+		delete(sv.Stock, row.location)
+		return true
 	})
 }
 

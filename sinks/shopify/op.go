@@ -36,6 +36,7 @@ type stockRow struct {
 	location string // name
 	name     string // available, on_hand
 	quantity int
+	listed   bool // by the document; false where a level that has left it is emptied
 	from     *int // what the shop is believed to have; nil where nobody knows
 }
 

@@ -250,7 +250,7 @@ func TestAPriceThatRoundsToZeroIsAnEffect(t *testing.T) {
 	require.Equal(t, []work.Effect{work.EffectZeroPrice}, w.plan("1", doc).Effects)
 }
 
-// renaming changes what the shop says its locations are called.
+// renaming changes what the shop says its locations and channels are called.
 type renaming struct {
 	w    *world
 	next http.RoundTripper
@@ -260,7 +260,7 @@ type renaming struct {
 func (n *renaming) RoundTrip(r *http.Request) (*http.Response, error) {
 	sent := n.w.wire.requests[len(n.w.wire.requests)-1]
 	resp, err := n.next.RoundTrip(r)
-	if err != nil || n.as == nil || !slices.Contains(sent.roots, "locations") {
+	if err != nil || n.as == nil || !slices.Contains(sent.roots, "locations") && !slices.Contains(sent.roots, "publications") {
 		return resp, err
 	}
 	raw, err := io.ReadAll(resp.Body)
@@ -323,5 +323,25 @@ func TestADefinitionThatWasDeletedIsMadeAgain(t *testing.T) {
 		require.Empty(t, mutations(w.wire.take()))
 		w.mustPush("2", shirt(1))
 		require.Equal(t, []string{"metafieldDefinitionCreate"}, mutations(w.wire.take())[0].roots)
+	})
+}
+
+func TestWhatIsNoLongerThereNeedNotBeTakenAway(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		t.Helper()
+		change := &renaming{w: w, next: w.wire.next}
+		w.wire.next = change
+		doc := shirt(1)
+		doc.Publications = document.Of([]string{"Online Store", "Point of Sale"})
+		doc.Variants.Value[0].Stock = document.Of([]document.Level{{Location: "Main", Quantity: 5}, {Location: "Outlet", Quantity: 4}})
+		w.mustPush("1", doc)
+		// The outlet is closed and the channel uninstalled, in the shop and in the source.
+		change.as = strings.NewReplacer(`"Outlet"`, `"Other"`, `"Point of Sale"`, `"Other"`).Replace
+		<-time.After(time.Hour)
+		doc.Title = document.Of("Last stock")
+		doc.Publications = document.Of([]string{"Online Store"})
+		doc.Variants.Value[0].Stock = document.Of([]document.Level{{Location: "Main", Quantity: 9}})
+		w.mustPush("1", doc)
+		require.Equal(t, "Last stock", w.product("1").Title)
 	})
 }

@@ -299,11 +299,7 @@ func (u *update) publications() {
 		}
 	}
 	if len(removed) > 0 {
-		o := newOp("publishableUnpublish", map[string]any{"id": u.old.ID, "input": publicationInput(removed)})
-		o.done = func(s *Shadow, _ map[string]any) {
-			s.Publications = slices.DeleteFunc(s.Publications, func(n string) bool { return slices.Contains(removed, n) })
-		}
-		u.add(o)
+		u.add(unpublishOp(u.old.ID, removed))
 		u.say("unpublish from %s", strings.Join(removed, ", "))
 	}
 	if len(added) > 0 {
@@ -320,6 +316,25 @@ func (u *update) publications() {
 		u.add(o)
 		u.say("publish to %s", strings.Join(added, ", "))
 	}
+}
+
+func unpublishOp(id string, names []string) *op {
+	o := newOp("publishableUnpublish", map[string]any{"id": id, "input": publicationInput(names)})
+	o.done = func(s *Shadow, _ map[string]any) {
+		s.Publications = slices.DeleteFunc(s.Publications, func(n string) bool { return slices.Contains(names, n) })
+	}
+	return o
+}
+
+// publicationNames reads back what publicationInput has written.
+func publicationNames(o *op) []string {
+	var names []string
+	for _, in := range list(o.vars["input"]) {
+		if r, ok := object(in)["publicationId"].(ref); ok {
+			names = append(names, r.name)
+		}
+	}
+	return names
 }
 
 func publicationInput(names []string) []any {

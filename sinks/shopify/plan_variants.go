@@ -489,7 +489,7 @@ func (u *update) stock() {
 			continue
 		}
 		for _, l := range v.Stock.Value {
-			if u.level(v.Key, sv, l) {
+			if u.level(v.Key, sv, l, true) {
 				levels++
 			}
 		}
@@ -502,7 +502,7 @@ func (u *update) stock() {
 				if u.quiet { // it is empty, stays so, and is the merchant's from now on
 					delete(sv.Stock, location)
 				}
-			case u.level(v.Key, sv, document.Level{Location: location, Name: have.Name}):
+			case u.level(v.Key, sv, document.Level{Location: location, Name: have.Name}, false):
 				levels++
 			}
 		}
@@ -513,8 +513,8 @@ func (u *update) stock() {
 	}
 }
 
-// level adds a row for one level where it differs.
-func (u *update) level(key string, sv *ShadowVariant, want document.Level) bool {
+// level adds a row for one level where it differs. listed says whether the document names the level.
+func (u *update) level(key string, sv *ShadowVariant, want document.Level, listed bool) bool {
 	have, there := sv.Stock[want.Location]
 	same := there && !have.Unknown && levelName(have.Name) == levelName(want.Name)
 	if same && have.Quantity == want.Quantity {
@@ -524,7 +524,9 @@ func (u *update) level(key string, sv *ShadowVariant, want document.Level) bool 
 		u.read()
 		return true
 	}
-	row := stockRow{variant: key, item: sv.Item, location: want.Location, name: levelName(want.Name), quantity: want.Quantity}
+	row := stockRow{
+		variant: key, item: sv.Item, location: want.Location, name: levelName(want.Name), quantity: want.Quantity, listed: listed,
+	}
 	if same {
 		from := have.Quantity
 		row.from = &from

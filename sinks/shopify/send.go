@@ -149,6 +149,9 @@ func (d *delivery) prepare(ctx context.Context, jobs []*job) {
 		}
 	}
 	for _, j := range jobs {
+		if j.shadow != nil {
+			j.leaveMissing(d.shop, d.set)
+		}
 		for r := j.unresolved(d.shop, d.set); r != nil; r = j.unresolved(d.shop, d.set) {
 			j.drop(d.shop, d.set)
 			j.fail(&failure{category: event.Validation, final: true, message: r.message, field: r.field})
