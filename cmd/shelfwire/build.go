@@ -136,7 +136,15 @@ func (a *app) checkKafka(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	return attempt(ctx, c.Ping)
+	if err := attempt(ctx, c.Ping); err != nil {
+		return err
+	}
+	// A topic that is not there yet is made by the first run.
+	topic := c.Topic(event.Changes)
+	if ends, err := c.EndOffsets(ctx, topic); err == nil && len(ends) != int(c.Partitions()) {
+		return &kafka.TopicError{Topic: topic, Have: int32(len(ends)), Want: c.Partitions()}
+	}
+	return nil
 }
 
 // soloBudget is a rate budget of this process alone, for the few points of a check that comes before the first run.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
+	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/connectors/postgres"
 	"github.com/shelfwire/shelfwire/sinks/clickhouse"
 )
@@ -153,6 +154,11 @@ func (a *app) serviceError(key string, err error) (postgres.FindingKind, *config
 	_, pg := errors.AsType[*pgconn.PgError](err)
 	_, ch := errors.AsType[*clickhouse.ServerError](err)
 	_, broker := errors.AsType[*kerr.Error](err)
+	if t, ok := errors.AsType[*kafka.TopicError](err); ok {
+		return postgres.FindingMistake, a.cfg.At("kafka.partitions",
+			fmt.Sprintf("topic %s has %d partitions and %d are configured: the order per product rests on their number", t.Topic, t.Have, t.Want),
+			fmt.Sprintf("set kafka.partitions to %d, or use another kafka.prefix and take a new snapshot", t.Have))
+	}
 	switch parse, ok := errors.AsType[*pgconn.ParseConfigError](err); {
 	case ok: // its own text repeats the address, which is a secret
 		return postgres.FindingMistake, a.cfg.At(key, key+" is no connection string of Postgres: "+oneLine(errors.Unwrap(parse).Error()),

@@ -299,6 +299,20 @@ func (s *site) lists(t *testing.T) {
 		require.Contains(t, out, "the state database holds no state; start shelfwire run, which makes it")
 	})
 
+	t.Run("another number of partitions", func(t *testing.T) {
+		text, err := os.ReadFile(s.file)
+		require.NoError(t, err)
+		other := s.file + ".other.yaml"
+		changed := strings.NewReplacer("# partitions: 8 ", "partitions: 4 ", s.http, "off").Replace(string(text)) // run stands beside
+		require.NoError(t, os.WriteFile(other, []byte(changed), 0o600))
+		for _, command := range []string{"check", "run"} {
+			code, out := shelfwire(t, command, "-c", other)
+			require.Equal(t, exitUsage, code, out)
+			require.Contains(t, strings.Join(strings.Fields(out), " "), "topic catalog.changes has 8 partitions and 4 are configured")
+			require.Contains(t, out, "set kafka.partitions to 8")
+		}
+	})
+
 	// An id that nobody knows is parked for nobody.
 	code, out = shelfwire(t, "replay", "-c", s.file, "--product", "999999", "--product", "no number")
 	require.Equal(t, exitError, code, out)
