@@ -7,6 +7,7 @@
 //   - postgres.go: Config, Source, the read transaction that all reads share
 //   - slot.go: history, publication, slot
 //   - stream.go: the replication stream; wire.go frames its bytes, decode.go decodes pgoutput
+//   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
 //   - catalog.go, chunk.go: what a table looks like, and its rows in chunks
 //   - lookup.go, documents.go: parent keys, fan-out pages, documents
 //   - check.go, check_documents.go, identity.go, setup.go: what is wrong with a source, and the SQL that sets one up
@@ -29,8 +30,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -67,6 +70,18 @@ type Config struct {
 	// ReadBuffer is the size of the stream's buffer in bytes; it grows for a message that is larger, and shrinks
 	// again. Default 1 MiB.
 	ReadBuffer int
+	// SpillDir is where transactions that the server streams before their end wait for it. Default: the system's
+	// directory for temporary files. Files in it have no name and end with the process.
+	SpillDir string
+	// SpillLimit bounds them, in bytes of all open transactions. Beyond it the stream begins once more and has the
+	// server keep them, on its own disk. Default 10 GiB; negative: never stream.
+	SpillLimit int64
+	// MessagePrefix selects the logical messages that are yielded and counted. Those of others are passed over. Default:
+	// all are yielded.
+	MessagePrefix string
+	// DecodingMemory is the walsender's logical_decoding_work_mem, as Postgres writes sizes: what a transaction may take
+	// there before it is streamed. Default: the server's own setting.
+	DecodingMemory string
 	// ApplicationName is what pg_stat_activity shows. Default "shelfwire".
 	ApplicationName string
 	// Logger gets state changes. Default: none are written.
@@ -82,6 +97,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.StatusInterval, 10*time.Second)
 	setDefault(&c.IdleAfter, 100*time.Millisecond)
 	setDefault(&c.ReadBuffer, 1<<20)
+	setDefault(&c.SpillDir, os.TempDir())
+	setDefault(&c.SpillLimit, 10<<30)
 	setDefault(&c.ApplicationName, "shelfwire")
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -115,6 +132,10 @@ type Source struct {
 	pool    *pgxpool.Pool
 	version int // server_version_num
 	shapes  shapes
+
+	spillStats SpillStats
+	// whole: the next stream has the server keep transactions until their commit.
+	whole atomic.Bool
 }
 
 // Open connects to the source and refuses a server that is older than 14.
@@ -153,6 +174,22 @@ func (s *Source) Close() { s.pool.Close() }
 // Slot is the name of the replication slot.
 func (s *Source) Slot() string { return s.cfg.Slot }
 
+// SpillStats are live.
+func (s *Source) SpillStats() *SpillStats { return &s.spillStats }
+
+// streaming reports whether the next stream takes transactions before their end. After one that was too large it does
+// not, once: by the time of the next, that transaction may be gone.
+func (s *Source) streaming() bool { return s.cfg.SpillLimit > 0 && !s.whole.Swap(false) }
+
+// streamFailed draws the conclusion from what has ended a stream.
+func (s *Source) streamFailed(err error) {
+	if whole, ok := errors.AsType[*WholeError](err); ok {
+		s.whole.Store(true)
+		s.spillStats.Left.Add(1)
+		s.cfg.Logger.Warn("open transactions are left to the server", "reason", whole.Reason)
+	}
+}
+
 // replication opens a connection of the replication protocol.
 func (s *Source) replication(ctx context.Context) (*pgconn.PgConn, error) {
 	cfg, err := pgconn.ParseConfig(s.cfg.URL)
@@ -163,6 +200,9 @@ func (s *Source) replication(ctx context.Context) (*pgconn.PgConn, error) {
 	cfg.RuntimeParams["application_name"] = s.cfg.ApplicationName
 	maps.Copy(cfg.RuntimeParams, sessionSettings())
 	cfg.RuntimeParams["statement_timeout"] = "0"
+	if s.cfg.DecodingMemory != "" {
+		cfg.RuntimeParams["logical_decoding_work_mem"] = s.cfg.DecodingMemory
+	}
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, wrap(ctx, "connect for replication", err)

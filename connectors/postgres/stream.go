@@ -49,7 +49,12 @@ type Stream struct {
 	message    change.Message
 	at         change.LSN // WAL position of the message in work, for errors
 	broken     error
-	liveTable  func(ctx context.Context, oid uint32) (key []string, mixed bool, err error)
+	// spill holds the transactions that are streamed before their end; chunk is the one whose rows come now, 0 for
+	// none; replay is the one that has committed and is being yielded.
+	spill     *spill
+	chunk     uint32
+	replay    *replay
+	liveTable func(ctx context.Context, oid uint32) (key []string, mixed bool, err error)
 }
 
 // Stream starts to read the slot. From is the position up to which everything is durable with the caller, as it was
@@ -57,9 +62,10 @@ type Stream struct {
 // Transactions that committed before it are not sent again.
 //
 // Postgres answers a position that the slot has already passed by going on from the slot's without a word. That would
-// lose changes, so it is an error here: a [*SlotError] of kind SlotPassed, which names both. The server is asked for
-// protocol 1 with messages; transactions of any size pass through in constant memory on this side, while the server
-// holds or spills them until their commit.
+// lose changes, so it is an error here: a [*SlotError] of kind SlotPassed, which names both.
+//
+// Large transactions are streamed by the server before their end, spilled to Config.SpillDir, and yielded at their commit
+// like any other; so memory is constant on both sides. Where that cannot be, the stream ends with a [*WholeError].
 func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 	conn, err := s.replication(ctx)
 	if err != nil {
@@ -70,6 +76,7 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 		return nil, wrap(ctx, "connect for replication", err)
 	}
 	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer), decoder: newDecoder(), sentAt: time.Now(), liveTable: s.liveTable}
+	st.spill = newSpill(s.cfg.SpillDir, s.cfg.SpillLimit, &s.spillStats)
 	err = st.start(ctx, from)
 	if err == nil {
 		err = st.settle(ctx, from)
@@ -108,8 +115,12 @@ func takeOver(ctx context.Context, conn *pgconn.PgConn) (net.Conn, error) {
 // start sends START_REPLICATION and waits for the copy to begin.
 func (st *Stream) start(ctx context.Context, from change.LSN) error {
 	cfg := st.src.cfg
-	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', publication_names %s, messages 'true')",
-		quoteIdent(cfg.Slot), from, quoteOption(quoteIdent(cfg.Publication)))
+	options := fmt.Sprintf("proto_version '%d', publication_names %s, messages 'true'",
+		protocol(st.src.version), quoteOption(quoteIdent(cfg.Publication)))
+	if st.src.streaming() {
+		options += ", streaming 'on'"
+	}
+	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (%s)", quoteIdent(cfg.Slot), from, options)
 	if err := st.wire.send('Q', append([]byte(sql), 0)); err != nil {
 		return wrap(ctx, "start replication", err)
 	}
@@ -193,7 +204,9 @@ func (st *Stream) ServerEnd() change.LSN { return st.serverEnd }
 
 // Buffered reports whether Next would return an event, or at least have work to do, without waiting for the server.
 // It is the sign for a caller that collects events to hand on what it has before it waits.
-func (st *Stream) Buffered() bool { return len(st.truncated) > 0 || st.wire.whole() }
+func (st *Stream) Buffered() bool {
+	return len(st.truncated) > 0 || st.replay != nil || st.wire.whole()
+}
 
 // Next returns the next event, waiting for it as long as ctx allows. The event and what it points to are valid until
 // the next call. When ctx ends first, its error is returned and the stream can be used further, with nothing lost:
@@ -211,6 +224,7 @@ func (st *Stream) Next(ctx context.Context) (change.Event, error) {
 		err = fmt.Errorf("replication stream at %s: %w", max(st.at, st.Confirmed()), err)
 		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
 			st.broken = err
+			st.src.streamFailed(err)
 		}
 	}
 	return ev, err
@@ -229,6 +243,12 @@ func (st *Stream) next(ctx context.Context) (change.Event, error) {
 		}
 		if len(st.truncated) > 0 {
 			return st.nextTruncated(), nil
+		}
+		if st.replay != nil {
+			if ev, ok, err := st.nextReplayed(); ok || err != nil {
+				return ev, err
+			}
+			continue
 		}
 		typ, body, err := st.wire.next()
 		if err != nil {
@@ -345,13 +365,25 @@ func (st *Stream) keepalive(end change.LSN, ask bool) (change.Event, bool, error
 			return change.Event{}, false, err
 		}
 	}
-	if st.open {
+	if st.open || st.chunk != 0 {
 		return change.Event{}, false, nil
 	}
 	return change.Event{Kind: change.EventKeepalive, EndLSN: end}, true, nil
 }
 
 func (st *Stream) decode(start change.LSN, data []byte) (change.Event, bool, error) {
+	switch {
+	case len(data) == 0:
+	case st.chunk != 0:
+		return change.Event{}, false, st.spillChunk(start, data)
+	case data[0] == msgStreamStart, data[0] == msgStreamStop, data[0] == msgStreamAbort, data[0] == msgStreamCommit:
+		return st.control(data)
+	}
+	return st.apply(start, data)
+}
+
+// apply makes an event of one message of a transaction that has committed.
+func (st *Stream) apply(start change.LSN, data []byte) (change.Event, bool, error) {
 	m := &st.msg
 	if err := st.decoder.decode(data, m); err != nil {
 		return change.Event{}, false, err
@@ -389,6 +421,9 @@ var ops = map[byte]change.Op{msgInsert: change.Create, msgUpdate: change.Update,
 
 // logical yields a logical decoding message.
 func (st *Stream) logical(m *message) (change.Event, bool, error) {
+	if !st.wants(m.prefix) {
+		return change.Event{}, false, nil
+	}
 	st.message = change.Message{Transactional: m.transactional, LSN: m.lsn, Prefix: m.prefix, Content: m.content}
 	ev := change.Event{Kind: change.EventMessage, Message: &st.message}
 	if m.transactional {
@@ -399,6 +434,11 @@ func (st *Stream) logical(m *message) (change.Event, bool, error) {
 		ev.Transaction = &st.tx
 	}
 	return ev, true, nil
+}
+
+// wants reports whether messages of this prefix are yielded.
+func (st *Stream) wants(prefix string) bool {
+	return strings.HasPrefix(prefix, st.src.cfg.MessagePrefix)
 }
 
 // position numbers the next event of the open transaction.
@@ -530,6 +570,11 @@ func (st *Stream) status() error {
 // closes the connection. It takes no longer than 2 s, and less when ctx ends.
 func (st *Stream) Close(ctx context.Context) error {
 	defer func() { _ = st.wire.conn.Close() }() // after the orderly end it has nothing left to say
+	if st.replay != nil {
+		st.replay.close()
+		st.replay = nil
+	}
+	st.spill.closeAll()
 	if st.broken != nil {
 		return nil
 	}
