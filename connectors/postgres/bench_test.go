@@ -32,9 +32,19 @@ func BenchmarkStream(b *testing.B) {
 	require.NoError(b, src.EnsurePublication(b.Context(), []string{"public.p"}))
 	_, err = src.EnsureSlot(b.Context())
 	require.NoError(b, err)
+	const rows = 300_000
 	exec(fmt.Sprintf(`DO $$ BEGIN FOR t IN 0..%d LOOP
 		INSERT INTO p SELECT t * 100 + i, 1, 'handle-' || i, 'A title of a product ' || i, 12.50, i, now(), repeat('body ', 16) FROM generate_series(1, 100) i;
-		COMMIT; END LOOP; END $$`, (b.N-1)/100))
+		COMMIT; END LOOP; END $$`, rows/100-1))
+	exec("SELECT pg_copy_logical_replication_slot('bench', 'bench_eager')")
+	b.Run("gulps", func(b *testing.B) { readStream(b, postgres.Config{URL: url, Slot: "bench"}) })
+	b.Run("eager", func(b *testing.B) { readStream(b, postgres.Config{URL: url, Slot: "bench_eager", ReadPause: -1}) })
+}
+
+func readStream(b *testing.B, cfg postgres.Config) {
+	src, err := postgres.Open(b.Context(), cfg)
+	require.NoError(b, err)
+	defer src.Close()
 	st, err := src.Stream(b.Context(), 0)
 	require.NoError(b, err)
 	defer func() { _ = st.Close(context.WithoutCancel(b.Context())) }()

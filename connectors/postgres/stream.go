@@ -75,7 +75,7 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 	if err != nil {
 		return nil, wrap(ctx, "connect for replication", err)
 	}
-	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer), decoder: newDecoder(), sentAt: time.Now(), liveTable: s.liveTable}
+	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer, s.cfg.ReadPause), decoder: newDecoder(), sentAt: time.Now(), liveTable: s.liveTable}
 	st.spill = newSpill(s.cfg.SpillDir, s.cfg.SpillLimit, &s.spillStats)
 	err = st.start(ctx, from)
 	if err == nil {

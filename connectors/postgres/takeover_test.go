@@ -45,7 +45,7 @@ func TestTakeOverLeavesNoReadBehind(t *testing.T) {
 		require.NoError(t, pg.Exec(t.Context(), "SELECT 1").Close())
 		raw, err := takeOver(t.Context(), pg)
 		require.NoError(t, err)
-		w := newWire(raw, 1<<10)
+		w := newWire(raw, 1<<10, 0)
 		require.NoError(t, w.send('Q', []byte("IDENTIFY_SYSTEM\x00")))
 		require.NoError(t, w.fill(time.Now().Add(20*time.Second)), "%d slow writes: the driver has read the answer", slow)
 		typ, _, err := w.next()

@@ -22,10 +22,11 @@ type wire struct {
 	size int // of the buffer at rest
 	buf  []byte
 	r, w int // unread bytes are buf[r:w]
+	gulp *gulp
 }
 
-func newWire(conn net.Conn, size int) *wire {
-	return &wire{conn: conn, size: size, buf: make([]byte, size)}
+func newWire(conn net.Conn, size int, pause time.Duration) *wire {
+	return &wire{conn: conn, size: size, buf: make([]byte, size), gulp: newGulp(conn, pause)}
 }
 
 // next returns the next whole message in the buffer, or type 0 when fill is needed. The body is valid until fill.
@@ -55,11 +56,16 @@ func (w *wire) whole() bool {
 // fill can be called again.
 func (w *wire) fill(deadline time.Time) error {
 	w.makeRoom()
+	if n, err := w.gulp.read(w.buf[w.w:]); n > 0 || err != nil {
+		w.w += n
+		return err
+	}
 	if err := w.conn.SetReadDeadline(deadline); err != nil {
 		return err
 	}
 	n, err := w.conn.Read(w.buf[w.w:])
 	w.w += n
+	w.gulp.pace.took(n)
 	if n > 0 {
 		return nil
 	}

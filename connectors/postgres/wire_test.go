@@ -34,7 +34,7 @@ func TestWireFramesAnySplit(t *testing.T) {
 				b = b[n:]
 			}
 		}()
-		w := newWire(ours, 64)
+		w := newWire(ours, 64, 0)
 		for i, n := range sizes {
 			for {
 				whole := w.whole()
@@ -56,7 +56,7 @@ func TestWireFramesAnySplit(t *testing.T) {
 
 func TestWireRefusesOtherProtocols(t *testing.T) {
 	for _, head := range [][]byte{{'H', 'T', 'T', 'P', '/'}, {'d', 0, 0, 0, 3}, {'d', 0xff, 0xff, 0xff, 0xff}} {
-		w := newWire(nil, 64)
+		w := newWire(nil, 64, 0)
 		w.w = copy(w.buf, head)
 		_, _, err := w.next()
 		require.ErrorContains(t, err, "not the protocol of Postgres")
@@ -66,7 +66,7 @@ func TestWireRefusesOtherProtocols(t *testing.T) {
 func TestWireIsQuietAndGoesOn(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer func() { _ = ours.Close() }()
-	w := newWire(ours, 64)
+	w := newWire(ours, 64, 0)
 	require.ErrorIs(t, w.fill(time.Now().Add(time.Millisecond)), errQuiet)
 	go func() { _, _ = theirs.Write([]byte{'d', 0, 0, 0, 5, 7}) }()
 	require.NoError(t, w.fill(time.Now().Add(10*time.Second)))
