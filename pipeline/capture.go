@@ -16,6 +16,8 @@ import (
 
 // The prefixes of the logical messages that Capture reads. Batch is for users; the others are its own.
 const (
+	// MessagePrefix begins all of them. The stream should yield no others, as each has an ordinal.
+	MessagePrefix = "shelfwire."
 	// MessageBatch names the transaction that it belongs to: {"name": ..., "admin": ...}.
 	MessageBatch     = "shelfwire.batch"
 	messageWatermark = "shelfwire.watermark"

@@ -59,7 +59,8 @@ func captureWrites(ctx context.Context, db *pgx.Conn, rnd *rand.Rand, n int) err
 		}
 		if rnd.IntN(25) == 0 {
 			sql = append(sql, `UPDATE products SET price = price + g FROM generate_series(1, 1) g`,
-				`INSERT INTO products SELECT 'big' || g || '-' || pg_current_xact_id(), 't', g FROM generate_series(1, 90) g`)
+				`INSERT INTO products SELECT 'big' || g || '-' || pg_current_xact_id(), repeat('t', 1500), g FROM generate_series(1, 90) g`,
+				`SAVEPOINT big`, `UPDATE products SET price = price + 1`, `ROLLBACK TO big`, `UPDATE products SET price = price + 1`)
 		}
 		sql = append(sql, []string{"COMMIT", "COMMIT", "COMMIT", "ROLLBACK"}[rnd.IntN(4)])
 		if _, err := db.Exec(ctx, strings.Join(sql, ";")); err != nil {
@@ -80,7 +81,9 @@ func TestCaptureLosesAndDoublesNothing(t *testing.T) {
 			require.NoError(t, captureWrites(t.Context(), r.db, rnd, 30)) // what the snapshot finds
 
 			// The witness has a slot of its own, older than the capture's first record.
-			witness, err := postgres.Open(t.Context(), postgres.Config{URL: r.url, Slot: r.slot() + "_w"})
+			witness, err := postgres.Open(t.Context(), postgres.Config{
+				URL: r.url, Slot: r.slot() + "_w", MessagePrefix: pipeline.MessagePrefix, SpillLimit: -1,
+			})
 			require.NoError(t, err)
 			defer witness.Close()
 			require.NoError(t, witness.EnsurePublication(t.Context(), pipeline.RoutedTables(captureRoutes)))
@@ -121,6 +124,11 @@ func TestCaptureLosesAndDoublesNothing(t *testing.T) {
 			r.wait(c)
 			require.NoError(t, stop())
 			r.compare(witness)
+			var streamed int64
+			for _, n := range r.streamed {
+				streamed += n.Load()
+			}
+			require.Positive(t, streamed, "no transaction was taken before its commit")
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,9 @@ type captureRig struct {
 	cfg pipeline.CaptureConfig
 	// faults decides what goes wrong at the producer; nil: nothing.
 	faults func(call string) error
+	// runs counts the captures so far, streamed the transactions that each took before their commit.
+	runs     int
+	streamed []*atomic.Int64
 }
 
 var captureRoutes = []route.Route{
@@ -105,8 +109,16 @@ func (r *captureRig) giveUp() error {
 // run starts a capture. What Run returns comes over the channel, once the source is closed.
 func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) {
 	r.t.Helper()
-	src, err := postgres.Open(r.t.Context(), postgres.Config{URL: r.url, Slot: r.slot()})
+	r.runs++
+	cfg := postgres.Config{URL: r.url, Slot: r.slot(), MessagePrefix: pipeline.MessagePrefix}
+	if r.runs%3 != 0 { // two of three runs take transactions before their commit, the third after it
+		cfg.DecodingMemory = "64kB"
+	} else {
+		cfg.SpillLimit = -1
+	}
+	src, err := postgres.Open(r.t.Context(), cfg)
 	require.NoError(r.t, err)
+	r.streamed = append(r.streamed, &src.SpillStats().Transactions)
 	c := pipeline.NewCapture(r.cfg, pipeline.CaptureParts{
 		Source: src,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {

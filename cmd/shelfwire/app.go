@@ -182,7 +182,8 @@ func (a *app) openSource(ctx context.Context) (err error) {
 	return attempt(ctx, func(ctx context.Context) error {
 		a.source, err = postgres.Open(ctx, postgres.Config{
 			URL: c.URL.Reveal(), Slot: c.Slot, Publication: c.Publication, MaxConns: int32(c.MaxConnections),
-			StatementTimeout: c.StatementTimeout, ApplicationName: "shelfwire", Logger: a.log,
+			StatementTimeout: c.StatementTimeout, ApplicationName: "shelfwire", MessagePrefix: pipeline.MessagePrefix,
+			Logger: a.log,
 		})
 		return err
 	})
