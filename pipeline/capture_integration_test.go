@@ -241,7 +241,7 @@ func TestCaptureRefusesAPositionThatTheSlotHasPassed(t *testing.T) {
 // Kafka is away for longer than the server waits for a silent client.
 func TestCaptureKeepsTheConnectionWhileKafkaIsAway(t *testing.T) {
 	r := newCaptureRig(t)
-	r.exec(`ALTER DATABASE ` + r.db.Config().Database + ` SET wal_sender_timeout = '2s'`)
+	r.senderTimeout = 2 * time.Second
 	back := make(chan struct{})
 	var armed, held atomic.Bool
 	r.faults = func(call string) error {

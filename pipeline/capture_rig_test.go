@@ -31,6 +31,7 @@ type captureRig struct {
 	cfg pipeline.CaptureConfig
 	// faults decides what goes wrong at the producer; nil: nothing.
 	faults func(call string) error
+	senderTimeout time.Duration // zero: the default
 	// runs counts the captures so far, streamed the transactions that each took before their commit.
 	runs     int
 	streamed []*atomic.Int64
@@ -110,7 +111,7 @@ func (r *captureRig) giveUp() error {
 func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) {
 	r.t.Helper()
 	r.runs++
-	cfg := postgres.Config{URL: r.url, Slot: r.slot(), MessagePrefix: pipeline.MessagePrefix}
+	cfg := postgres.Config{URL: r.url, Slot: r.slot(), MessagePrefix: pipeline.MessagePrefix, SenderTimeout: r.senderTimeout}
 	if r.runs%3 != 0 { // two of three runs take transactions before their commit, the third after it
 		cfg.DecodingMemory = "64kB"
 	} else {

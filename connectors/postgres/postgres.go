@@ -63,8 +63,12 @@ type Config struct {
 	StatementTimeout time.Duration
 	// SlotTimeout is how long the creation of the slot waits for running transactions. Default 60 s.
 	SlotTimeout time.Duration
-	// StatusInterval is the longest time between two status messages; a third of the server's wal_sender_timeout
-	// when that is shorter. Default 10 s.
+	// SenderTimeout is the stream's wal_sender_timeout: after so long a silence the server ends it and frees the slot. So
+	// it is also how long a standby waits for a process that was stopped or cut off, and how long a pause of this one may
+	// last. One in the URL is respected. Default 4 s.
+	SenderTimeout time.Duration
+	// StatusInterval is the longest time between two status messages; a third of SenderTimeout when that is shorter.
+	// Default 10 s.
 	StatusInterval time.Duration
 	// IdleAfter is how long the stream waits for the server before Next returns an EventIdle, again and again.
 	// Shorter lets the caller act sooner in a lull, at the price of wake-ups. Default 100 ms.
@@ -100,6 +104,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxConns, 4)
 	setDefault(&c.StatementTimeout, 30*time.Second)
 	setDefault(&c.SlotTimeout, time.Minute)
+	setDefault(&c.SenderTimeout, 4*time.Second)
 	setDefault(&c.StatusInterval, 10*time.Second)
 	setDefault(&c.IdleAfter, 100*time.Millisecond)
 	setDefault(&c.ReadBuffer, 1<<20)
@@ -143,6 +148,8 @@ type Source struct {
 	spillStats SpillStats
 	// whole: the next stream has the server keep transactions until their commit.
 	whole atomic.Bool
+	// patience doubles the next stream's wal_sender_timeout so many times.
+	patience atomic.Int32
 }
 
 // Open connects to the source and refuses a server that is older than 14.
@@ -188,8 +195,24 @@ func (s *Source) SpillStats() *SpillStats { return &s.spillStats }
 // not, once: by the time of the next, that transaction may be gone.
 func (s *Source) streaming() bool { return s.cfg.SpillLimit > 0 && !s.whole.Swap(false) }
 
-// streamFailed draws the conclusion from what has ended a stream.
-func (s *Source) streamFailed(err error) {
+// nextTimeout is the wal_sender_timeout of the next stream.
+func (s *Source) nextTimeout() time.Duration { return s.cfg.SenderTimeout << s.patience.Load() }
+
+// mostPatience is 4 s doubled to 68 min.
+const mostPatience = 10
+
+// streamFailed draws the conclusions from what has ended a stream.
+//
+// Until version 16 a walsender that decodes much which concerns nobody, such as the refresh of a large materialized
+// view, does not look at its peer's messages and takes it for dead when the timeout is over. It would do so in every
+// stream to come. So a stream that is cut off before it has brought anything makes the next one more patient.
+func (s *Source) streamFailed(err error, progress bool) {
+	switch patience := s.patience.Load(); {
+	case progress:
+		s.patience.Store(0)
+	case connectionEnded(err) && patience < mostPatience:
+		s.patience.Store(patience + 1)
+	}
 	if whole, ok := errors.AsType[*WholeError](err); ok {
 		s.whole.Store(true)
 		s.spillStats.Left.Add(1)
@@ -207,6 +230,9 @@ func (s *Source) replication(ctx context.Context) (*pgconn.PgConn, error) {
 	cfg.RuntimeParams["application_name"] = s.cfg.ApplicationName
 	maps.Copy(cfg.RuntimeParams, sessionSettings())
 	cfg.RuntimeParams["statement_timeout"] = "0"
+	if cfg.RuntimeParams["wal_sender_timeout"] == "" {
+		cfg.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(s.nextTimeout().Milliseconds(), 10)
+	}
 	if s.cfg.ReadPause > 0 {
 		// As the driver's own dialer, which bounds the time by ConnectTimeout itself.
 		cfg.DialFunc = (&net.Dialer{KeepAlive: 5 * time.Minute, Control: smallWindow}).DialContext

@@ -199,6 +199,27 @@ func TestKilledWalsenderEndsTheStream(t *testing.T) {
 	require.Equal(t, "2", again[len(again)-1].After["id"])
 }
 
+// A process that was stopped or cut off does not hold the slot for long: whoever stands by gets it.
+func TestSilentReaderLosesTheSlot(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE p (id int PRIMARY KEY)`)
+	src := d.captureWith(func(c *postgres.Config) { c.SenderTimeout = time.Second }, "public.p")
+	silent := stream(t, src, 0)
+	d.exec(`INSERT INTO p VALUES (1)`)
+	rows := d.rows(silent) // and then it says nothing more
+	began := time.Now()
+	st := again(t, src)
+	t.Logf("taken over %s after the last sign of life", time.Since(began).Round(10*time.Millisecond))
+	require.Equal(t, rows, until(t, st, d.end()), "nothing was confirmed, so all comes again")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		if _, err := silent.Next(ctx); err != nil {
+			require.NotErrorIs(t, err, context.DeadlineExceeded, "the one that wakes up goes on reading")
+			return
+		}
+	}
+}
+
 // TestStreamedTransactionIsVisible: what the stream has shown, a snapshot taken later sees, as a rule; the xid tells.
 func TestStreamedTransactionIsVisible(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE p (id int PRIMARY KEY)`)

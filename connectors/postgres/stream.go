@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -24,7 +25,7 @@ const confirmInterval = time.Second
 // Stream yields the committed changes of the published tables in commit order, each transaction whole.
 //
 // One goroutine owns it: that which calls Next, Attend, Keepalive and Close. Only Confirm may be called from others.
-// The server ends a connection that it has not heard of for wal_sender_timeout (60 s by default), so the owner must
+// The server ends a connection that it has not heard of for Config.SenderTimeout, so the owner must
 // not stay away for longer than a third of that: it calls Next with an expiring ctx while it waits for something
 // else, or puts the wait into Attend.
 type Stream struct {
@@ -33,6 +34,7 @@ type Stream struct {
 	decoder   *decoder
 	interval  time.Duration // of status messages
 	confirmed atomic.Uint64
+	began     change.LSN // the confirmed position at the start
 	sent      change.LSN // the confirmed position of the last status message
 	sentAt    time.Time
 	asked     bool // the last keepalive asked for a reply
@@ -71,11 +73,20 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
+	timeout, err := senderTimeout(ctx, conn)
+	if err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx)) // the error at hand says more
+		return nil, wrap(ctx, "connect for replication", err)
+	}
 	raw, err := takeOver(ctx, conn)
 	if err != nil {
 		return nil, wrap(ctx, "connect for replication", err)
 	}
 	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer, s.cfg.ReadPause), decoder: newDecoder(), sentAt: time.Now(), liveTable: s.liveTable}
+	st.interval = s.cfg.StatusInterval
+	if timeout > 0 {
+		st.interval = min(st.interval, timeout/3)
+	}
 	st.spill = newSpill(s.cfg.SpillDir, s.cfg.SpillLimit, &s.spillStats)
 	err = st.start(ctx, from)
 	if err == nil {
@@ -86,6 +97,16 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 		return nil, err
 	}
 	return st, nil
+}
+
+// senderTimeout is after what silence the server ends the connection; 0: never.
+func senderTimeout(ctx context.Context, conn *pgconn.PgConn) (time.Duration, error) {
+	res, err := conn.Exec(ctx, "SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'").ReadAll()
+	if err != nil {
+		return 0, err
+	}
+	ms, err := strconv.ParseInt(string(res[0].Rows[0][0]), 10, 64)
+	return time.Duration(ms) * time.Millisecond, err
 }
 
 // takeOver takes the connection from the driver, before the start, when nothing is in flight; it closes it when it
@@ -164,20 +185,15 @@ func (st *Stream) settle(ctx context.Context, from change.LSN) error {
 			Mend:   "find out what has read from the slot or lost the position, then take a new snapshot",
 		}
 	}
-	var near, timeout int64
-	err = st.src.pool.QueryRow(ctx, `
-		SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, setting::bigint
-		FROM pg_settings WHERE name = 'wal_sender_timeout'`).Scan(&near, &timeout)
+	var near int64
+	err = st.src.pool.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&near)
 	if err != nil {
 		return wrap(ctx, "start replication", err)
 	}
 	st.near = change.XID(near)
-	st.interval = st.src.cfg.StatusInterval
-	if timeout > 0 {
-		st.interval = min(st.interval, time.Duration(timeout)*time.Millisecond/3)
-	}
 	// Invariant: never zero, or the server would take the write position for flushed.
-	st.confirmed.Store(uint64(max(from, info.ConfirmedFlush)))
+	st.began = max(from, info.ConfirmedFlush)
+	st.confirmed.Store(uint64(st.began))
 	return st.status()
 }
 
@@ -224,7 +240,7 @@ func (st *Stream) Next(ctx context.Context) (change.Event, error) {
 		err = fmt.Errorf("replication stream at %s: %w", max(st.at, st.Confirmed()), err)
 		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
 			st.broken = err
-			st.src.streamFailed(err)
+			st.src.streamFailed(err, st.Confirmed() > st.began)
 		}
 	}
 	return ev, err
