@@ -179,25 +179,40 @@ func TestLoadWaitsForWhatIsAwayAndSaysWhy(t *testing.T) {
 	w.requireEqual()
 }
 
-// loadHandOver wants every lease of the first worker for the second, once all has been read.
+// loadHandOver wants every lease of the first worker for the second, once all has been read. The second gets them when
+// the first has released the last.
 type loadHandOver struct {
 	*loadLeases
-	polled *atomic.Int64
-	all    int64
+	polled   *atomic.Int64
+	all      int64
+	mu       sync.Mutex
+	released map[int32]bool
 }
 
 func (h *loadHandOver) Renew(ctx context.Context, stage work.Stage, owner string, n int32, ttl time.Duration) ([]work.Lease, error) {
 	ls, err := h.loadLeases.Renew(ctx, stage, owner, n, ttl)
-	wanted := h.polled.Load() >= h.all
-	for i := range ls {
-		ls[i].Wanted = wanted && owner == "worker1"
+	if owner != "worker1" {
+		return ls, err
 	}
-	return ls, err
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(ls) > 0 && int32(len(h.released)) == n {
+		h.expire()
+	}
+	var held []work.Lease
+	for _, l := range ls {
+		if l.Wanted = h.polled.Load() >= h.all; !h.released[l.Partition] {
+			held = append(held, l)
+		}
+	}
+	return held, err
 }
 
-func (h *loadHandOver) Release(ctx context.Context, fences []work.Fence) error {
-	if len(fences) > 0 && fences[0].Owner == "worker1" {
-		h.expire()
+func (h *loadHandOver) Release(_ context.Context, fences []work.Fence) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, f := range fences {
+		h.released[f.Partition] = f.Owner == "worker1"
 	}
 	return nil
 }
@@ -211,7 +226,7 @@ func TestLoadHandsOverWhatIsWantedWithNothingLeftBehind(t *testing.T) {
 			all += int64(len(rs))
 		}
 	}
-	w.renew = &loadHandOver{loadLeases: w.leases, polled: &w.polled, all: all}
+	w.renew = &loadHandOver{loadLeases: w.leases, polled: &w.polled, all: all, released: map[int32]bool{}}
 	// Nothing is inserted for its own sake, but for the hand-over.
 	first, _ := w.start(LoadConfig{Linger: time.Hour}, w.db, w.leases)
 	require.Eventually(t, func() bool {
@@ -219,7 +234,7 @@ func TestLoadHandsOverWhatIsWantedWithNothingLeftBehind(t *testing.T) {
 		defer w.leases.mu.Unlock()
 		return w.leases.dead == "worker1"
 	}, time.Minute, time.Millisecond)
-	require.Eventually(t, func() bool { return first.Rows.Load() == all }, time.Minute, time.Millisecond)
+	require.Equal(t, all, first.Rows.Load())
 
 	second, stop := w.start(LoadConfig{Linger: time.Millisecond}, w.db, w.leases)
 	w.loaded(second)
