@@ -46,21 +46,39 @@ func query[T any](ctx context.Context, url, sql string, args ...any) (v T, err e
 
 // firstSnapshot waits until the whole catalog stands in the shops.
 func (d *demoRun) firstSnapshot(ctx context.Context) error {
+	if list, err := d.app.state.Batches(ctx, state.BatchFilter{Kind: event.KindSnapshot, Limit: 1}); err == nil && len(list) > 0 && !list[0].EndedAt.IsZero() {
+		d.say("snapshot   an earlier run has brought the catalog to the shops")
+		return nil
+	}
 	d.say("snapshot   the catalog goes to the shops, through Kafka")
 	var snap state.Batch
+	began, said := time.Now(), time.Now()
 	err := poll(ctx, 200*time.Millisecond, func(ctx context.Context) (bool, error) {
 		list, err := d.app.state.Batches(ctx, state.BatchFilter{Kind: event.KindSnapshot, Limit: 1})
 		if err != nil || len(list) == 0 {
 			return false, err
 		}
 		snap = list[0]
+		if now := time.Now(); snap.EndedAt.IsZero() && now.Sub(said) >= 10*time.Second {
+			said = now
+			done := snap.Succeeded + snap.Skipped + snap.Failed
+			d.say("snapshot   %d of about %d items are done%s", done, snap.Total, remaining(now.Sub(began), int64(done), int64(snap.Total)))
+		}
 		return !snap.EndedAt.IsZero(), nil
 	})
 	if err == nil {
-		d.say("snapshot   %s: %d items, %d pushed, %d skipped (not approved, no shop), %d failed",
+		d.say("snapshot   %s: %d items, %d pushed, %d skipped (not approved, without a price, sold nowhere), %d failed",
 			snap.Status, snap.Total, snap.Succeeded, snap.Skipped, snap.Failed)
 	}
 	return err
+}
+
+// remaining says how long the rest takes at the speed so far; nothing while that is a guess.
+func remaining(elapsed time.Duration, done, total int64) string {
+	if done < 500 || done >= total {
+		return ""
+	}
+	return fmt.Sprintf(", %s left at this speed", (elapsed*time.Duration(total-done)/time.Duration(done)).Round(10*time.Second))
 }
 
 // parked counts the products that wait in the state. What only waits for a late answer to be ruled out is done.
@@ -75,6 +93,7 @@ func (d *demoRun) calm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	said := false
 	steps := []func(context.Context) (bool, error){
 		func(ctx context.Context) (bool, error) {
 			return query[bool](ctx, d.parts.sourceURL, `SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = $2`,
@@ -85,7 +104,18 @@ func (d *demoRun) calm(ctx context.Context) error {
 		func(ctx context.Context) (bool, error) {
 			n, err := d.parked(ctx)
 			p := d.app.push.Stats()
-			return n == 0 && p.Hot.Load() == 0 && p.Flying.Load() == 0, err
+			if err != nil || p.Hot.Load()+p.Flying.Load() > 0 {
+				return false, err
+			}
+			if n == 0 {
+				return true, nil
+			}
+			held, err := query[int64](ctx, d.parts.stateURL, `SELECT count(*) FROM parked WHERE reason = 'HELD'`)
+			if held == n && !said {
+				said = true
+				d.say("guard      %d pushes are held: they would take too many products off sale, or set their prices to 0; the audit lists them", n)
+			}
+			return held == n, err
 		},
 		func(ctx context.Context) (bool, error) {
 			b, err := d.app.state.Outbox(ctx)
@@ -159,7 +189,7 @@ func (d *demoRun) loaded(ctx context.Context) (bool, error) {
 func (d *demoRun) audit(ctx context.Context, marks demo.Marks) error {
 	d.say("audit      reading both shops")
 	// Both comparisons look at one reading of the shops.
-	catalogs := &readOnce{shops: auditShops{d.app.shops, slices.Sorted(maps.Keys(d.app.cfg.Shops))}, read: map[string][]audit.Product{}}
+	catalogs := &readOnce{shops: auditShops{d.app.shops, slices.Sorted(maps.Keys(d.app.cfg.Shops))}, read: map[string][]audit.Product{}, say: d.say}
 	r, err := audit.Run(ctx, &auditSource{app: d.app}, catalogs, nil)
 	if err != nil {
 		return err
@@ -191,6 +221,8 @@ func (d *demoRun) audit(ctx context.Context, marks demo.Marks) error {
 type readOnce struct {
 	shops audit.Shops
 	read  map[string][]audit.Product
+	// say tells how far the first reading is, every thousand products.
+	say func(format string, args ...any)
 }
 
 // Names lists the shops.
@@ -201,6 +233,9 @@ func (o *readOnce) Products(ctx context.Context, shop string, yield func(audit.P
 	if o.read[shop] == nil {
 		err := o.shops.Products(ctx, shop, func(p audit.Product) bool {
 			o.read[shop] = append(o.read[shop], p)
+			if n := len(o.read[shop]); n%1000 == 0 {
+				o.say("audit      %d products of %s read", n, shop)
+			}
 			return true
 		})
 		if err != nil {
@@ -217,7 +252,8 @@ func (o *readOnce) Products(ctx context.Context, shop string, yield func(audit.P
 
 // expectations checks the shops against SQL that shares nothing with the documents query.
 func (d *demoRun) expectations(ctx context.Context, catalogs audit.Shops, marks demo.Marks) (wrong []string, compared int, err error) {
-	type key struct{ shop, product, variant string }
+	// By their option values: a large product is created without its variants' keys.
+	type key struct{ shop, product, options string }
 	have := map[key]audit.Variant{}
 	var texts strings.Builder
 	for _, s := range demo.Stores() {
@@ -226,7 +262,7 @@ func (d *demoRun) expectations(ctx context.Context, catalogs audit.Shops, marks 
 			for _, v := range p.Variants {
 				texts.WriteString(v.SKU + "\n")
 				if p.Status == "ACTIVE" {
-					have[key{s.Name, p.ProductID, v.Key}] = v
+					have[key{s.Name, p.ProductID, strings.Join(v.Options, "\x00")}] = v
 				}
 			}
 			return true
@@ -242,11 +278,14 @@ func (d *demoRun) expectations(ctx context.Context, catalogs audit.Shops, marks 
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	err = demo.Expectations(ctx, conn, func(e demo.Expectation) error {
 		compared++
-		v, ok := have[key{e.Shop, e.ProductID, e.VariantKey}]
-		delete(have, key{e.Shop, e.ProductID, e.VariantKey})
+		at := key{e.Shop, e.ProductID, strings.Join(e.Options, "\x00")}
+		v, ok := have[at]
+		delete(have, at)
 		switch {
 		case !ok:
 			wrong = append(wrong, fmt.Sprintf("%s: product %s, variant %s (SKU %q) is not on sale", e.Shop, e.ProductID, e.VariantKey, e.SKU))
+		case v.Key != "" && v.Key != e.VariantKey:
+			wrong = append(wrong, fmt.Sprintf("%s: the variant %s of product %s bears the key %s", e.Shop, e.VariantKey, e.ProductID, v.Key))
 		case v.SKU != e.SKU:
 			wrong = append(wrong, fmt.Sprintf("%s: variant %s has SKU %q, not %q", e.Shop, e.VariantKey, v.SKU, e.SKU))
 		case e.PriceOwned && v.Price != e.Price:
@@ -260,7 +299,7 @@ func (d *demoRun) expectations(ctx context.Context, catalogs audit.Shops, marks 
 		return nil
 	})
 	for k := range have {
-		wrong = append(wrong, fmt.Sprintf("%s: product %s, variant %s is on sale and should not be", k.shop, k.product, k.variant))
+		wrong = append(wrong, fmt.Sprintf("%s: product %s, variant %s is on sale and should not be", k.shop, k.product, strings.ReplaceAll(k.options, "\x00", " / ")))
 	}
 	all := texts.String()
 	for _, text := range marks.RolledBack {

@@ -106,15 +106,15 @@ func (p *demoParts) start(ctx context.Context) error {
 	return nil
 }
 
-// startShops serves the simulated shops. They are large ones, so that a first snapshot of a thousand products takes
-// seconds and not the minutes that a small plan's rate limit asks for.
+// startShops serves the simulated shops. They have the largest plan, so that a first snapshot of thousands of
+// products takes a minute and not the half hour that a small plan's rate limit asks for.
 func (p *demoParts) startShops(ctx context.Context) error {
 	cfg := shopifysim.Config{
 		Dir: filepath.Join(p.dir, "shops"), Latency: shopifysim.Latency{Min: 20 * time.Millisecond, Max: 60 * time.Millisecond},
 	}
 	for _, s := range demo.Stores() {
 		cfg.Shops = append(cfg.Shops, shopifysim.ShopConfig{
-			Domain: s.Name, Token: "simulated", Plan: shopifysim.Plus, Locations: s.Locations, Publications: s.Publications,
+			Domain: s.Name, Token: "simulated", Plan: shopifysim.Enterprise, Locations: s.Locations, Publications: s.Publications,
 		})
 	}
 	sim, err := shopifysim.New(cfg)

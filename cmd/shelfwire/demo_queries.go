@@ -44,5 +44,9 @@ func (d *demoRun) queries(ctx context.Context) error {
 
 func (d *demoRun) showQuery(question string, t *table) error {
 	_, _ = fmt.Fprintf(d.out, "\n%s\n", question)
+	if len(t.rows) == 0 {
+		_, err := fmt.Fprintln(d.out, "Nothing.")
+		return err
+	}
 	return t.write(d.out)
 }

@@ -69,7 +69,7 @@ func (s *screen) tell(ctx context.Context) {
 		return
 	}
 	for _, b := range list {
-		if b.Name != "" && s.batches[b.ID] != b.Status {
+		if b.Name != "" && s.batches[b.ID] != b.Status && (b.EndedAt.IsZero() || b.EndedAt.After(s.d.began)) { // not those of an earlier run
 			s.batches[b.ID] = b.Status
 			s.d.say("batch      %q by %s is %s (%d items, %d succeeded, %d failed)", b.Name, b.Admin, b.Status, b.Total, b.Succeeded, b.Failed)
 		}
@@ -95,8 +95,11 @@ func (s *screen) line(ctx context.Context) string {
 		c.Records.Load(), p.Coalesced.Load(), p.Succeeded.Load(), p.Skipped.Load(), p.Failed.Load(), p.Retried.Load())
 	b.WriteString("points left")
 	for _, st := range demo.Stores() {
-		bucket := a.shops.Bucket(st.Name)
-		fmt.Fprintf(&b, " %s %.0f", st.Name, bucket.Level)
+		if bucket := a.shops.Bucket(st.Name); bucket.Maximum > 0 {
+			fmt.Fprintf(&b, " %s %.0f", st.Name, bucket.Level)
+		} else {
+			fmt.Fprintf(&b, " %s ?", st.Name) // it has not answered yet
+		}
 	}
 	waiting := p.Hot.Load() + p.Flying.Load()
 	if n, err := s.d.parked(ctx); err == nil {
