@@ -148,8 +148,9 @@ func (a *app) reach(ctx context.Context, key string, step func(context.Context) 
 // refused gives the error of a service the place where it is named, unless it knows better itself: a stop, or an error
 // that says what to do.
 func (a *app) refused(ctx context.Context, key string, err error) error {
-	var source *state.SourceError // it says what to do
-	if key == "" || ctx.Err() != nil || errors.As(err, &source) {
+	_, partitions := errors.AsType[*kafka.TopicError](err)
+	var permanent interface{ Permanent() bool }
+	if key == "" || ctx.Err() != nil || !partitions && errors.As(err, &permanent) && permanent.Permanent() {
 		return err
 	}
 	kind, e := a.serviceError(key, err)

@@ -81,11 +81,12 @@ func endWithParent(ctx context.Context, stop context.CancelCauseFunc) {
 // demoRun is one demo.
 type demoRun struct {
 	demoFlags
-	out   io.Writer
-	log   *slog.Logger
-	parts *demoParts
-	app   *app
-	began time.Time
+	export *demo.Catalog // what --catalog names; nil for generated products
+	out    io.Writer
+	log    *slog.Logger
+	parts  *demoParts
+	app    *app
+	began  time.Time
 }
 
 // runDemo is the story from start to end. It returns an exitCode error when the audit found drift.
@@ -94,7 +95,8 @@ func runDemo(ctx context.Context, f *demoFlags, out io.Writer) error {
 	if f.verbose {
 		d.log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	if err := d.checkCatalog(ctx); err != nil {
+	var err error
+	if d.export, err = readCatalog(f.catalog); err != nil {
 		return err
 	}
 	dir, remove, err := d.directory(ctx)

@@ -113,7 +113,9 @@ func TestDemoRefusesABadCatalog(t *testing.T) {
 	require.Contains(t, out, "is a directory")
 
 	require.NoError(t, os.WriteFile(file, []byte("Handle,Title,Option1 Name,Option1 Value,Variant Price\nshirt,Shirt,Title,Default Title,5\n"), 0o600))
-	require.NoError(t, (&demoRun{demoFlags: demoFlags{catalog: file}}).checkCatalog(t.Context()))
+	export, err := readCatalog(file)
+	require.NoError(t, err)
+	require.Equal(t, 1, export.Loaded().Products)
 }
 
 // site is what a user has before the first run: services, a catalog, a configuration of init's, and the environment.
