@@ -111,6 +111,7 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 	}
 	e.stats.Fanouts.Add(1)
 	image, after := cursorOf(lease.Cursor)
+	size := e.cfg.Page
 	for ; image < 2; image, after = image+1, "" {
 		row := fan.Before
 		if image == 1 {
@@ -120,7 +121,8 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 			continue
 		}
 		for {
-			ids, err := e.page(ctx, query, row, after, fan.XID)
+			var ids []change.ProductID
+			ids, size, err = e.page(ctx, query, row, after, size, fan.XID)
 			if err != nil && blamesData(err) { // it would break for ever, and everything behind it would wait
 				return e.bury(ctx, lease, rec, fmt.Errorf("the route's query breaks on this row: %w", err))
 			}
@@ -134,7 +136,7 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 			if err := e.park(ctx, lease, rec, &fan, ids, fmt.Sprintf("%d:%s", image, after)); err != nil {
 				return err
 			}
-			if len(ids) < e.cfg.Page {
+			if len(ids) < size {
 				break
 			}
 		}
@@ -164,28 +166,33 @@ func cursorOf(c string) (image int, after string) {
 }
 
 // page reads one page in a snapshot that sees the fan-out's own transaction. It waits for as long as that takes: the
-// WAL of a commit is sent before the commit is visible to others.
-func (e *Expand) page(ctx context.Context, query string, row map[string]*string, after string, xid change.XID) ([]change.ProductID, error) {
-	var ids []change.ProductID
+// WAL of a commit is sent before the commit is visible to others. A page that takes too long is made smaller: size is
+// what it has come down to.
+func (e *Expand) page(
+	ctx context.Context, query string, row map[string]*string, after string, n int, xid change.XID,
+) (ids []change.ProductID, size int, err error) {
 	for {
 		var snap change.Snapshot
 		var broken error
 		err := retry(ctx, e.log, "page of a fan-out", func(ctx context.Context) (err error) {
-			ids, snap, err = e.source.Page(ctx, query, row, after, e.cfg.Page)
+			ids, snap, err = e.source.Page(ctx, query, row, after, n)
+			if err != nil && ctx.Err() == nil && timedOut(err) {
+				n = max(1, n/2)
+			}
 			if err != nil && blamesData(err) {
 				broken, err = err, nil
 			}
 			return err
 		})
 		if broken != nil {
-			return nil, broken
+			return nil, n, broken
 		}
 		if err != nil || snap.Sees(xid) {
 			e.stats.Pages.Add(1)
-			return ids, err
+			return ids, n, err
 		}
 		if !sleep(ctx, 20*time.Millisecond) {
-			return nil, ctx.Err()
+			return nil, n, ctx.Err()
 		}
 	}
 }

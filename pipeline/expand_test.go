@@ -24,9 +24,13 @@ type pages struct {
 	visible  change.XID
 	from     time.Time // before it, no snapshot sees the row's transaction
 	broken   bool
+	most     int // a page of more takes too long; 0: none does
 }
 
 func (p *pages) Page(_ context.Context, _ string, image map[string]*string, after string, n int) ([]change.ProductID, change.Snapshot, error) {
+	if p.most > 0 && n > p.most {
+		return nil, change.Snapshot{}, stateError("57014")
+	}
 	if p.broken {
 		return nil, change.Snapshot{}, queryError{data: true}
 	}
@@ -151,4 +155,23 @@ func TestAFanoutThatCannotBeExpandedStopsNothing(t *testing.T) {
 			require.Equal(t, tt.rec.Value, st.writes[0].Outbox[0].Value, "the original bytes")
 		})
 	}
+}
+
+// A page that runs into the source's statement timeout is read in smaller pieces: asked for again as it was, it would
+// hold up everything behind it for ever.
+func TestAPageThatTakesTooLongIsMadeSmaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var products []string
+		for i := range 25 {
+			products = append(products, fmt.Sprintf("a%02d", i))
+		}
+		st := &taken{}
+		src := &pages{products: products, visible: 1 << 40, most: 7}
+		e := expander(src, st)
+		e.cfg.Page = 100
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, e.fanout(ctx, work.Lease{}, fanout(t, "a", "")))
+		require.Equal(t, products, st.parked())
+	})
 }
