@@ -89,13 +89,13 @@ func bookStock(ctx context.Context, w *writer) (int64, error) {
 func countStock(ctx context.Context, w *writer) (int64, error) {
 	const merge = `
 		MERGE INTO catalog.stock s
-		USING (SELECT id FROM catalog.variants WHERE id >= $1 ORDER BY id LIMIT 3) v
+		USING (SELECT id FROM catalog.variants WHERE id >= $1 ORDER BY id LIMIT 3 FOR KEY SHARE) v
 		ON s.variant_id = v.id AND s.warehouse_id = $2
 		WHEN MATCHED THEN UPDATE SET physical = $3, approved = $3
 		WHEN NOT MATCHED THEN INSERT (variant_id, warehouse_id, physical, approved) VALUES (v.id, $2, $3, $3)`
 	const upsert = `
 		INSERT INTO catalog.stock (variant_id, warehouse_id, physical, approved)
-		SELECT id, $2, $3, $3 FROM catalog.variants WHERE id >= $1 ORDER BY id LIMIT 3
+		SELECT id, $2, $3, $3 FROM catalog.variants WHERE id >= $1 ORDER BY id LIMIT 3 FOR KEY SHARE
 		ON CONFLICT (variant_id, warehouse_id) DO UPDATE SET physical = excluded.physical, approved = excluded.approved`
 	sql := upsert
 	if w.scene.merge {
