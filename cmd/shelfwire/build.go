@@ -70,7 +70,7 @@ func (a *app) buildCapture(context.Context) error {
 			return a.source.Stream(ctx, 0)
 		},
 		Fence: func(ctx context.Context) (pipeline.CaptureProducer, error) {
-			return a.cluster.OpenProducer(ctx, "shelfwire-capture-"+a.cfg.Source.Slot)
+			return a.cluster.OpenProducer(ctx, "capture/"+a.cfg.Source.Slot)
 		},
 		Position: func(ctx context.Context, writer string) (event.Position, bool, error) {
 			return a.cluster.ReadPosition(ctx, kafka.CapturePartition, writer)
@@ -90,14 +90,14 @@ func (a *app) buildCapture(context.Context) error {
 func (a *app) buildRelay() {
 	a.relay = pipeline.NewRelay(pipeline.RelayConfig{}, pipeline.RelayKafka{
 		Open: func(ctx context.Context) (pipeline.RelayProducer, func(), error) {
-			p, err := a.cluster.OpenProducer(ctx, "shelfwire-relay")
+			p, err := a.cluster.OpenProducer(ctx, pipeline.RelayWriter)
 			if err != nil {
 				return nil, nil, err
 			}
 			return p, p.Close, nil
 		},
 		Position: func(ctx context.Context) (event.Position, bool, error) {
-			return a.cluster.ReadPosition(ctx, kafka.RelayPartition, "relay")
+			return a.cluster.ReadPosition(ctx, kafka.RelayPartition, pipeline.RelayWriter)
 		},
 		Topic: a.cluster.Topic(event.Positions), Partition: kafka.RelayPartition,
 		DeadLetters: a.cluster.Topic(event.DeadLetters), MaxRecordBytes: maxRowBytes,

@@ -291,6 +291,16 @@ func TestAPredecessorBetweenTransactionsIsFenced(t *testing.T) {
 	require.Equal(t, []string{"1"}, values(t, c, topic))
 }
 
+// Two deployments on one cluster, each with its own topics, leave each other alone.
+func TestProducersOfOtherTopicsAreNotFenced(t *testing.T) {
+	cluster, c := open(t)
+	mine := producer(t, c, "relay")
+	require.NoError(t, mine.Begin())
+	require.NoError(t, mine.Produce(record(c.Topic(event.Changes), "a", "1")))
+	producer(t, access(t, cluster, kafka.Config{Prefix: "staging."}), "relay")
+	require.NoError(t, mine.Commit(t.Context()))
+}
+
 // The failing schedule: the broker commits, and the connection breaks before the answer. Whatever the client makes of
 // it, the next producer finds in the topic what is true.
 func TestALostCommitAnswerIsSettledByTheTopic(t *testing.T) {

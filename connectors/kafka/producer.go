@@ -40,10 +40,11 @@ type mark struct {
 }
 
 // OpenProducer fences every earlier producer with the same transactional id and returns once none of them can commit
-// anything more and what they left open is aborted.
+// anything more and what they left open is aborted. The prefix of the topics is put before the id, so that two
+// deployments that share a cluster do not fence each other.
 func (c *Cluster) OpenProducer(ctx context.Context, transactionalID string) (*Producer, error) {
 	cl, err := c.client(
-		kgo.TransactionalID(transactionalID),
+		kgo.TransactionalID(c.Topic(transactionalID)),
 		kgo.TransactionTimeout(c.cfg.TransactionTimeout),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
