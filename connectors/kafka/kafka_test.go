@@ -291,6 +291,29 @@ func TestAPredecessorBetweenTransactionsIsFenced(t *testing.T) {
 	require.Equal(t, []string{"1"}, values(t, c, topic))
 }
 
+// A broker that has just started answers clients before it may have a replica.
+func TestTopicsWaitForTheAdmissionOfABroker(t *testing.T) {
+	fake, err := kfake.NewCluster(kfake.NumBrokers(1))
+	require.NoError(t, err)
+	t.Cleanup(fake.Close)
+	refusals := 0
+	fake.ControlKey(kmsg.CreateTopics.Int16(), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		fake.KeepControl()
+		if refusals++; refusals > 2 {
+			return nil, nil, false
+		}
+		resp := req.ResponseKind().(*kmsg.CreateTopicsResponse)
+		for _, asked := range req.(*kmsg.CreateTopicsRequest).Topics {
+			answer := kmsg.NewCreateTopicsResponseTopic()
+			answer.Topic, answer.ErrorCode = asked.Topic, kerr.InvalidReplicationFactor.Code
+			resp.Topics = append(resp.Topics, answer)
+		}
+		return resp, nil, true
+	})
+	require.NoError(t, access(t, fake, kafka.Config{}).EnsureTopics(t.Context()))
+	require.Greater(t, refusals, 2)
+}
+
 // Two deployments on one cluster, each with its own topics, leave each other alone.
 func TestProducersOfOtherTopicsAreNotFenced(t *testing.T) {
 	cluster, c := open(t)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -109,6 +110,27 @@ func (c *Cluster) checkConfig(ctx context.Context, specs []topicSpec, names []st
 	return nil
 }
 
+// admission is how long a broker that has just started may take until the controller counts it among those that can
+// have a replica. It answers clients before that.
+const admission = 20 * time.Second
+
+func (c *Cluster) createTopic(ctx context.Context, partitions int32, config map[string]*string, name string) error {
+	for end := time.Now().Add(admission); ; {
+		resp, err := c.adm.CreateTopic(ctx, partitions, c.cfg.Replication, config, name)
+		if err == nil {
+			err = resp.Err
+		}
+		if !errors.Is(err, kerr.InvalidReplicationFactor) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // EnsureTopics creates the topics that are missing and checks partition counts and settings of those that stand. It
 // changes nothing about an existing topic.
 func (c *Cluster) EnsureTopics(ctx context.Context) error {
@@ -118,11 +140,7 @@ func (c *Cluster) EnsureTopics(ctx context.Context) error {
 			config[k] = new(v)
 		}
 		name := c.Topic(s.name)
-		resp, err := c.adm.CreateTopic(ctx, s.partitions, c.cfg.Replication, config, name)
-		if err == nil {
-			err = resp.Err
-		}
-		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		if err := c.createTopic(ctx, s.partitions, config, name); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 			return fmt.Errorf("create topic %s: %w", name, err)
 		}
 	}
