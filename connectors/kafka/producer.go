@@ -25,7 +25,11 @@ type Producer struct {
 	c  *Cluster
 	cl *kgo.Client
 
-	arena arena
+	arena   arena
+	records slab[kgo.Record]
+	headers slab[kgo.RecordHeader]
+	// promises are what the library calls for the records of each group.
+	promises map[int64]func(*kgo.Record, error)
 
 	mu   sync.Mutex
 	err  error // the first record that failed
@@ -62,7 +66,7 @@ func (c *Cluster) OpenProducer(ctx context.Context, transactionalID string) (*Pr
 		cl.Close()
 		return nil, fmt.Errorf("fence the predecessors of producer %s: %w", transactionalID, typed(err))
 	}
-	return &Producer{c: c, cl: cl, last: make(map[mark]int64)}, nil
+	return &Producer{c: c, cl: cl, last: map[mark]int64{}, promises: map[int64]func(*kgo.Record, error){}}, nil
 }
 
 // Begin opens a transaction. The broker hears of it with the first record.
@@ -71,6 +75,9 @@ func (p *Producer) Begin() error {
 		return err
 	}
 	p.arena.reset() // everything of the last transaction has been answered
+	p.records.reset()
+	p.headers.reset()
+	clear(p.promises)
 	p.mu.Lock()
 	clear(p.last)
 	p.mu.Unlock()
@@ -87,16 +94,21 @@ func (p *Producer) Produce(records ...event.Record) error { return p.ProduceMark
 // ProduceMarked is Produce, and keeps the last offset of the records of this group, for [Producer.Offsets]. Group 0
 // keeps none.
 func (p *Producer) ProduceMarked(group int64, records ...event.Record) error {
+	promise := p.promises[group]
+	if promise == nil {
+		promise = func(r *kgo.Record, err error) { p.answered(group, r, err) }
+		p.promises[group] = promise
+	}
 	for i := range records {
-		r := p.record(&records[i])
 		// Not the caller's context: a record whose context ends after it was sent leaves it unknown what was written.
-		p.cl.Produce(context.Background(), r, func(r *kgo.Record, err error) { p.answered(group, r, err) })
+		p.cl.Produce(context.Background(), p.record(&records[i]), promise)
 	}
 	return p.failure()
 }
 
 func (p *Producer) record(e *event.Record) *kgo.Record {
-	r := &kgo.Record{
+	r := &p.records.take(1)[0]
+	*r = kgo.Record{
 		Topic:     e.Topic,
 		Partition: e.Partition,
 		Timestamp: e.Timestamp,
@@ -107,7 +119,7 @@ func (p *Producer) record(e *event.Record) *kgo.Record {
 		r.Partition = change.Partition(change.ProductID(e.Key), p.c.partitions(e.Topic))
 	}
 	if len(e.Headers) > 0 {
-		r.Headers = make([]kgo.RecordHeader, len(e.Headers))
+		r.Headers = p.headers.take(len(e.Headers))
 		for i, h := range e.Headers {
 			r.Headers[i] = kgo.RecordHeader{Key: h.Key, Value: p.arena.copy(h.Value)}
 		}
@@ -219,6 +231,38 @@ func typed(err error) error {
 		}
 	}
 	return err
+}
+
+// slab hands out values of one transaction from large chunks, which the next transaction uses again. What was in them
+// is still there.
+type slab[T any] struct {
+	chunks   [][]T
+	at, used int // chunks[:at] are full, used of chunks[at] is
+}
+
+// slabChunk values are allocated at once, and slabChunks are kept: what a usual transaction needs.
+const slabChunk, slabChunks = 1024, 64
+
+func (s *slab[T]) reset() {
+	if len(s.chunks) > slabChunks {
+		s.chunks = s.chunks[:slabChunks:slabChunks]
+	}
+	s.at, s.used = 0, 0
+}
+
+func (s *slab[T]) take(n int) []T {
+	if n > slabChunk {
+		return make([]T, n)
+	}
+	if s.used+n > slabChunk {
+		s.at, s.used = s.at+1, 0
+	}
+	if s.at >= len(s.chunks) {
+		s.chunks = append(s.chunks, make([]T, slabChunk))
+	}
+	out := s.chunks[s.at][s.used : s.used+n : s.used+n]
+	s.used += n
+	return out
 }
 
 // arena copies the bytes of one transaction's records into large chunks, which the next transaction uses again: one
