@@ -36,7 +36,7 @@ func benchCommand() *cobra.Command {
 			"from the outside: in the client that commits and in front of the shops. Prints a table; --out writes the\n" +
 			"figures as JSON. Says of each figure whether its goal holds; a goal that is missed is no error, a figure that\n" +
 			"could not be measured is. Latencies on a machine that does other work are that work's too.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	cmd.Flags().StringVar(&f.out, "out", "", "file for the figures, as JSON")
 	cmd.Flags().StringSliceVar(&f.only, "only", nil, "what to measure: "+strings.Join(benchNames(), ", ")+" (default all)")

@@ -201,12 +201,7 @@ func (c *checker) slot(ctx context.Context) {
 // published reports what EnsurePublication would need and may not do.
 func (c *checker) published(ctx context.Context, routes []route.Route) {
 	where := "publication " + c.cfg.Publication
-	tables := Tables(routes)
-	for _, r := range routes { // parents are captured as well: their rows say where those of others lead
-		if r.Parent != nil && !slices.Contains(tables, r.Parent.Table) {
-			tables = append(tables, r.Parent.Table)
-		}
-	}
+	tables := published(routes)
 	p, err := c.publication(ctx)
 	if err != nil {
 		c.failed(where, err)

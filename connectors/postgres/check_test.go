@@ -130,6 +130,16 @@ func TestCheckOfARoleThatMayNothing(t *testing.T) {
 }
 
 // TestSetupSQLIsEnough runs the script that init prints and captures with nothing but the role that it made.
+// A parent that has no route of its own is captured too: its rows say where those of others belong.
+func TestSetupSQLPublishesParents(t *testing.T) {
+	script, err := postgres.SetupSQL(postgres.Setup{Routes: []route.Route{
+		{Table: "shop.stock", Parent: &route.Parent{Column: "variant_id", Table: "other.variants", ID: "id", Key: "product_id"}},
+	}})
+	require.NoError(t, err)
+	require.Contains(t, script, `"other"."variants"`)
+	require.Contains(t, script, `GRANT USAGE ON SCHEMA "shop", "other"`)
+}
+
 func TestSetupSQLIsEnough(t *testing.T) {
 	d := newDatabase(t, reference.SchemaSQL())
 	routes, err := reference.Routes()

@@ -23,6 +23,18 @@ func Tables(routes []route.Route) []string {
 	return tables
 }
 
+// published lists the tables that are captured: those of the routes, and the parents that they lead through, whose rows
+// say where those of others belong.
+func published(routes []route.Route) []string {
+	tables := Tables(routes)
+	for _, r := range routes {
+		if r.Parent != nil && !slices.Contains(tables, r.Parent.Table) {
+			tables = append(tables, r.Parent.Table)
+		}
+	}
+	return tables
+}
+
 // need is what routes read of the old rows of a table.
 type need struct {
 	all     bool

@@ -11,7 +11,8 @@
 //   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
 //   - catalog.go, chunk.go: what a table looks like, and its rows in chunks
 //   - lookup.go, documents.go: parent keys, fan-out pages, documents
-//   - check.go, check_documents.go, identity.go, setup.go: what is wrong with a source, and the SQL that sets one up
+//   - check.go, check_documents.go, check_reads.go, identity.go, setup.go: what is wrong with a source, and the SQL that
+//     sets one up
 //   - errors.go: SlotError and QueryError
 //
 // # Non-obvious

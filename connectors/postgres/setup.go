@@ -33,7 +33,7 @@ func SetupSQL(s Setup) (string, error) {
 	setDefault(&s.Publication, "shelfwire")
 	setDefault(&s.StateDatabase, "shelfwire_state")
 	setDefault(&s.StateRole, "shelfwire_state")
-	tables := Tables(s.Routes)
+	tables := published(s.Routes)
 	var quoted, schemas []string
 	for _, t := range tables {
 		schema, _, err := splitTable(t)
