@@ -178,13 +178,15 @@ type Known struct {
 	Intents []Intent
 }
 
-// Intent says, before a request goes out, that it may have reached the shop.
+// Intent says, before a request goes out, that it may have reached the shop. A request of several products has one for
+// each, with the same key.
 type Intent struct {
 	// Key identifies the request; it is the idempotency key where the mutation takes one.
 	Key        string
 	Shop       string
 	ProductIDs []string
-	// Mutation names the root fields: "productSet", "productUpdate+metafieldsSet".
+	// Mutation names the root fields: "productSet", "productUpdate+metafieldsSet". A space and JSON may follow: what the
+	// request adds to lists that a merchant shares, in a form that is the sender's own.
 	Mutation string
 	At       time.Time
 }
