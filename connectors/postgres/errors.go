@@ -17,7 +17,7 @@ import (
 // SlotKind says what is wrong with a replication slot.
 type SlotKind string
 
-// The kinds of slot trouble. Only Active and Blocked mend themselves.
+// The kinds of slot trouble. Only Active, Blocked and Standby mend themselves.
 const (
 	// SlotMissing: no slot of that name. What was committed since the last position is not held for us.
 	SlotMissing SlotKind = "missing"
@@ -32,6 +32,10 @@ const (
 	SlotForeign SlotKind = "foreign"
 	// SlotBlocked: the creation waited too long for transactions that were running.
 	SlotBlocked SlotKind = "blocked"
+	// SlotStale: the slot is older than the publication. Its WAL can never be read through it.
+	SlotStale SlotKind = "stale"
+	// SlotStandby: the server is a standby. After a failover the address leads to the primary again.
+	SlotStandby SlotKind = "on a standby"
 )
 
 // SlotError is trouble with the replication slot, with what a person can do about it.
@@ -64,7 +68,22 @@ func (e *SlotError) Error() string {
 func (e *SlotError) Unwrap() error { return e.Err }
 
 // Temporary reports whether the same call may succeed later without anybody's help.
-func (e *SlotError) Temporary() bool { return e.Kind == SlotActive || e.Kind == SlotBlocked }
+func (e *SlotError) Temporary() bool {
+	return e.Kind == SlotActive || e.Kind == SlotBlocked || e.Kind == SlotStandby
+}
+
+// Permanent reports whether only a person can mend it, and no new slot would: the name is taken by a slot of others.
+func (e *SlotError) Permanent() bool { return e.Kind == SlotForeign }
+
+// Gone is the kind of trouble where what the slot held cannot be had any more: a new slot is needed, and a snapshot of
+// what was committed in between. It is empty for every other kind.
+func (e *SlotError) Gone() string {
+	switch e.Kind {
+	case SlotMissing, SlotLost, SlotStale:
+		return string(e.Kind)
+	}
+	return ""
+}
 
 // QueryError is a statement that did not succeed.
 type QueryError struct {
@@ -144,13 +163,35 @@ func slotError(slot string, err error) error {
 	case pg.Code == "42704" && strings.Contains(pg.Message, "replication slot"):
 		e.Kind, e.Detail = SlotMissing, "there is none of this name"
 		e.Mend = "create it again and take a new snapshot: changes since the last position are not held"
-	case pg.Code == "55000" || pg.Code == "58P01":
+	case slotInvalid(pg):
 		e.Kind, e.Detail = SlotLost, "the server no longer has the WAL that it needs"
 		e.Mend = mendLost(slot)
+	case pg.Code == "55000" && strings.Contains(pg.Message, "in recovery"):
+		return standbyError(slot)
 	default:
 		return nil
 	}
 	return e
+}
+
+// slotInvalid recognises the answers that a slot cannot come back from. Their codes are shared with others that a
+// setting mends, such as a wal_level that is too low, and the slot must not be dropped for those.
+func slotInvalid(pg *pgconn.PgError) bool {
+	switch pg.Code {
+	case "55000": // 18 and newer say the second, older ones the first
+		return strings.Contains(pg.Message, "cannot read from logical replication slot") ||
+			strings.Contains(pg.Message, "can no longer ")
+	case "58P01":
+		return strings.Contains(pg.Message, "has already been removed")
+	}
+	return false
+}
+
+func standbyError(slot string) *SlotError {
+	return &SlotError{
+		Slot: slot, Kind: SlotStandby, Detail: "the server is in recovery, and capture needs the primary",
+		Mend: "wait for its promotion, or let source.url lead to the primary (target_session_attrs=read-write)",
+	}
 }
 
 func mendLost(slot string) string {

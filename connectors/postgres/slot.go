@@ -209,25 +209,34 @@ func (s *Source) slotInfo(ctx context.Context) (SlotInfo, error) {
 		plugin, kind, database, here                string
 		confirmed, restart, walStatus, safe, reason *string
 		pid                                         *int32
+		there, standby                              bool
 	)
 	err := s.pool.QueryRow(ctx, `
-		SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), current_database(), confirmed_flush_lsn::text, restart_lsn::text,
-			wal_status, safe_wal_size::text, active_pid, coalesce(to_jsonb(s) ->> 'invalidation_reason', CASE WHEN (to_jsonb(s) ->> 'conflicting')::boolean THEN 'conflict with recovery' END)
-		FROM pg_replication_slots s WHERE slot_name = $1`, s.cfg.Slot).
-		Scan(&plugin, &kind, &database, &here, &confirmed, &restart, &walStatus, &safe, &pid, &reason)
+		SELECT slot_name IS NOT NULL, pg_is_in_recovery(), coalesce(plugin, ''), coalesce(slot_type, ''), coalesce(database, ''), current_database(),
+			confirmed_flush_lsn::text, restart_lsn::text, wal_status, safe_wal_size::text, active_pid,
+			coalesce(to_jsonb(s) ->> 'invalidation_reason', CASE WHEN (to_jsonb(s) ->> 'conflicting')::boolean THEN 'conflict with recovery' END)
+		FROM (VALUES (1)) always LEFT JOIN pg_replication_slots s ON slot_name = $1`, s.cfg.Slot).
+		Scan(&there, &standby, &plugin, &kind, &database, &here, &confirmed, &restart, &walStatus, &safe, &pid, &reason)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
+		return SlotInfo{}, wrap(ctx, "read the state of the slot", err)
+	case standby:
+		return SlotInfo{}, standbyError(s.cfg.Slot)
+	case !there:
 		return SlotInfo{}, &SlotError{
 			Slot: s.cfg.Slot, Kind: SlotMissing, Detail: "there is none of this name",
 			Mend: "create it again and take a new snapshot: changes since the last position are not held",
 		}
-	case err != nil:
-		return SlotInfo{}, wrap(ctx, "read the state of the slot", err)
 	case kind != "logical" || plugin != "pgoutput" || database != here:
 		return SlotInfo{}, &SlotError{
 			Slot: s.cfg.Slot, Kind: SlotForeign,
 			Detail: fmt.Sprintf("it is a %s slot of plugin %q in database %q, not a logical one of pgoutput in %q", kind, plugin, database, here),
 			Mend:   "configure another slot name",
+		}
+	case confirmed == nil && pid != nil:
+		return SlotInfo{}, &SlotError{
+			Slot: s.cfg.Slot, Kind: SlotActive, Detail: "another process is creating it", PIDs: []int32{*pid},
+			Mend: "wait: its creation ends with the transactions that run now",
 		}
 	case restart == nil || confirmed == nil || reason != nil || walStatus != nil && *walStatus == "lost":
 		detail := "the server has removed WAL that it needs"
@@ -318,6 +327,76 @@ func (s *Source) blocked(ctx context.Context, cause error) error {
 	}
 	e.Detail = fmt.Sprintf("its creation waited %s for transactions that were running: %s", s.cfg.SlotTimeout.Round(time.Millisecond), strings.Join(list, ", "))
 	return e
+}
+
+// CheckSlot returns a [*SlotError] when the slot cannot be read, and nil when it can, or is being read.
+func (s *Source) CheckSlot(ctx context.Context) error {
+	_, err := s.slotInfo(ctx)
+	return err
+}
+
+// RenewSlot drops the slot, if there is one, and creates it anew: it then stands at the present end of WAL, and what
+// it held is given up. The publication must exist by then. A slot that somebody reads is left alone, which is a
+// [*SlotError] of kind SlotActive; so is one of a standby, and one of others.
+func (s *Source) RenewSlot(ctx context.Context) error {
+	_, err := s.slotInfo(ctx)
+	if trouble, ok := errors.AsType[*SlotError](err); err != nil && (!ok || trouble.Gone() == "") {
+		return err
+	}
+	if err := s.DropSlot(ctx); err != nil {
+		return err
+	}
+	if err := s.createSlot(ctx); err != nil {
+		return err
+	}
+	s.cfg.Logger.InfoContext(ctx, "replication slot created", "slot", s.cfg.Slot)
+	return nil
+}
+
+// WALEnd is how far the WAL of the primary reaches on its disk.
+func (s *Source) WALEnd(ctx context.Context) (change.LSN, error) {
+	var text string
+	if err := s.pool.QueryRow(ctx, "SELECT pg_current_wal_flush_lsn()::text").Scan(&text); err != nil {
+		return 0, wrap(ctx, "read the end of WAL", err)
+	}
+	return change.ParseLSN(text)
+}
+
+// SwitchPoint is where the present history of the source left a timeline for a newer one: what was written on that
+// timeline before it is part of this history, what was written after it is not. It is false when this history never
+// was on the timeline, or still is.
+func (s *Source) SwitchPoint(ctx context.Context, timeline int32) (change.LSN, bool, error) {
+	conn, err := s.replication(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	id, err := pglogrepl.IdentifySystem(ctx, conn)
+	if err != nil {
+		return 0, false, wrap(ctx, "identify the source", err)
+	}
+	if timeline >= id.Timeline {
+		return 0, false, nil
+	}
+	h, err := pglogrepl.TimelineHistory(ctx, conn, id.Timeline)
+	if err != nil {
+		return 0, false, wrap(ctx, fmt.Sprintf("read the history of timeline %d", id.Timeline), err)
+	}
+	return switchPoint(string(h.Content), timeline)
+}
+
+// switchPoint reads a history file: a line for each former timeline, with its number, the position where it was left,
+// and why.
+func switchPoint(content string, timeline int32) (change.LSN, bool, error) {
+	for line := range strings.Lines(content) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != strconv.Itoa(int(timeline)) {
+			continue
+		}
+		lsn, err := change.ParseLSN(f[1])
+		return lsn, err == nil, err
+	}
+	return 0, false, nil
 }
 
 // DropSlot drops the slot, so that the server no longer keeps WAL for it. It is no error if there is none.

@@ -366,7 +366,10 @@ func (st *Stream) ended(err error) error {
 		return typed
 	}
 	if strings.Contains(err.Error(), "publication") && sqlstate(err) == "42704" {
-		return fmt.Errorf("the slot is older than publication %q and can never be read through it: drop the slot with DropSlot or pg_drop_replication_slot and start again: %w", st.src.cfg.Publication, err)
+		return &SlotError{
+			Slot: st.src.cfg.Slot, Kind: SlotStale, Err: err, Mend: mendLost(st.src.cfg.Slot),
+			Detail: fmt.Sprintf("the slot is older than publication %q and can never be read through it", st.src.cfg.Publication),
+		}
 	}
 	return &QueryError{Op: "read", SQLSTATE: sqlstate(err), Err: err}
 }
