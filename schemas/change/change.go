@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -175,6 +176,8 @@ type Column struct {
 	TypeMod int32
 	// Identity says that the column belongs to the replica identity.
 	Identity bool
+	// Form says how values are written as JSON. It is looked up for types that do not come with Postgres.
+	Form Form
 }
 
 // Relation is a table as the stream describes it at one moment; it is never changed after it was made, so that a
@@ -190,6 +193,8 @@ type Relation struct {
 	Columns []Column
 	// PrimaryKey lists the columns of the primary key in key order; empty when the table has none.
 	PrimaryKey []string
+
+	plan atomic.Pointer[plan] // made with the first row
 }
 
 // Table is "schema.name", the form of the configuration.

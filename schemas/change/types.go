@@ -4,78 +4,30 @@ import (
 	"bytes"
 	"encoding/base64"
 	"strconv"
-	"strings"
 )
-
-// The types of Postgres whose text has a JSON form of its own (src/include/catalog/pg_type.dat; these OIDs never
-// change). Every other type is a JSON string of its text.
-const (
-	oidBool        = 16
-	oidBytea       = 17
-	oidInt8        = 20
-	oidInt2        = 21
-	oidInt4        = 23
-	oidOID         = 26
-	oidFloat4      = 700
-	oidFloat8      = 701
-	oidMoney       = 790
-	oidDate        = 1082
-	oidTime        = 1083
-	oidTimestamp   = 1114
-	oidTimestamptz = 1184
-	oidInterval    = 1186
-	oidTimetz      = 1266
-	oidBit         = 1560
-	oidNumeric     = 1700
-)
-
-// element gives the element type of the array types that are sent as JSON arrays. Zero: no such array.
-func element(oid uint32) uint32 {
-	switch oid {
-	case 1000:
-		return oidBool
-	case 1001:
-		return oidBytea
-	case 1005:
-		return oidInt2
-	case 1007:
-		return oidInt4
-	case 1016:
-		return oidInt8
-	case 1021:
-		return oidFloat4
-	case 1022:
-		return oidFloat8
-	case 1028:
-		return oidOID
-	case 791:
-		return oidMoney
-	case 1182:
-		return oidDate
-	case 1183:
-		return oidTime
-	case 1115:
-		return oidTimestamp
-	case 1185:
-		return oidTimestamptz
-	case 1187:
-		return oidInterval
-	case 1270:
-		return oidTimetz
-	case 1561:
-		return oidBit
-	case 1231:
-		return oidNumeric
-	case 1002, 1003, 1009, 1014, 1015, 2951, 199, 3807, 143, 1041, 651, 1040, 775, 3905, 3907, 3909, 3911, 3913, 3927, 3643:
-		// "char", name, text, char(n), varchar, uuid, json, jsonb, xml, inet, cidr, macaddr, macaddr8, ranges, tsvector
-		return 25
-	}
-	return 0
-}
 
 // appendText appends the JSON form of a value's text. A text that does not look as its type should is sent as it is.
-func appendText(dst []byte, oid uint32, mod int32, text []byte) []byte {
+func appendText(dst []byte, f Form, text []byte) []byte {
+	if len(text) == 0 { // only text types have an empty form
+		return append(dst, '"', '"')
+	}
+	if f.Array {
+		at := len(dst)
+		var scratch [64]byte
+		a := arrayReader{b: text, oid: f.OID, mod: f.Mod, delimiter: f.Delimiter, elem: scratch[:0]}
+		if dst = a.nested(dst, 0); a.ok() {
+			return dst
+		}
+		return appendString(dst[:at], text)
+	}
+	return appendScalar(dst, f.OID, f.Mod, text)
+}
+
+// appendScalar is appendText of what is no array.
+func appendScalar(dst []byte, oid uint32, mod int32, text []byte) []byte {
 	switch oid {
+	case FormText:
+		return appendString(dst, text)
 	case oidInt8, oidInt2, oidInt4, oidOID, oidFloat4, oidFloat8:
 		if !isNumber(text) { // NaN, Infinity
 			return appendString(dst, text)
@@ -107,53 +59,58 @@ func appendText(dst []byte, oid uint32, mod int32, text []byte) []byte {
 		return appendTimetz(dst, text)
 	case oidInterval:
 		return appendInterval(dst, text)
-	}
-	if of := element(oid); of != 0 {
-		at := len(dst)
-		a := arrayReader{b: text, oid: of, mod: mod}
-		if dst = a.append(dst); a.ok() {
-			return dst
-		}
-		dst = dst[:at]
+	case oidPoint, oidLine, oidLseg, oidBox, oidPath, oidPolygon, oidCircle:
+		return appendGeometry(dst, oid, text)
+	case FormHstore:
+		return appendHstore(dst, text)
 	}
 	return appendString(dst, text)
 }
 
 // isNumber reports whether the text is a JSON number.
 func isNumber(text []byte) bool {
-	t := bytes.TrimPrefix(text, []byte{'-'})
-	digits := func() int {
-		n := 0
-		for n < len(t) && t[n] >= '0' && t[n] <= '9' {
-			n++
+	i := 0
+	digits := func() bool {
+		at := i
+		for i < len(text) && text[i]-'0' <= 9 {
+			i++
 		}
-		t = t[n:]
-		return n
+		return i > at
 	}
-	zero := len(t) > 0 && t[0] == '0'
-	if n := digits(); n == 0 || zero && n > 1 {
+	if i < len(text) && text[i] == '-' {
+		i++
+	}
+	first := i
+	if !digits() || text[first] == '0' && i > first+1 {
 		return false
 	}
-	if len(t) > 0 && t[0] == '.' {
-		if t = t[1:]; digits() == 0 {
+	if i < len(text) && text[i] == '.' {
+		if i++; !digits() {
 			return false
 		}
 	}
-	if len(t) > 0 && t[0] == 'e' {
-		if t = t[1:]; len(t) > 0 && (t[0] == '+' || t[0] == '-') {
-			t = t[1:]
+	if i < len(text) && text[i] == 'e' {
+		if i++; i < len(text) && (text[i] == '+' || text[i] == '-') {
+			i++
 		}
-		if digits() == 0 {
+		if !digits() {
 			return false
 		}
 	}
-	return len(t) == 0
+	return i == len(text)
 }
 
-// isClock reports whether the text has only what dates and times in ISO form are written with.
+// clockBytes are what dates and times in ISO form are written with.
+var clockBytes = func() (set [256]bool) {
+	for _, c := range []byte("0123456789-:.+ ") {
+		set[c] = true
+	}
+	return set
+}()
+
 func isClock(text []byte) bool {
 	for _, c := range text {
-		if (c < '0' || c > '9') && c != '-' && c != ':' && c != '.' && c != '+' && c != ' ' {
+		if !clockBytes[c] {
 			return false
 		}
 	}
@@ -184,7 +141,7 @@ func appendMoney(dst, text []byte) []byte {
 		case c == '.':
 			dots++
 			dst = append(dst, c)
-		case c == ',' || c == '$':
+		case c == ',' && dots == 0 && groups(text[i+1:]) || c == '$':
 		default:
 			return appendString(dst[:at], text)
 		}
@@ -195,21 +152,37 @@ func appendMoney(dst, text []byte) []byte {
 	return append(dst, '"')
 }
 
+// groups reports whether three digits follow, and then another group, the decimals or nothing: a comma before them
+// separates thousands. Before anything else, as in "1,5", it is a decimal comma.
+func groups(after []byte) bool {
+	n := 0
+	for n < len(after) && after[n] >= '0' && after[n] <= '9' {
+		n++
+	}
+	return n == 3 && (n == len(after) || after[n] == ',' || after[n] == '.')
+}
+
 // appendBytea turns Postgres' hex form into base64.
 func appendBytea(dst, text []byte) []byte {
 	if !bytes.HasPrefix(text, []byte(`\x`)) || len(text)%2 != 0 {
 		return appendString(dst, text)
 	}
-	raw := make([]byte, len(text)/2-1)
-	for i := range raw {
-		hi, ok1 := unhex(text[2+2*i])
-		lo, ok2 := unhex(text[3+2*i])
-		if !ok1 || !ok2 {
-			return appendString(dst, text)
+	at := len(dst)
+	dst = append(dst, '"')
+	var raw [3 * 64]byte // a multiple of three, so that the parts fit together
+	for hex := text[2:]; len(hex) > 0; {
+		n := min(len(raw), len(hex)/2)
+		for i := range n {
+			hi, lo := unhex[hex[2*i]], unhex[hex[2*i+1]]
+			if hi|lo > 15 {
+				return appendString(dst[:at], text)
+			}
+			raw[i] = hi<<4 | lo
 		}
-		raw[i] = hi<<4 | lo
+		dst = base64.StdEncoding.AppendEncode(dst, raw[:n])
+		hex = hex[2*n:]
 	}
-	return appendBase64(dst, raw)
+	return append(dst, '"')
 }
 
 func appendBase64(dst, raw []byte) []byte {
@@ -218,15 +191,16 @@ func appendBase64(dst, raw []byte) []byte {
 	return append(dst, '"')
 }
 
-func unhex(c byte) (byte, bool) {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0', true
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10, true
+// unhex gives the value of a lower-case digit, 255 for anything else.
+var unhex = func() (value [256]byte) {
+	for c := range value {
+		value[c] = 255
 	}
-	return 0, false
-}
+	for i, c := range []byte("0123456789abcdef") {
+		value[c] = byte(i)
+	}
+	return value
+}()
 
 // appendBit gives bit(1) as a boolean, and bit(n) as base64 of the number it spells, little-endian and without zero
 // bytes at the end. The declared length makes that invertible, which is why varbit stays text.
@@ -239,183 +213,33 @@ func appendBit(dst []byte, mod int32, text []byte) []byte {
 	if mod == 1 && len(text) == 1 {
 		return strconv.AppendBool(dst, text[0] == '1')
 	}
-	raw := make([]byte, (len(text)+7)/8)
-	for i, c := range text {
-		place := len(text) - 1 - i
-		raw[place/8] |= (c - '0') << (place % 8)
+	var room [64]byte
+	raw := room[:0]
+	for end := len(text); end > 0; end -= 8 {
+		var b byte
+		for _, c := range text[max(end-8, 0):end] {
+			b = b<<1 | (c - '0')
+		}
+		raw = append(raw, b)
 	}
 	return appendBase64(dst, bytes.TrimRight(raw, "\x00"))
-}
-
-// appendMoment gives a date or timestamp its ISO 8601 form: "2026-11-21Z", "2026-11-21T13:14:15.5Z". Years before 1
-// are astronomical (1 BC is 0000), years beyond 9999 have a sign. A timestamptz has as many decimals as its column.
-func appendMoment(dst []byte, oid uint32, mod int32, text []byte) []byte {
-	christian := bytes.TrimSuffix(text, []byte(" BC"))
-	day, clock, timed := bytes.Cut(christian, []byte{' '})
-	year, rest, ok := bytes.Cut(day, []byte{'-'})
-	y, err := strconv.ParseInt(string(year), 10, 32)
-	if !ok || err != nil || timed != (oid != oidDate) || !isClock(christian) { // infinity, -infinity
-		return appendString(dst, text)
-	}
-	if len(christian) < len(text) {
-		y = 1 - y
-	}
-	dst = append(dst, '"')
-	switch {
-	case y < 0:
-		dst = append(dst, '-')
-		y = -y
-	case y > 9999:
-		dst = append(dst, '+')
-	}
-	for n := int64(1000); n > 1 && y < n; n /= 10 {
-		dst = append(dst, '0')
-	}
-	dst = strconv.AppendInt(dst, y, 10)
-	dst = append(dst, '-')
-	dst = append(dst, rest...)
-	if timed {
-		dst = append(dst, 'T')
-		if oid == oidTimestamptz {
-			clock = bytes.TrimSuffix(clock, []byte("+00"))
-		}
-		dst = append(dst, clock...)
-		if oid == oidTimestamptz {
-			dst = appendDecimals(dst, clock, mod)
-		}
-	}
-	return append(dst, 'Z', '"')
-}
-
-// appendDecimals fills the decimals of a clock up to the column's.
-func appendDecimals(dst, clock []byte, mod int32) []byte {
-	want := 6
-	if mod >= 0 {
-		want = int(min(mod, 6))
-	}
-	have := 0
-	if i := bytes.IndexByte(clock, '.'); i >= 0 {
-		have = len(clock) - i - 1
-	} else if want > 0 {
-		dst = append(dst, '.')
-	}
-	for ; have < want; have++ {
-		dst = append(dst, '0')
-	}
-	return dst
-}
-
-// appendTimetz moves a time of day with offset, "13:14:15.5+05:30", to UTC.
-func appendTimetz(dst, text []byte) []byte {
-	i := bytes.LastIndexAny(text, "+-")
-	if i < 8 || !isClock(text) {
-		return appendString(dst, text)
-	}
-	seconds, ok1 := clockSeconds(text[:8])
-	offset, ok2 := clockSeconds(text[i+1:])
-	if !ok1 || !ok2 {
-		return appendString(dst, text)
-	}
-	if text[i] == '+' {
-		offset = -offset
-	}
-	if seconds += offset; seconds != 86400 || offset != 0 { // 24:00 without offset is a time of its own
-		seconds = ((seconds % 86400) + 86400) % 86400
-	}
-	dst = append(dst, '"')
-	for n, part := range [3]int{seconds / 3600, seconds / 60 % 60, seconds % 60} {
-		if n > 0 {
-			dst = append(dst, ':')
-		}
-		dst = append(dst, byte('0'+part/10), byte('0'+part%10))
-	}
-	dst = append(dst, text[8:i]...)
-	return append(dst, 'Z', '"')
-}
-
-// clockSeconds reads "05", "05:30" or "05:30:15".
-func clockSeconds(b []byte) (int, bool) {
-	s, unit := 0, 3600
-	for part := range bytes.SplitSeq(b, []byte{':'}) {
-		n, err := strconv.Atoi(string(part))
-		if err != nil || n < 0 || unit == 0 {
-			return 0, false
-		}
-		s += n * unit
-		unit /= 60
-	}
-	return s, true
-}
-
-// appendInterval gives "1 year 2 mons 3 days 04:05:06.7" as "P1Y2M3DT4H5M6.7S", each part with its own sign.
-func appendInterval(dst, text []byte) []byte {
-	parts := map[string]string{}
-	fields := bytes.Fields(text)
-	for i := 0; i < len(fields); i++ {
-		f := string(fields[i])
-		switch {
-		case bytes.IndexByte(fields[i], ':') > 0:
-			clock := bytes.Split(fields[i], []byte{':'})
-			if len(clock) != 3 || !isClock(fields[i]) {
-				return appendString(dst, text)
-			}
-			sign := ""
-			if clock[0][0] == '-' || clock[0][0] == '+' {
-				if clock[0][0] == '-' {
-					sign = "-"
-				}
-				clock[0] = clock[0][1:]
-			}
-			for n, unit := range []string{"H", "M.", "S"} {
-				if v := string(bytes.TrimLeft(clock[n], "0")); v != "" && v[0] != '.' {
-					parts[unit] = sign + v
-				} else if v != "" {
-					parts[unit] = sign + "0" + v
-				}
-			}
-		case i+1 < len(fields):
-			i++
-			f = strings.TrimPrefix(f, "+")
-			unit := map[string]string{"year": "Y", "years": "Y", "mon": "M", "mons": "M", "day": "D", "days": "D"}[string(fields[i])]
-			if unit == "" || !isNumber([]byte(f)) {
-				return appendString(dst, text)
-			}
-			parts[unit] = f
-		default: // infinity
-			return appendString(dst, text)
-		}
-	}
-	dst = append(dst, '"', 'P')
-	for _, unit := range []string{"Y", "M", "D", "H", "M.", "S"} {
-		if unit == "H" {
-			dst = append(dst, 'T')
-		}
-		if v := parts[unit]; v != "" {
-			dst = append(dst, v...)
-		} else {
-			dst = append(dst, '0')
-		}
-		dst = append(dst, unit[0])
-	}
-	return append(dst, '"')
 }
 
 // arrayReader turns the text of an array into a JSON array, nested as the array is. An array whose indexes do not
 // begin at 1 ("[0:2]={1,2,3}") has no JSON form and is left to be sent as text.
 type arrayReader struct {
-	b    []byte
-	oid  uint32
-	mod  int32
-	bad  bool
-	elem []byte // scratch for an element with escapes
+	b         []byte
+	oid       uint32
+	mod       int32
+	delimiter byte
+	bad       bool
+	elem      []byte // scratch for an element with escapes
 }
 
 func (a *arrayReader) ok() bool { return !a.bad && len(a.b) == 0 }
 
 // maxDepth is one more than Postgres allows (MAXDIM).
 const maxDepth = 7
-
-func (a *arrayReader) append(dst []byte) []byte { return a.nested(dst, 0) }
 
 func (a *arrayReader) nested(dst []byte, depth int) []byte {
 	if !a.take('{') || depth > maxDepth {
@@ -435,7 +259,7 @@ func (a *arrayReader) nested(dst []byte, depth int) []byte {
 		if a.take('}') {
 			return append(dst, ']')
 		}
-		if !a.take(',') {
+		if !a.take(a.delimiter) {
 			a.bad = true
 		}
 		dst = append(dst, ',')
@@ -453,8 +277,11 @@ func (a *arrayReader) take(c byte) bool {
 
 func (a *arrayReader) value(dst []byte) []byte {
 	if !a.take('"') {
-		n := bytes.IndexAny(a.b, ",}")
-		if n <= 0 {
+		n := 0
+		for n < len(a.b) && a.b[n] != a.delimiter && a.b[n] != '}' {
+			n++
+		}
+		if n == 0 || n == len(a.b) {
 			a.bad = true
 			return dst
 		}
@@ -463,23 +290,24 @@ func (a *arrayReader) value(dst []byte) []byte {
 		if string(text) == "NULL" {
 			return append(dst, "null"...)
 		}
-		return appendText(dst, a.oid, a.mod, text)
+		return appendScalar(dst, a.oid, a.mod, text)
 	}
 	a.elem = a.elem[:0]
 	for len(a.b) > 0 {
-		c := a.b[0]
-		a.b = a.b[1:]
-		if c == '"' {
+		n := bytes.IndexAny(a.b, `"\`)
+		if n < 0 || a.b[n] == '\\' && n+1 == len(a.b) {
+			break
+		}
+		a.elem = append(a.elem, a.b[:n]...)
+		if a.b[n] == '"' {
+			a.b = a.b[n+1:]
 			if len(a.elem) == 0 {
 				return append(dst, `""`...) // only text types have an empty form
 			}
-			return appendText(dst, a.oid, a.mod, a.elem)
+			return appendScalar(dst, a.oid, a.mod, a.elem)
 		}
-		if c == '\\' && len(a.b) > 0 {
-			c = a.b[0]
-			a.b = a.b[1:]
-		}
-		a.elem = append(a.elem, c)
+		a.elem = append(a.elem, a.b[n+1])
+		a.b = a.b[n+2:]
 	}
 	a.bad = true
 	return dst
