@@ -99,6 +99,7 @@ func benchMeasures() []benchMeasure {
 		{name: "requests", rig: measureRequests},
 		{name: "points", rig: measurePoints},
 		{name: "memory", alone: measureMemory},
+		{name: "capture", alone: measureCapture},
 	}
 }
 

@@ -146,6 +146,11 @@ const processGrace = 30 * time.Second
 
 // withProcess runs measure beside a `shelfwire run` in a process of its own, and ends when either does.
 func (r *benchRig) withProcess(ctx context.Context, file string, measure func(context.Context, *process) error) error {
+	return withRun(ctx, []string{"-c", file}, measure)
+}
+
+// withRun is withProcess with any arguments of `shelfwire run`.
+func withRun(ctx context.Context, args []string, measure func(context.Context, *process) error) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -153,7 +158,7 @@ func (r *benchRig) withProcess(ctx context.Context, file string, measure func(co
 	runCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	var log bytes.Buffer
-	cmd := exec.CommandContext(runCtx, self, "run", "-c", file)
+	cmd := exec.CommandContext(runCtx, self, append([]string{"run"}, args...)...)
 	cmd.Stderr = &log
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = processGrace
