@@ -90,7 +90,10 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 	for _, k := range key {
 		t.PrimaryKey, t.casts = append(t.PrimaryKey, k.name), append(t.casts, k.cast)
 	}
-	return t, nil
+	_, err = s.types.complete(t.Relation, func(sql string, args [][]byte, each func([]string, [][]byte) error) error {
+		return query(ctx, pg, sql, args, each)
+	})
+	return t, err
 }
 
 // columnType is the type of a column as SQL, with its modifier.

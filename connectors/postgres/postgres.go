@@ -9,7 +9,7 @@
 //   - stream.go: the replication stream; wire.go frames its bytes, gulp.go says when they are fetched, decode.go decodes
 //     pgoutput
 //   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
-//   - catalog.go, chunk.go: what a table looks like, and its rows in chunks
+//   - catalog.go, types.go, chunk.go: what a table and its types look like, and its rows in chunks
 //   - lookup.go, documents.go: parent keys, fan-out pages, documents
 //   - check.go, check_documents.go, check_reads.go, identity.go, setup.go: what is wrong with a source, and the SQL that
 //     sets one up
@@ -39,6 +39,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -144,7 +145,9 @@ type Source struct {
 	cfg     Config
 	pool    *pgxpool.Pool
 	version int // server_version_num
+	ascii   bool // the database has no encoding
 	shapes  shapes
+	types   types
 
 	spillStats SpillStats
 	// whole: the next stream has the server keep transactions until their commit.
@@ -166,21 +169,36 @@ func Open(ctx context.Context, cfg Config) (*Source, error) {
 	pc.ConnConfig.RuntimeParams["statement_timeout"] = strconv.FormatInt(cfg.StatementTimeout.Milliseconds(), 10)
 	// A reader that lost its process must not hold back vacuum for long.
 	pc.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
+	pc.AfterConnect = asBytes
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("source database: %w", err)
 	}
 	s := &Source{cfg: cfg, pool: pool}
-	var version string
-	if err := pool.QueryRow(ctx, "SELECT current_setting('server_version_num')").Scan(&version); err != nil {
+	var version, encoding string
+	err = pool.QueryRow(ctx, "SELECT current_setting('server_version_num'), current_setting('server_encoding')").Scan(&version, &encoding)
+	if err != nil {
 		pool.Close()
 		return nil, wrap(ctx, "connect to the source database", err)
 	}
+	s.ascii = encoding == noEncoding
 	if s.version, err = strconv.Atoi(version); err != nil || s.version < minVersion {
 		pool.Close()
 		return nil, fmt.Errorf("source database: server version %s is too old: PostgreSQL 14 or newer is needed", version)
 	}
 	return s, nil
+}
+
+// noEncoding is that of a database which holds any bytes. They are taken as they are: asked for UTF-8, the server would
+// refuse a value that is none, and the stream would end at its row in every try.
+const noEncoding = "SQL_ASCII"
+
+func asBytes(ctx context.Context, conn *pgx.Conn) error {
+	if conn.PgConn().ParameterStatus("server_encoding") != noEncoding {
+		return nil
+	}
+	_, err := conn.Exec(ctx, "SET client_encoding = '"+noEncoding+"'")
+	return err
 }
 
 // Close closes the pool. Streams have their own connection and are closed by themselves.
@@ -230,6 +248,9 @@ func (s *Source) replication(ctx context.Context) (*pgconn.PgConn, error) {
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.RuntimeParams["application_name"] = s.cfg.ApplicationName
 	maps.Copy(cfg.RuntimeParams, sessionSettings())
+	if s.ascii {
+		cfg.RuntimeParams["client_encoding"] = noEncoding
+	}
 	cfg.RuntimeParams["statement_timeout"] = "0"
 	if cfg.RuntimeParams["wal_sender_timeout"] == "" {
 		cfg.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(s.nextTimeout().Milliseconds(), 10)

@@ -504,6 +504,9 @@ func (st *Stream) resolve(ctx context.Context) error {
 			key = live
 		}
 	}
+	if err := st.src.completeTypes(ctx, rel); err != nil {
+		return err
+	}
 	rel.PrimaryKey = key
 	st.unresolved = nil
 	return nil

@@ -8,10 +8,7 @@ import (
 
 // appendText appends the JSON form of a value's text. A text that does not look as its type should is sent as it is.
 func appendText(dst []byte, f Form, text []byte) []byte {
-	if len(text) == 0 { // only text types have an empty form
-		return append(dst, '"', '"')
-	}
-	if f.Array {
+	if f.Array && len(text) > 0 {
 		at := len(dst)
 		var scratch [64]byte
 		a := arrayReader{b: text, oid: f.OID, mod: f.Mod, delimiter: f.Delimiter, elem: scratch[:0]}
@@ -25,6 +22,9 @@ func appendText(dst []byte, f Form, text []byte) []byte {
 
 // appendScalar is appendText of what is no array.
 func appendScalar(dst []byte, oid uint32, mod int32, text []byte) []byte {
+	if len(text) == 0 && oid != FormHstore { // only text types have an empty form
+		return append(dst, '"', '"')
+	}
 	switch oid {
 	case FormText:
 		return appendString(dst, text)
@@ -301,9 +301,6 @@ func (a *arrayReader) value(dst []byte) []byte {
 		a.elem = append(a.elem, a.b[:n]...)
 		if a.b[n] == '"' {
 			a.b = a.b[n+1:]
-			if len(a.elem) == 0 {
-				return append(dst, `""`...) // only text types have an empty form
-			}
 			return appendScalar(dst, a.oid, a.mod, a.elem)
 		}
 		a.elem = append(a.elem, a.b[n+1])
