@@ -104,6 +104,7 @@ type captureLimits struct {
 // captureBatcher turns steps into units: it decides what is a batch before the first record of a transaction is let
 // go, and where a large transaction is split. It is pure; one goroutine uses it.
 type captureBatcher struct {
+	memory  captureMemory
 	limits  captureLimits
 	history change.History
 	writer  string
@@ -129,6 +130,8 @@ type captureTx struct {
 	rows        int64
 	name, admin string
 	last        change.Position
+	// id is the header of the batch, once it is one.
+	id []byte
 }
 
 // newCaptureBatcher goes on from a position. Its Open transaction, if any, will be begun again by the stream.
@@ -246,7 +249,10 @@ func (b *captureBatcher) decide() {
 }
 
 func (b *captureBatcher) withBatch(rec event.Record) event.Record {
-	rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: []byte(b.batchID(b.tx.Transaction))})
+	if b.tx.id == nil {
+		b.tx.id = []byte(b.batchID(b.tx.Transaction))
+	}
+	rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: b.tx.id})
 	return rec
 }
 
@@ -317,7 +323,9 @@ func (b *captureBatcher) seal() *captureUnit {
 // renew begins the next unit where this one, which is on its way, ends.
 func (b *captureBatcher) renew() {
 	b.position = b.unit.position
-	b.unit = &captureUnit{position: b.position}
+	b.unit = &captureUnit{
+		position: b.position, records: make([]event.Record, 0, len(b.unit.records)), groups: make([]int64, 0, len(b.unit.groups)),
+	}
 }
 
 func (b *captureBatcher) emit(group int64, rec event.Record) {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -19,21 +18,30 @@ type captureEncoder struct {
 	envelope change.Envelope
 	// history names the batches.
 	history change.History
-	// tables counts the changes of each table within the open transaction.
+	// tables counts the changes of each table within the open transaction; names are the tables as headers say them.
 	tables map[*change.Relation]uint64
+	names  map[*change.Relation][]byte
+	memory *captureMemory
 	buf    []byte
+	// xid and committed are headers of the open transaction.
+	xid, committed []byte
 	// room is what the envelope of the row in work may take.
 	room int
 	log  *slog.Logger
 }
 
-func (e *captureEncoder) begin() { clear(e.tables) }
+func (e *captureEncoder) begin(tx *change.Transaction) {
+	clear(e.tables)
+	e.xid = strconv.AppendUint(nil, uint64(tx.XID), 10)
+	e.committed = strconv.AppendInt(nil, tx.CommitTime.UnixMicro(), 10)
+}
 
 // row encodes a change of a transaction, or, with tx nil, a row of a snapshot.
 func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r *routed) *captureRowStep {
-	e.envelope.Transaction, e.envelope.TableOrdinal, e.envelope.At = tx, 0, time.Now()
-	row := &captureRowStep{
-		position: c.Position, pairs: slices.Clone(r.pairs), batch: r.batch, admin: r.admin, op: c.Op,
+	e.envelope.Transaction, e.envelope.TableOrdinal = tx, 0
+	row := &e.memory.rows.take(1, captureRows)[0]
+	*row = captureRowStep{
+		position: c.Position, pairs: e.memory.copyPairs(r.pairs), batch: r.batch, admin: r.admin, op: c.Op,
 	}
 	if tx != nil {
 		e.tables[c.Relation]++
@@ -44,9 +52,10 @@ func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r *routed
 	if image == nil {
 		image = c.Before
 	}
-	pk, ok := change.AppendKey(nil, c.Relation, image)
-	if !ok {
-		pk = nil
+	var pk []byte
+	var ok bool
+	if e.buf, ok = change.AppendKey(e.buf[:0], c.Relation, image); ok {
+		pk = e.memory.copy(e.buf)
 	}
 	row.headers = e.headers(c, tx, pk)
 	e.room = e.cfg.MaxRecordBytes - captureSize(&event.Record{Headers: row.headers}) - routerIDBytes - captureBatchHeaders
@@ -107,7 +116,7 @@ func (e *captureEncoder) encode(c *change.Change) []byte {
 		e.log.Warn("row is larger than a record may be, its widest values are left out", "table", c.Relation.Table(),
 			"position", c.Position.String(), "bytes", whole, "left", len(e.buf))
 	}
-	out := slices.Clone(e.buf)
+	out := e.memory.copy(e.buf)
 	if cap(e.buf) > captureBuffer {
 		e.buf = nil
 	}
@@ -127,23 +136,40 @@ func captureNarrow(t change.Tuple, widest int) change.Tuple {
 
 // headers are all but operation and batch, which the records of one row differ in or which are decided later.
 func (e *captureEncoder) headers(c *change.Change, tx *change.Transaction, pk []byte) []event.Header {
-	h := make([]event.Header, 0, 6)
+	const most = 5
+	h := e.memory.room(most + captureLaterHeaders)
+	e.buf = c.Position.Append(e.buf[:0])
 	h = append(h,
-		event.Header{Key: event.HeaderPosition, Value: []byte(c.Position.String())},
-		event.Header{Key: event.HeaderTable, Value: []byte(c.Relation.Table())},
+		event.Header{Key: event.HeaderPosition, Value: e.memory.copy(e.buf)},
+		event.Header{Key: event.HeaderTable, Value: e.name(c.Relation)},
 	)
 	if tx != nil {
-		h = append(h,
-			event.Header{Key: event.HeaderXID, Value: strconv.AppendUint(nil, uint64(tx.XID), 10)},
-			event.Header{Key: event.HeaderCommitted, Value: strconv.AppendInt(nil, tx.CommitTime.UnixMicro(), 10)},
-		)
+		h = append(h, event.Header{Key: event.HeaderXID, Value: e.xid}, event.Header{Key: event.HeaderCommitted, Value: e.committed})
 	} else {
-		h = append(h, event.Header{Key: event.HeaderOrigin, Value: []byte("snapshot")})
+		h = append(h, event.Header{Key: event.HeaderOrigin, Value: captureOrigin})
 	}
 	if pk != nil {
 		h = append(h, event.Header{Key: event.HeaderPrimaryKey, Value: pk})
 	}
 	return h
+}
+
+// captureLaterHeaders is room for those that are decided later: operation, batch and reason.
+const captureLaterHeaders = 3
+
+var captureOrigin = []byte("snapshot")
+
+// name is a table as the header says it.
+func (e *captureEncoder) name(rel *change.Relation) []byte {
+	n := e.names[rel]
+	if n == nil {
+		if len(e.names) > 1000 { // a table altered in a loop must not fill the memory
+			clear(e.names)
+		}
+		n = []byte(rel.Table())
+		e.names[rel] = n
+	}
+	return n
 }
 
 // fanout makes the record of a row that concerns many products. Its transaction is always a batch.
@@ -168,6 +194,17 @@ func (e *captureEncoder) fanout(c *change.Change, tx *change.Transaction, pk []b
 
 // records gives the records of a row whose products are known.
 func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
+	if product, ok := r.single(); ok && len(r.dead) == 0 && r.fanout == nil {
+		rec := event.Record{
+			Topic: b.limits.changes, Partition: -1, Key: b.memory.text(string(product)), Value: r.whole,
+			Headers: append(r.headers, event.Header{Key: event.HeaderOp, Value: captureOps[r.op]}), // nobody else has them
+		}
+		if captureSize(&rec) > b.limits.maxRecord {
+			rec = b.tooLarge(rec)
+		}
+		emit(rec)
+		return
+	}
 	type made struct {
 		product change.ProductID
 		op      change.Op
@@ -212,7 +249,7 @@ func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
 		}
 	}
 	for _, m := range list {
-		rec := event.Record{Topic: b.limits.changes, Partition: -1, Key: []byte(m.product), Value: m.value, Headers: r.with(m.op)}
+		rec := event.Record{Topic: b.limits.changes, Partition: -1, Key: b.memory.text(string(m.product)), Value: m.value, Headers: r.with(m.op)}
 		if captureSize(&rec) > b.limits.maxRecord {
 			emit(b.tooLarge(rec))
 			continue
@@ -240,6 +277,28 @@ func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
 	}
 }
 
+// single is the product of a row that leads to one by one route, and does not move it: nearly all rows do.
+func (r *captureRowStep) single() (change.ProductID, bool) {
+	if len(r.pairs) != 1 {
+		return "", false
+	}
+	p := &r.pairs[0]
+	switch {
+	case p.new.kind == routerProduct && (r.op == change.Create || r.op == change.Read ||
+		r.op == change.Update && p.old.kind == routerProduct && p.old.product == p.new.product):
+		return p.new.product, true
+	case p.old.kind == routerProduct && p.new.kind == routerNone && r.op == change.Delete:
+		return p.old.product, true
+	}
+	return "", false
+}
+
+// captureOps are the values of the header of the operation.
+var captureOps = [256][]byte{
+	change.Create: {byte(change.Create)}, change.Update: {byte(change.Update)}, change.Delete: {byte(change.Delete)},
+	change.Truncate: {byte(change.Truncate)}, change.Read: {byte(change.Read)},
+}
+
 // captureHead is how much is kept of a record that Kafka would not take.
 const captureHead = 64 << 10
 
@@ -256,7 +315,7 @@ func (b *captureBatcher) tooLarge(rec event.Record) event.Record {
 
 // with gives the headers of one record of the row, with room for the batch and a reason.
 func (r *captureRowStep) with(op change.Op) []event.Header {
-	h := make([]event.Header, 0, len(r.headers)+3)
+	h := make([]event.Header, 0, len(r.headers)+captureLaterHeaders)
 	h = append(h, r.headers...)
-	return append(h, event.Header{Key: event.HeaderOp, Value: []byte{byte(op)}})
+	return append(h, event.Header{Key: event.HeaderOp, Value: captureOps[op]})
 }

@@ -49,6 +49,7 @@ type captureSession struct {
 	truncated bool
 
 	handed time.Time // when the last unit left
+	events int       // that have come, modulo captureClock
 }
 
 // captureBacklog is how many rows may wait for one look-up of parents.
@@ -83,7 +84,7 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
 		progress: pos.Snapshot, complete: pos.Tables,
 		encoder: &captureEncoder{
-			cfg: c.cfg, history: pos.History, tables: map[*change.Relation]uint64{}, log: c.log,
+			cfg: c.cfg, history: pos.History, tables: map[*change.Relation]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
 			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
 		},
 		batcher: newCaptureBatcher(captureLimits{
@@ -95,6 +96,8 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 			requests: make(chan snapshotRequest, 1),
 		},
 	}
+	s.encoder.memory = &s.batcher.memory
+	s.tick()
 	s.window.run = s.snapshots.run
 	return s
 }
@@ -139,11 +142,16 @@ func (s *captureSession) read(ctx context.Context) error {
 func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 	for {
 		if s.stream.Buffered() {
-			if !s.batcher.empty() && time.Since(s.handed) >= s.c.cfg.TxEvery {
-				s.offer()
+			// Asking for the time costs as much as a good part of a row.
+			if s.events++; s.events%captureClock == 0 {
+				s.tick()
+				if !s.batcher.empty() && s.encoder.envelope.At.Sub(s.handed) >= s.c.cfg.TxEvery {
+					s.offer()
+				}
 			}
 			return s.stream.Next(ctx)
 		}
+		s.tick()
 		if err := s.drain(ctx); err != nil {
 			return change.Event{}, err
 		}
@@ -170,6 +178,12 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 		}
 	}
 }
+
+// captureClock is after how many events that came at once the time is asked for again.
+const captureClock = 32
+
+// tick sets the time that records are stamped with.
+func (s *captureSession) tick() { s.encoder.envelope.At = time.Now() }
 
 // handOver waits until the writer takes the unit. The stream is not read meanwhile, so that memory stays bounded
 // however long Kafka is away, but kept alive.
@@ -201,7 +215,7 @@ func (s *captureSession) offer() {
 // take turns an event into steps.
 func (s *captureSession) take(ev *change.Event) error {
 	if ev.Kind != change.EventIdle {
-		s.c.stats.LastEvent.Store(time.Now().UnixNano())
+		s.c.stats.LastEvent.Store(s.encoder.envelope.At.UnixNano())
 	}
 	switch ev.Kind {
 	case change.EventBegin:
@@ -224,7 +238,7 @@ func (s *captureSession) take(ev *change.Event) error {
 
 func (s *captureSession) begin(tx change.Transaction) error {
 	s.tx = tx
-	s.encoder.begin()
+	s.encoder.begin(&s.tx)
 	s.window.streamed(tx.XID)
 	s.skip = tx.CommitLSN < s.resume.CommitLSN
 	if s.skip {

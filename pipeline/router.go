@@ -79,6 +79,23 @@ type router struct {
 	tables map[string]*routerTable
 	plans  map[*change.Relation]*routerPlan
 	cache  *routerCache
+	// products are ids as strings, so that the next row of the same product makes no other.
+	products map[string]change.ProductID
+}
+
+// routerProducts bounds the products that are remembered: about 100 bytes each.
+const routerProducts = 1 << 15
+
+func (r *router) product(id []byte) change.ProductID {
+	p, ok := r.products[string(id)]
+	if !ok {
+		if len(r.products) >= routerProducts {
+			clear(r.products)
+		}
+		p = change.ProductID(id)
+		r.products[string(p)] = p
+	}
+	return p
 }
 
 // routerTable is what the configuration says of one table.
@@ -114,7 +131,7 @@ type routerPlan struct {
 const routerCacheRows = 200_000
 
 func newRouter(routes []route.Route) *router {
-	r := &router{tables: map[string]*routerTable{}, plans: map[*change.Relation]*routerPlan{}, cache: newRouterCache(routerCacheRows)}
+	r := &router{tables: map[string]*routerTable{}, plans: map[*change.Relation]*routerPlan{}, products: map[string]change.ProductID{}, cache: newRouterCache(routerCacheRows)}
 	at := func(name string) *routerTable {
 		t := r.tables[name]
 		if t == nil {
@@ -300,7 +317,7 @@ func (r *router) target(p *routerPlan, i int, image, fill change.Tuple) routerTa
 		if reason := routerReason(v.Data); reason != "" {
 			return routerTarget{kind: routerBad, reason: "product id " + rt.Key + " " + reason}
 		}
-		return routerTarget{kind: routerProduct, product: change.ProductID(v.Data)}
+		return routerTarget{kind: routerProduct, product: r.product(v.Data)}
 	case v.Kind == change.Null && parent != nil:
 		return routerTarget{} // it belongs to no parent
 	case v.Kind == change.Null:

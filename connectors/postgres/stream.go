@@ -39,6 +39,7 @@ type Stream struct {
 	sentAt    time.Time
 	asked     bool // the last keepalive asked for a reply
 
+	steps      int        // calls that were answered, modulo keepaliveSteps
 	near       change.XID // the full id that 32-bit ids are widened by
 	open       bool       // between begin and commit
 	tx         change.Transaction
@@ -246,11 +247,17 @@ func (st *Stream) Next(ctx context.Context) (change.Event, error) {
 	return ev, err
 }
 
+// keepaliveSteps is after how many events that came at once the clock is looked at.
+const keepaliveSteps = 64
+
 func (st *Stream) next(ctx context.Context) (change.Event, error) {
 	idle := time.Time{}
 	for {
-		if err := st.Keepalive(); err != nil {
-			return change.Event{}, err
+		// What is in memory comes at once, and asking for the time costs as much as a good part of a row.
+		if st.steps++; st.steps%keepaliveSteps == 0 || !st.Buffered() {
+			if err := st.Keepalive(); err != nil {
+				return change.Event{}, err
+			}
 		}
 		if st.unresolved != nil {
 			if err := st.resolve(ctx); err != nil {

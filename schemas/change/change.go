@@ -5,6 +5,7 @@ package change
 import (
 	"cmp"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +17,21 @@ import (
 type LSN uint64
 
 // String writes the LSN as Postgres does: "16/B374D848".
-func (l LSN) String() string { return fmt.Sprintf("%X/%X", uint32(l>>32), uint32(l)) }
+func (l LSN) String() string { return string(l.Append(nil)) }
+
+// Append appends the form of [LSN.String].
+func (l LSN) Append(dst []byte) []byte {
+	dst = append(appendHex(dst, uint32(l>>32)), '/')
+	return appendHex(dst, uint32(l))
+}
+
+func appendHex(dst []byte, v uint32) []byte {
+	shift := max(0, (bits.Len32(v)+3)/4-1) * 4
+	for ; shift >= 0; shift -= 4 {
+		dst = append(dst, "0123456789ABCDEF"[v>>shift&15])
+	}
+	return dst
+}
 
 // ParseLSN reads the form of [LSN.String].
 func ParseLSN(s string) (LSN, error) {
@@ -59,8 +74,12 @@ func (p Position) Compare(q Position) int {
 }
 
 // String writes the position as "16/B374D848:12", the form of the record header.
-func (p Position) String() string {
-	return p.CommitLSN.String() + ":" + strconv.FormatUint(p.Ordinal, 10)
+func (p Position) String() string { return string(p.Append(nil)) }
+
+// Append appends the form of [Position.String].
+func (p Position) Append(dst []byte) []byte {
+	dst = append(p.CommitLSN.Append(dst), ':')
+	return strconv.AppendUint(dst, p.Ordinal, 10)
 }
 
 // ParsePosition reads the form of [Position.String].
