@@ -42,6 +42,7 @@ func BenchmarkStream(b *testing.B) {
 }
 
 func readStream(b *testing.B, cfg postgres.Config) {
+	b.Helper()
 	src, err := postgres.Open(b.Context(), cfg)
 	require.NoError(b, err)
 	defer src.Close()

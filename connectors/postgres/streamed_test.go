@@ -284,7 +284,8 @@ func TestOpenTransactionComesWholeAfterAConfirmedKeepalive(t *testing.T) {
 	require.NoError(t, err)
 	st = again(t, src)
 	rows := slices.DeleteFunc(d.rows(st), func(r row) bool { return r.Table == "public.q" })
-	require.Equal(t, 3010, len(rows))
+	n := len(rows) // a failure should not print them all
+	require.Equal(t, 3010, n)
 	for i, r := range rows {
 		require.Equal(t, fmt.Sprint(i+1), r.After["id"])
 		require.Equal(t, uint64(i+1), r.Position.Ordinal)
