@@ -53,7 +53,8 @@ type captureProducer interface {
 
 // captureSource answers what the stream does not say; connectors/postgres implements it.
 type captureSource interface {
-	History(ctx context.Context) (change.History, error)
+	captureHistory
+	captureSlot
 	// ParentKeys finds the rows of a parent table for ids, and says which transactions it has seen. An id without a row
 	// is not in the result. An error that says Data() is about one of the ids.
 	ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ParentRow, change.Snapshot, error)
@@ -63,14 +64,19 @@ type captureSource interface {
 // CaptureParts are what Capture works with.
 type CaptureParts struct {
 	Source captureSource
-	// Open makes sure of publication and slot and begins to read from where the slot has been confirmed. While another
-	// process reads from the slot it gives an error that is Temporary: whoever has the slot is the one that captures.
+	// Open makes sure of the publication and begins to read from where the slot has been confirmed. While another
+	// process reads from the slot it gives an error that is Temporary: whoever has the slot is the one that captures. A
+	// slot that is not there or of no use is an error that says so by Gone; Capture makes it by Source.RenewSlot.
 	Open func(ctx context.Context) (captureStream, error)
 	// Fence opens the producer. When it returns, no earlier producer of this capture can commit anything more.
 	Fence func(ctx context.Context) (captureProducer, error)
 	// Position reads the last position of this writer; false when there is none.
 	Position func(ctx context.Context, writer string) (event.Position, bool, error)
-	Logger   *slog.Logger
+	// Touch has every product evaluated again that a shop may have, and returns how many. It is called when a gap is
+	// healed, and may be called twice for one. back: the source's history went back, so that what was noted of it (what
+	// a read has seen, transaction ids) is void. Nil: there is no state, and products that are gone are not noticed.
+	Touch  func(ctx context.Context, back bool) (int64, error)
+	Logger *slog.Logger
 }
 
 // CaptureConfig configures the stage. The zero value of every field but Routes is usable.
@@ -107,6 +113,13 @@ type CaptureConfig struct {
 	// Restart gives up the position on record, whatever history it is of, and takes a whole snapshot. What was
 	// committed between that position and the slot's is then in no record of its own.
 	Restart bool
+	// NoHeal stops at a gap instead of healing it, with an error that says what to run.
+	NoHeal bool
+	// HealMost is how many gaps are healed within an hour; one more stops Capture, as snapshots do not mend their cause.
+	// Default 3; negative: no bound.
+	HealMost int
+	// AcceptSource heals also over to another cluster. The caller has made sure that it is meant.
+	AcceptSource bool
 }
 
 func (c CaptureConfig) withDefaults() CaptureConfig {
@@ -122,6 +135,7 @@ func (c CaptureConfig) withDefaults() CaptureConfig {
 	c.SnapshotChunk = cmp.Or(c.SnapshotChunk, 1000)
 	c.SnapshotRate = cmp.Or(c.SnapshotRate, 20_000)
 	c.Heartbeat = cmp.Or(c.Heartbeat, 10*time.Second)
+	c.HealMost = cmp.Or(c.HealMost, 3)
 	return c
 }
 
@@ -137,6 +151,8 @@ type CaptureStats struct {
 	// Confirmed is the LSN up to which everything is in Kafka. NewestCommit is the commit time, in µs since 1970 by
 	// the source's clock, of the last transaction that is. LastEvent is when the stream last said anything, in ns.
 	Confirmed, NewestCommit, LastEvent atomic.Int64
+	// Healings counts gaps that were healed, Healed is when the last one was, in ns; 0: none since the start.
+	Healings, Healed atomic.Int64
 	// Active says whether this process has the slot. Snapshotting says whether a snapshot is running.
 	Active, Snapshotting atomic.Bool
 }
@@ -154,6 +170,8 @@ type Capture struct {
 	stats CaptureStats
 	// restarted: the position that cfg.Restart asks for is in Kafka, and is the one to go on from.
 	restarted bool
+	// broken is a gap that a session has met in the middle; the next one heals it.
+	broken *captureGap
 }
 
 // NewCapture returns a stage that does nothing until Run.
@@ -176,6 +194,14 @@ func (c *Capture) Run(ctx context.Context) error {
 		done := c.stats.KafkaTransactions.Load()
 		err := c.session(ctx)
 		c.stats.Active.Store(false)
+		if gap := captureGapOf(err); gap != nil && ctx.Err() == nil {
+			if err = c.reopen(ctx, gap); err == nil {
+				if !sleep(ctx, first) {
+					return nil
+				}
+				continue
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -271,10 +297,8 @@ func (c *Capture) session(ctx context.Context) error {
 			return err // p may be a nil of the connector's type, which is not nil here
 		}
 		producer = p
-		if pos, err = c.position(ctx, stream.Confirmed()); err != nil {
-			return err
-		}
-		return c.giveUp(ctx, producer, pos)
+		pos, err = c.resume(ctx, producer, stream.Confirmed())
+		return err
 	})
 	if producer != nil {
 		defer producer.Close()
@@ -286,47 +310,4 @@ func (c *Capture) session(ctx context.Context) error {
 	c.log.InfoContext(ctx, "capture goes on", "position", pos.String(), "slot", pos.Slot,
 		"in_transaction", pos.Open != nil, "snapshot", pos.Snapshot != nil)
 	return c.work(ctx, stream, producer, pos)
-}
-
-// giveUp puts the position that Config.Restart asks for on record, before anything is written under it: the next
-// session goes on from there, instead of giving up what this one has written.
-func (c *Capture) giveUp(ctx context.Context, producer captureProducer, pos event.Position) error {
-	if !c.cfg.Restart || c.restarted {
-		return nil
-	}
-	w := newCaptureWriter(c.cfg, producer, pos, &c.stats, func(*captureUnit) {})
-	if err := w.write(ctx, &captureUnit{position: pos}); err != nil {
-		return fmt.Errorf("give up the position on record: %w", err)
-	}
-	c.restarted = true
-	return nil
-}
-
-// position finds out where to go on: from the position in Kafka, or, when there is none, from the slot's, with a
-// snapshot of everything older.
-func (c *Capture) position(ctx context.Context, confirmed change.LSN) (event.Position, error) {
-	history, err := c.parts.Source.History(ctx)
-	if err != nil {
-		return event.Position{}, err
-	}
-	writer := "capture/" + history.Slot
-	pos, found, err := c.parts.Position(ctx, writer)
-	switch {
-	case err != nil:
-		return pos, err
-	case c.cfg.Restart && !c.restarted || !found:
-		pos = event.Position{Writer: writer, History: history, Position: change.Position{CommitLSN: confirmed}}
-	case pos.History != history:
-		return pos, &captureError{fmt.Sprintf("the position in Kafka is of another history: system %s timeline %d, and the "+
-			"source is system %s timeline %d: positions of the two cannot be compared; if the source was restored or failed "+
-			"over on purpose, run once with --restart-capture to take a whole snapshot",
-			pos.SystemID, pos.Timeline, history.SystemID, history.Timeline)}
-	case pos.CommitLSN < confirmed:
-		return pos, &captureError{fmt.Sprintf("the slot %s was confirmed up to %s, and Kafka has only what was committed "+
-			"before %s: what stands between is lost to the stream; find out what has read from the slot or lost the topic "+
-			"%spositions, then run once with --restart-capture to take a whole snapshot",
-			history.Slot, confirmed, pos.CommitLSN, c.cfg.Prefix)}
-	}
-	pos.Snapshot = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), time.Now())
-	return pos, nil
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"fmt"
 	"strconv"
 	"time"
 
@@ -137,7 +138,7 @@ type captureTx struct {
 // newCaptureBatcher goes on from a position. Its Open transaction, if any, will be begun again by the stream.
 func newCaptureBatcher(limits captureLimits, pos event.Position, stats *CaptureStats) *captureBatcher {
 	b := &captureBatcher{
-		limits: limits, history: pos.History, writer: pos.Writer, stats: stats,
+		limits: limits, history: captureNames(pos), writer: pos.Writer, stats: stats,
 		group: captureSnapshotGroup + 1, position: pos,
 	}
 	b.unit = &captureUnit{position: pos}
@@ -150,6 +151,20 @@ const captureResumed = captureSnapshotGroup + 1
 // batchID names the batch that a transaction is. It is the same however often the transaction is read.
 func (b *captureBatcher) batchID(tx change.Transaction) string {
 	return captureBatchID(b.history, tx)
+}
+
+// captureNames is the history that the batches of a session are named by: that of the position, but where a transaction
+// is half in Kafka that was begun before a failover, the timeline of its name. No transaction of the new timeline can
+// have a name of the old one, as nothing beyond the position was captured there.
+func captureNames(pos event.Position) change.History {
+	h := pos.History
+	if pos.Open != nil {
+		var timeline int32
+		if _, err := fmt.Sscanf(pos.Open.BatchID, "tx-%d-", &timeline); err == nil {
+			h.Timeline = timeline
+		}
+	}
+	return h
 }
 
 func captureBatchID(h change.History, tx change.Transaction) string {

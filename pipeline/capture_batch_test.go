@@ -215,3 +215,13 @@ func TestUnitsSurviveAnyCut(t *testing.T) {
 		require.Equal(t, want, sorted(describe(done)))
 	})
 }
+
+// A failover in the middle of a transaction must not give its second half another batch.
+func TestCaptureNamesABatchAsItWasBegun(t *testing.T) {
+	pos := event.Position{History: change.History{Timeline: 3}}
+	require.EqualValues(t, 3, captureNames(pos).Timeline)
+	pos.Open = &event.OpenTransaction{BatchID: captureBatchID(change.History{Timeline: 2}, change.Transaction{CommitLSN: 0x1F})}
+	require.EqualValues(t, 2, captureNames(pos).Timeline)
+	pos.Open.BatchID = "" // not a batch
+	require.EqualValues(t, 3, captureNames(pos).Timeline)
+}

@@ -30,8 +30,11 @@ type captureRig struct {
 	kc  *kafka.Cluster
 	cfg pipeline.CaptureConfig
 	// faults decides what goes wrong at the producer; nil: nothing.
-	faults func(call string) error
+	faults        func(call string) error
 	senderTimeout time.Duration // zero: the default
+	// touch is CaptureParts.Touch. slotName is for servers that are not shared.
+	touch    func(ctx context.Context, back bool) (int64, error)
+	slotName string
 	// runs counts the captures so far, streamed the transactions that each took before their commit.
 	runs     int
 	streamed []*atomic.Int64
@@ -46,28 +49,48 @@ var captureRoutes = []route.Route{
 
 func newCaptureRig(t *testing.T) *captureRig {
 	t.Helper()
-	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
-	db, err := pgx.Connect(t.Context(), url)
+	return newCaptureRigOn(t, embeddedtest.NewDatabase(t, embeddedtest.Postgres(t)))
+}
+
+// newCaptureRigOn makes the tables in a database.
+func newCaptureRigOn(t *testing.T, url string) *captureRig {
+	t.Helper()
+	r := &captureRig{t: t, cfg: pipeline.CaptureConfig{
+		Routes: captureRoutes, TxEvery: time.Millisecond, IdleEvery: 50 * time.Millisecond, SnapshotRate: -1,
+	}}
+	r.connect(url)
+	r.exec(captureTables)
+	r.kc = newCaptureTopics(t)
+	return r
+}
+
+// connect has the rig use another database from now on.
+func (r *captureRig) connect(url string) {
+	r.t.Helper()
+	db, err := pgx.Connect(r.t.Context(), url)
+	require.NoError(r.t, err)
+	r.t.Cleanup(func() { _ = db.Close(context.Background()) })
+	r.url, r.db = url, db
+}
+
+// newCaptureTopics starts a broker.
+func newCaptureTopics(t *testing.T) *kafka.Cluster {
+	t.Helper()
+	kc, err := kafka.New(kafka.Config{Brokers: []string{embeddedtest.Kafka(t).Addr()}, Partitions: 4})
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = db.Close(context.Background()) })
-	_, err = db.Exec(t.Context(), `
+	t.Cleanup(kc.Close)
+	require.NoError(t, kc.EnsureTopics(t.Context()))
+	return kc
+}
+
+const captureTables = `
 		CREATE TABLE products (id text PRIMARY KEY, title text, price numeric, approved bool, approved_by text);
 		CREATE TABLE variants (id bigint PRIMARY KEY, product_id text, sku text);
 		CREATE TABLE stock (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, variant_id bigint REFERENCES variants ON DELETE CASCADE, qty int);
 		CREATE TABLE categories (id int PRIMARY KEY, name text);
 		CREATE TABLE unrouted (id int);
 		ALTER TABLE products REPLICA IDENTITY FULL; ALTER TABLE variants REPLICA IDENTITY FULL;
-		ALTER TABLE stock REPLICA IDENTITY FULL; ALTER TABLE categories REPLICA IDENTITY FULL`)
-	require.NoError(t, err)
-	broker := embeddedtest.Kafka(t)
-	kc, err := kafka.New(kafka.Config{Brokers: []string{broker.Addr()}, Partitions: 4})
-	require.NoError(t, err)
-	t.Cleanup(kc.Close)
-	require.NoError(t, kc.EnsureTopics(t.Context()))
-	return &captureRig{t: t, url: url, db: db, kc: kc, cfg: pipeline.CaptureConfig{
-		Routes: captureRoutes, TxEvery: time.Millisecond, IdleEvery: 50 * time.Millisecond, SnapshotRate: -1,
-	}}
-}
+		ALTER TABLE stock REPLICA IDENTITY FULL; ALTER TABLE categories REPLICA IDENTITY FULL`
 
 func (r *captureRig) exec(sql string, args ...any) {
 	r.t.Helper()
@@ -126,9 +149,6 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 			if err := src.EnsurePublication(ctx, pipeline.RoutedTables(r.cfg.Routes)); err != nil {
 				return nil, err
 			}
-			if _, err := src.EnsureSlot(ctx); err != nil {
-				return nil, err
-			}
 			return src.Stream(ctx, 0)
 		},
 		Fence: func(ctx context.Context) (pipeline.CaptureProducer, error) {
@@ -146,6 +166,7 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 		Position: func(ctx context.Context, writer string) (event.Position, bool, error) {
 			return r.kc.ReadPosition(ctx, kafka.CapturePartition, writer)
 		},
+		Touch:  r.touch,
 		Logger: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	done := make(chan error, 1)
@@ -162,6 +183,9 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 
 // slot is unique in the server, which tests share.
 func (r *captureRig) slot() string {
+	if r.slotName != "" {
+		return r.slotName
+	}
 	at := strings.LastIndex(r.url, "/test_")
 	name, _, _ := strings.Cut(r.url[at+6:], "?")
 	return "s_" + name

@@ -80,11 +80,12 @@ func (c *Capture) work(ctx context.Context, stream captureStream, producer captu
 }
 
 func (c *Capture) newSession(stream captureStream, pos event.Position) *captureSession {
+	names := captureNames(pos)
 	s := &captureSession{
 		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
 		progress: pos.Snapshot, complete: pos.Tables,
 		encoder: &captureEncoder{
-			cfg: c.cfg, history: pos.History, tables: map[*change.Relation]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
+			cfg: c.cfg, history: names, tables: map[*change.Relation]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
 			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
 		},
 		batcher: newCaptureBatcher(captureLimits{
@@ -245,8 +246,8 @@ func (s *captureSession) begin(tx change.Transaction) error {
 		return nil
 	}
 	if open := s.resume.Open; open != nil && !s.began && tx.CommitLSN != s.resume.CommitLSN {
-		return &captureError{fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent again: the next "+
-			"one commits at %s; run once with --restart-capture to take a whole snapshot", s.resume.CommitLSN, tx.CommitLSN)}
+		return &captureGap{cause: gapHalf, reason: fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent "+
+			"again: the next one commits at %s", s.resume.CommitLSN, tx.CommitLSN)}
 	}
 	s.began = true
 	s.backlog = append(s.backlog, captureStep{kind: captureBegin, tx: tx})

@@ -63,9 +63,6 @@ func (a *app) buildCapture(context.Context) error {
 			if err := a.source.EnsurePublication(ctx, tables); err != nil {
 				return nil, err
 			}
-			if _, err := a.source.EnsureSlot(ctx); err != nil {
-				return nil, err
-			}
 			// From wherever the slot stands: a predecessor may still confirm while it ends.
 			return a.source.Stream(ctx, 0)
 		},

@@ -54,7 +54,7 @@ type SlotError struct {
 
 // Error gives kind, detail and mend in one line.
 func (e *SlotError) Error() string {
-	s := fmt.Sprintf("replication slot %q is %s: %s", e.Slot, e.Kind, e.Detail)
+	s := e.Reason()
 	if e.Mend != "" {
 		s += "; to mend it: " + e.Mend
 	}
@@ -62,6 +62,11 @@ func (e *SlotError) Error() string {
 		s += ": " + e.Err.Error()
 	}
 	return s
+}
+
+// Reason says what is wrong, without what to do about it.
+func (e *SlotError) Reason() string {
+	return fmt.Sprintf("replication slot %q is %s: %s", e.Slot, e.Kind, e.Detail)
 }
 
 // Unwrap returns the server's error.

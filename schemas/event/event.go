@@ -90,6 +90,9 @@ const (
 	BatchCompleted = "completed"
 	BatchFailed    = "failed"
 	BatchCancelled = "cancelled"
+	// BatchHealed says that Capture could not go on where it stood, and reads the tables again under this batch id. The
+	// batch itself is announced at the end of that snapshot.
+	BatchHealed = "healed"
 )
 
 // Batch is the value of catalog.batches, keyed by batch id.
@@ -120,7 +123,38 @@ type Batch struct {
 	Skipped   int            `json:"skipped,omitempty"`
 	Cancelled int            `json:"cancelled,omitempty"`
 	Errors    map[string]int `json:"errors,omitempty"`
-	At        time.Time      `json:"at"`
+	// Reason says why the batch is not whole (announced): Capture had to give it up, and what is missing comes again in
+	// the snapshot that closed the gap.
+	Reason string `json:"reason,omitempty"`
+	// Healing is what happened (healed).
+	Healing *Healing  `json:"healing,omitempty"`
+	At      time.Time `json:"at"`
+}
+
+// Healing is a gap in what was captured, and how it was closed: what was committed in it is in no record of its own,
+// and all routed tables are read again.
+type Healing struct {
+	// Cause is one word, Reason a sentence for people.
+	Cause  string `json:"cause"`
+	Reason string `json:"reason"`
+	// From is the position that was given up, 0 when there was none on record, and FromTime when it was written.
+	From         change.LSN `json:"from"`
+	FromTime     time.Time  `json:"from_time,omitzero"`
+	FromTimeline int32      `json:"from_timeline,omitempty"`
+	// To is where capture went on; 0 as long as it has not.
+	To         change.LSN `json:"to"`
+	ToTimeline int32      `json:"to_timeline,omitempty"`
+	// Snapshot is the batch that reads the tables again.
+	Snapshot string `json:"snapshot,omitempty"`
+	// Touched counts the products that the state knew, which are evaluated again: some may be gone from the source.
+	Touched int64     `json:"touched"`
+	At      time.Time `json:"at,omitzero"`
+	// Renew: the slot is still to be made anew. Back: the history of the source went back, so that what was known of it
+	// is void.
+	Renew bool `json:"renew,omitempty"`
+	Back  bool `json:"back,omitempty"`
+	// Recent holds the times of the healings of the hour before this one, and its own: more than a few ask for a person.
+	Recent []time.Time `json:"recent,omitempty"`
 }
 
 // Position is the value of catalog.positions, written in the Kafka transaction that it describes. Its key is the
@@ -135,6 +169,8 @@ type Position struct {
 	Snapshot *SnapshotProgress `json:"snapshot,omitempty"`
 	// Tables lists the routed tables whose snapshot is complete.
 	Tables []string `json:"tables,omitempty"`
+	// Healed is the last healing; with a CommitLSN of 0, one that has only begun (capture).
+	Healed *Healing `json:"healed,omitempty"`
 	// Number is the number of the last outbox row (relay), in the state of Incarnation.
 	Number      int64     `json:"number,omitempty"`
 	Incarnation string    `json:"incarnation,omitempty"`

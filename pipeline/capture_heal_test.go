@@ -1,0 +1,441 @@
+package pipeline_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/connectors/kafka"
+	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// healRig is a rig with a row from before and one from within a gap, and a count of touches.
+type healRig struct {
+	*captureRig
+	touched, back int
+}
+
+func newHealRig(t *testing.T, r *captureRig) *healRig {
+	t.Helper()
+	h := &healRig{captureRig: r}
+	r.touch = func(_ context.Context, back bool) (int64, error) {
+		h.touched++
+		if back {
+			h.back++
+		}
+		return 7, nil
+	}
+	c, stop := r.start()
+	r.wait(c)
+	r.exec(`INSERT INTO products VALUES ('before', 'B', 1), ('deleted', 'D', 1)`)
+	r.wait(c)
+	require.NoError(t, stop())
+	require.Zero(t, h.touched, "a first start heals nothing")
+	require.Empty(t, r.healings())
+	return h
+}
+
+// gap commits what no stream will show.
+func (h *healRig) gap() {
+	h.exec(`INSERT INTO products VALUES ('within', 'W', 1)`)
+	h.exec(`DELETE FROM products WHERE id = 'deleted'`)
+}
+
+func (r *captureRig) healings() []event.Batch {
+	var out []event.Batch
+	for _, rec := range r.records(event.Batches) {
+		var b event.Batch
+		require.NoError(r.t, json.Unmarshal(rec.Value, &b))
+		if b.Type == event.BatchHealed {
+			require.NotNil(r.t, b.Healing)
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// healed runs a capture over the gap and says what stands in the topics afterwards: everything once more, the gap
+// named, and what comes later by the stream. A start after that has nothing to heal.
+func (h *healRig) healed(cause string) event.Healing {
+	t := h.t
+	t.Helper()
+	before := len(h.records(event.Changes))
+	c, stop := h.start()
+	h.wait(c)
+	h.exec(`INSERT INTO products VALUES ('after', 'A', 1)`)
+	h.wait(c)
+	require.NoError(t, stop())
+	require.EqualValues(t, 1, c.Stats().Healings.Load())
+	require.Equal(t, 1, h.touched)
+	list := h.healings()
+	require.Len(t, list, 1)
+	g := list[0].Healing
+	require.Equal(t, cause, g.Cause)
+	require.NotEmpty(t, g.Reason)
+	require.Equal(t, list[0].ID, g.Snapshot)
+	require.NotZero(t, g.To)
+	require.False(t, g.At.IsZero())
+	require.EqualValues(t, 7, g.Touched)
+
+	ops := map[string]int{}
+	for _, line := range brief(h.records(event.Changes)) {
+		ops[line]++
+	}
+	require.Equal(t, 1, ops["products r within"])
+	require.Equal(t, 1, ops["products r before"])
+	require.Equal(t, 1, ops["products c after"])
+	require.Zero(t, ops["products c within"])
+	require.Len(t, h.records(event.Changes), before+3)
+
+	again, stop := h.start()
+	h.exec(`INSERT INTO products VALUES ('later', 'L', 1)`)
+	h.wait(again)
+	require.NoError(t, stop())
+	require.Zero(t, again.Stats().Healings.Load())
+	require.Len(t, h.records(event.Changes), before+4)
+	return *g
+}
+
+func TestCaptureHealsAMissingSlot(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	h.exec(`SELECT pg_drop_replication_slot($1)`, h.slot())
+	h.gap()
+	h.cfg.NoHeal = true
+	err := h.giveUp()
+	require.ErrorContains(t, err, "is missing")
+	require.ErrorContains(t, err, "run: shelfwire run --restart-capture")
+	require.NotContains(t, err.Error(), "pg_drop", "there is nothing to drop")
+	h.cfg.NoHeal = false
+	g := h.healed("missing")
+	require.NotZero(t, g.From)
+	require.False(t, g.FromTime.IsZero())
+	require.Greater(t, g.To, g.From)
+	require.False(t, g.Back)
+}
+
+func TestCaptureHealsASlotThatIsLostWhileItRuns(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	c, stop := h.start()
+	h.wait(c)
+	_, err := h.db.Exec(t.Context(), `DO $$ BEGIN
+		LOOP
+			BEGIN
+				PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '`+h.slot()+`';
+				PERFORM pg_drop_replication_slot('`+h.slot()+`');
+				RETURN;
+			EXCEPTION WHEN object_in_use THEN
+			END;
+		END LOOP;
+	END $$`)
+	require.NoError(t, err)
+	h.gap()
+	require.Eventually(t, func() bool { return c.Stats().Healings.Load() == 1 }, time.Minute, 5*time.Millisecond)
+	h.exec(`INSERT INTO products VALUES ('after', 'A', 1)`)
+	h.wait(c)
+	require.NoError(t, stop())
+	require.Equal(t, "missing", h.healings()[0].Healing.Cause)
+	require.Contains(t, brief(h.records(event.Changes)), "products c after")
+}
+
+func TestCaptureHealsASlotThatSomebodyElseHasRead(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	h.gap()
+	h.exec(`SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())`, h.slot())
+	require.Equal(t, "passed", h.healed("passed").Cause)
+}
+
+func TestCaptureHealsALostPosition(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	h.gap()
+	h.exec(`SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())`, h.slot())
+	h.kc = newCaptureTopics(t) // the topics are as new
+	g := h.healed("position")
+	require.Zero(t, g.From, "nobody knows")
+}
+
+func TestCaptureHealsASlotThatIsOlderThanItsPublication(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	h.exec(`DROP PUBLICATION shelfwire`)
+	h.gap() // this part of the WAL knows no publication
+	require.Equal(t, "stale", h.healed("stale").Cause)
+}
+
+// ownServer starts a Postgres of the test's own, in dir.
+func ownServer(t *testing.T, dir string, params map[string]string) *postgres.Server {
+	t.Helper()
+	s, err := postgres.Start(t.Context(), postgres.Config{Dir: dir, Params: params})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Stop() })
+	return s
+}
+
+func TestCaptureHealsASlotWhoseWALIsGone(t *testing.T) {
+	s := ownServer(t, embeddedtest.Dir(t), map[string]string{"max_slot_wal_keep_size": "1MB"})
+	r := newCaptureRigOn(t, s.URL("postgres"))
+	r.slotName = "lost"
+	h := newHealRig(t, r)
+	h.gap()
+	for range 4 {
+		h.exec(`INSERT INTO unrouted VALUES (1)`)
+		h.exec(`SELECT pg_switch_wal()`)
+	}
+	h.exec(`CHECKPOINT`)
+	var status string
+	require.NoError(t, h.db.QueryRow(t.Context(), `SELECT wal_status FROM pg_replication_slots`).Scan(&status))
+	require.Equal(t, "lost", status)
+	h.cfg.NoHeal = true
+	require.ErrorContains(t, h.giveUp(), `SELECT pg_drop_replication_slot('lost')" && shelfwire run --restart-capture`)
+	h.cfg.NoHeal = false
+	h.healed("lost")
+}
+
+// copyServer copies the directory of a server that has been stopped, as a file system's snapshot does.
+func copyServer(t *testing.T, from string) string {
+	t.Helper()
+	to := embeddedtest.Dir(t)
+	out, err := exec.Command("cp", "-a", from+"/.", to).CombinedOutput() //nolint:noctx // ends by itself
+	require.NoError(t, err, string(out))
+	return to
+}
+
+// A file system's snapshot is put back: system and timeline are the same, and even the slot is there.
+func TestCaptureHealsASourceThatWasSetBack(t *testing.T) {
+	dir := embeddedtest.Dir(t)
+	s := ownServer(t, dir, nil)
+	r := newCaptureRigOn(t, s.URL("postgres"))
+	r.slotName = "set_back"
+	h := newHealRig(t, r)
+	require.NoError(t, s.Stop())
+	backup := copyServer(t, dir)
+	s = ownServer(t, dir, nil)
+	h.connect(s.URL("postgres"))
+	c, stop := h.start()
+	h.exec(`INSERT INTO products SELECT 'never' || i FROM generate_series(1, 5000) i`)
+	h.wait(c)
+	require.NoError(t, stop())
+	require.NoError(t, s.Stop())
+
+	h.connect(ownServer(t, backup, nil).URL("postgres"))
+	h.gap()
+	g := h.healed("behind")
+	require.Less(t, g.To, g.From)
+	require.True(t, g.Back)
+	require.Equal(t, 1, h.back)
+}
+
+// standbyOf makes a standby of a stopped primary's directory and starts both. keep says whether the slots come along, as
+// those do that are made for a failover.
+func standbyOf(t *testing.T, dir string, keep bool) (primary, standby *postgres.Server) {
+	t.Helper()
+	other := copyServer(t, dir)
+	primary = ownServer(t, dir, nil)
+	data := filepath.Join(other, "pgdata")
+	script := `touch "$1/standby.signal" && chown --reference="$1/PG_VERSION" "$1/standby.signal"`
+	if !keep {
+		script += ` && rm -rf "$1"/pg_replslot/*`
+	}
+	out, err := exec.Command("sh", "-c", script, "sh", data).CombinedOutput() //nolint:noctx // ends by itself
+	require.NoError(t, err, string(out))
+	standby = ownServer(t, other, map[string]string{"primary_conninfo": strings.ReplaceAll(primary.URL(""), "/?", "?")})
+	return primary, standby
+}
+
+// promote makes the standby the primary, once it has replayed what the primary has written.
+func promote(t *testing.T, primary *captureRig, standby *postgres.Server) {
+	t.Helper()
+	var end string
+	require.NoError(t, primary.db.QueryRow(t.Context(), `SELECT pg_current_wal_flush_lsn()::text`).Scan(&end))
+	r := &captureRig{t: t}
+	r.connect(standby.URL("postgres"))
+	require.Eventually(t, func() bool {
+		var there bool
+		require.NoError(t, r.db.QueryRow(t.Context(), `SELECT pg_last_wal_replay_lsn() >= $1::pg_lsn`, end).Scan(&there))
+		return there
+	}, time.Minute, 10*time.Millisecond)
+	r.exec(`SELECT pg_promote()`)
+}
+
+// A standby is promoted that has the slot: the timeline is new, the history up to it is the same.
+func TestCaptureGoesOnAfterAFailoverWithTheSlot(t *testing.T) {
+	dir := embeddedtest.Dir(t)
+	s := ownServer(t, dir, nil)
+	r := newCaptureRigOn(t, s.URL("postgres"))
+	r.slotName = "failover"
+	h := newHealRig(t, r)
+	require.NoError(t, s.Stop())
+	primary, standby := standbyOf(t, dir, true)
+	h.connect(primary.URL("postgres"))
+	c, stop := h.start()
+	h.exec(`INSERT INTO products VALUES ('p1', 'P', 1)`)
+	h.wait(c)
+	require.NoError(t, stop())
+	h.exec(`INSERT INTO products VALUES ('p2', 'P', 1)`) // not captured before the failover
+	promote(t, h.captureRig, standby)
+	require.NoError(t, primary.Stop())
+
+	h.connect(standby.URL("postgres"))
+	c, stop = h.start()
+	h.exec(`INSERT INTO products VALUES ('p3', 'P', 1)`)
+	h.wait(c)
+	require.NoError(t, stop())
+	require.Empty(t, h.healings())
+	require.Equal(t, []string{
+		"products c before", "products c deleted", "products c p1", "products c p2", "products c p3",
+	}, brief(h.records(event.Changes)))
+	pos, _, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/failover")
+	require.NoError(t, err)
+	require.EqualValues(t, 2, pos.Timeline)
+}
+
+// A standby is promoted that has neither the slot nor the last transactions.
+func TestCaptureHealsAFailoverThatLostWhatWasCaptured(t *testing.T) {
+	dir := embeddedtest.Dir(t)
+	s := ownServer(t, dir, nil)
+	r := newCaptureRigOn(t, s.URL("postgres"))
+	r.slotName = "failover"
+	h := newHealRig(t, r)
+	require.NoError(t, s.Stop())
+	primary, standby := standbyOf(t, dir, false)
+	h.connect(primary.URL("postgres"))
+	h.gap()
+	promote(t, h.captureRig, standby)
+	h.exec(`INSERT INTO products SELECT 'never' || i FROM generate_series(1, 5000) i`) // the old primary goes on
+	c, stop := h.start()
+	h.wait(c)
+	require.NoError(t, stop())
+	require.NoError(t, primary.Stop())
+
+	h.connect(standby.URL("postgres"))
+	before := len(h.records(event.Changes))
+	c, stop = h.start()
+	h.wait(c)
+	h.exec(`INSERT INTO products VALUES ('after', 'A', 1)`)
+	h.wait(c)
+	require.NoError(t, stop())
+	list := h.healings()
+	require.Len(t, list, 1)
+	require.Equal(t, "timeline", list[0].Healing.Cause)
+	require.True(t, list[0].Healing.Back, "transaction ids of the old primary mean others now")
+	require.Equal(t, 1, h.back)
+	require.Equal(t, []int32{1, 2}, []int32{list[0].Healing.FromTimeline, list[0].Healing.ToTimeline})
+	require.Len(t, h.records(event.Changes), before+3, "before, within, after")
+}
+
+func TestCaptureTakesAnotherClusterOnlyWhenItIsMeant(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	slot := h.slot()
+	other := newCaptureRigOn(t, ownServer(t, embeddedtest.Dir(t), nil).URL("postgres"))
+	other.slotName, other.kc = slot, h.kc
+	other.touch = h.touch
+	h.captureRig = other
+	other.exec(`INSERT INTO products VALUES ('before', 'B', 1), ('deleted', 'D', 1)`)
+	h.gap()
+	require.ErrorContains(t, other.giveUp(), "--accept-source")
+	other.cfg.AcceptSource = true
+	g := h.healed("system")
+	require.True(t, g.Back)
+}
+
+// Batches that the gap leaves unfinished are ended, with what stands in the topics.
+func TestCaptureEndsBatchesThatItGivesUp(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	h.cfg.BatchRows, h.cfg.TxRows = 20, 20
+	written := 0
+	h.faults = func(call string) error {
+		if call == "after commit" {
+			if written++; written > 4 {
+				return errors.New("killed")
+			}
+		}
+		return nil
+	}
+	h.exec(`INSERT INTO products SELECT 'big' || i FROM generate_series(1, 200) i`)
+	_, stop := h.start()
+	require.Eventually(t, func() bool {
+		pos, ok, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/"+h.slot())
+		return err == nil && ok && pos.Open != nil
+	}, time.Minute, 5*time.Millisecond)
+	require.NoError(t, stop())
+	h.faults = nil
+	require.Eventually(t, func() bool {
+		_, err := h.db.Exec(t.Context(), `SELECT pg_drop_replication_slot($1)`, h.slot())
+		return err == nil
+	}, time.Minute, 10*time.Millisecond)
+
+	c, stop := h.start()
+	h.wait(c)
+	require.NoError(t, stop())
+	last := map[string]map[int32]int64{}
+	for _, rec := range h.records(event.Changes) {
+		if id := header(&rec, event.HeaderBatch); id != "" {
+			if last[id] == nil {
+				last[id] = map[int32]int64{}
+			}
+			last[id][rec.Partition] = rec.Offset
+		}
+	}
+	var announced []string
+	for _, rec := range h.records(event.Batches) {
+		var b event.Batch
+		require.NoError(t, json.Unmarshal(rec.Value, &b))
+		if b.Type == event.BatchAnnounced {
+			require.Equal(t, last[b.ID], b.Changes, b.ID)
+			require.Equal(t, b.Kind == event.KindTransaction, b.Reason != "", b.ID)
+			announced = append(announced, b.Kind)
+		}
+	}
+	slices.Sort(announced)
+	require.Equal(t, []string{event.KindSnapshot, event.KindTransaction}, announced)
+}
+
+// A kill at any step of the healing neither loses it nor does it twice.
+func TestCaptureHealsOnceThroughKills(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	rnd := rand.New(rand.NewPCG(1, 1))
+	for round := range 6 {
+		h.cfg.HealMost = -1
+		h.exec(`SELECT pg_drop_replication_slot($1)`, h.slot())
+		h.exec(`INSERT INTO products VALUES ($1, 'W', 1)`, "round"+string(rune('0'+round)))
+		steps := 0
+		h.faults = func(string) error {
+			if steps++; steps < 40 && rnd.IntN(3) == 0 {
+				return errors.New("killed")
+			}
+			return nil
+		}
+		c, stop := h.start()
+		h.wait(c)
+		require.NoError(t, stop())
+		require.Len(t, h.healings(), round+1)
+		require.Contains(t, brief(h.records(event.Changes)), "products r round"+string(rune('0'+round)))
+	}
+}
+
+func TestCaptureStopsWhenGapsDoNotEnd(t *testing.T) {
+	h := newHealRig(t, newCaptureRig(t))
+	h.cfg.HealMost = 2
+	for range 2 {
+		h.exec(`SELECT pg_drop_replication_slot($1)`, h.slot())
+		c, stop := h.start()
+		h.wait(c)
+		require.NoError(t, stop())
+	}
+	h.exec(`SELECT pg_drop_replication_slot($1)`, h.slot())
+	require.ErrorContains(t, h.giveUp(), "gap number 3 within an hour")
+	h.cfg.Restart = true // a person has looked at it
+	c, stop := h.start()
+	h.wait(c)
+	require.NoError(t, stop())
+	require.Len(t, h.healings(), 3)
+}
