@@ -98,16 +98,11 @@ func (s *Store) Migrate(ctx context.Context) error {
 			_ = turn.Conn().Close(context.WithoutCancel(ctx))
 		}
 	}()
-	sub, err := fs.Sub(migrations, "migrations")
+	p, end, err := s.provider()
 	if err != nil {
-		return fmt.Errorf("open the state's migrations: %w", err)
+		return err
 	}
-	db := stdlib.OpenDB(*s.pool.Config().ConnConfig)
-	defer db.Close()
-	p, err := goose.NewProvider(goose.DialectPostgres, db, sub, goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return fmt.Errorf("read the state's migrations: %w", err)
-	}
+	defer end()
 	have, want, err := p.GetVersions(ctx)
 	if err != nil {
 		return fmt.Errorf("read the state's schema version: %w", err)
@@ -119,4 +114,47 @@ func (s *Store) Migrate(ctx context.Context) error {
 		return fmt.Errorf("migrate the state from version %d to %d: %w", have, want, err)
 	}
 	return nil
+}
+
+// provider knows the migrations. end is to be called after its last use.
+func (s *Store) provider() (p *goose.Provider, end func(), err error) {
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the state's migrations: %w", err)
+	}
+	db := stdlib.OpenDB(*s.pool.Config().ConnConfig)
+	p, err = goose.NewProvider(goose.DialectPostgres, db, sub, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		_ = db.Close()
+		return nil, nil, fmt.Errorf("read the state's migrations: %w", err)
+	}
+	return p, func() { _ = db.Close() }, nil
+}
+
+// Remove drops everything that Migrate has made, with all that stands in it. What else is in the database stays. It is
+// no error when there is nothing.
+func (s *Store) Remove(ctx context.Context) error {
+	p, end, err := s.provider()
+	if err != nil {
+		return err
+	}
+	defer end()
+	if _, err := p.DownTo(ctx, 0); err != nil {
+		return fmt.Errorf("remove the state: %w", err)
+	}
+	if _, err := s.pool.Exec(ctx, `DROP TABLE IF EXISTS `+goose.DefaultTablename); err != nil {
+		return fmt.Errorf("remove the state: %w", err)
+	}
+	return nil
+}
+
+// Contents says how much the state knows; false when there is no state in the database.
+func (s *Store) Contents(ctx context.Context) (products, batches int64, ok bool, err error) {
+	if err = s.pool.QueryRow(ctx, `SELECT to_regclass('batch_items') IS NOT NULL`).Scan(&ok); err == nil && ok {
+		err = s.pool.QueryRow(ctx, `SELECT (SELECT count(DISTINCT product_id) FROM products), (SELECT count(*) FROM batches)`).Scan(&products, &batches)
+	}
+	if err != nil {
+		return 0, 0, false, fmt.Errorf("look into the state: %w", err)
+	}
+	return products, batches, ok, nil
 }

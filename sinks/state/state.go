@@ -148,10 +148,7 @@ func (s *Store) BindSource(ctx context.Context, systemID string, timeline int32,
 		}
 		var b pgx.Batch
 		if foreign {
-			b.Queue(`UPDATE products SET snapshot = '', document_hash = '', shadow = NULL`)
-			b.Queue(`UPDATE parked SET xids = '{}' WHERE xids <> '{}'`)
-			b.Queue(`UPDATE batch_items SET xid = 0 WHERE xid <> 0
-				AND status IN ('PENDING', 'PROCESSING', 'RETRYING', 'HELD')`)
+			queueForgetSource(&b)
 		}
 		if bound != systemID || timeline != tl {
 			b.Queue(`UPDATE meta SET system_id = $1, timeline = $2`, systemID, timeline)

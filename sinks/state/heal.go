@@ -1,0 +1,83 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// reasonHealed is why a product is parked that a gap in the capture may concern.
+const reasonHealed = "HEALED"
+
+// healPage is how many products are read and parked at once.
+const healPage = 5000
+
+// Touch parks every product that a shop has, or may have, in the campaign lane, so that its document is evaluated
+// again: one that is as it should be costs nothing at the shop, one that is gone from the source is noticed. It returns
+// their number. partitions are those of catalog.changes. A second call finds what the first has parked and changes
+// nothing.
+//
+// back says that the source's history went back: what was true only of the lost part is void then, as in
+// [Store.BindSource]. A transaction id that a read is noted to have seen would otherwise name another transaction, and
+// that one's changes would pass for pushed.
+func (s *Store) Touch(ctx context.Context, partitions int32, back bool) (int64, error) {
+	if back {
+		if err := s.retry(ctx, "forget what was read of the source", func() error { return pgx.BeginFunc(ctx, s.pool, forgetSource(ctx)) }); err != nil {
+			return 0, fmt.Errorf("forget what was read of the source: %w", err)
+		}
+	}
+	var n int64
+	for after := ""; ; {
+		ids, err := s.productIDs(ctx, after)
+		if err != nil || len(ids) == 0 {
+			return n, err
+		}
+		now := time.Now()
+		rows := make([]work.Parked, len(ids))
+		for i, id := range ids {
+			rows[i] = work.Parked{
+				ProductID: id, Partition: change.Partition(change.ProductID(id), partitions), Lane: work.LaneCampaign,
+				Due: now, Reason: reasonHealed,
+			}
+		}
+		if err := s.Park(ctx, rows); err != nil {
+			return n, err
+		}
+		n += int64(len(ids))
+		after = ids[len(ids)-1]
+	}
+}
+
+// forgetSource voids what was true only of the source as it was. Shopify ids stay, so that no product is created twice.
+func forgetSource(ctx context.Context) func(pgx.Tx) error {
+	return func(tx pgx.Tx) error {
+		var b pgx.Batch
+		queueForgetSource(&b)
+		return tx.SendBatch(ctx, &b).Close()
+	}
+}
+
+func queueForgetSource(b *pgx.Batch) {
+	b.Queue(`UPDATE products SET snapshot = '', document_hash = '', shadow = NULL`)
+	b.Queue(`UPDATE parked SET xids = '{}' WHERE xids <> '{}'`)
+	b.Queue(`UPDATE batch_items SET xid = 0 WHERE xid <> 0 AND status IN ('PENDING', 'PROCESSING', 'RETRYING', 'HELD')`)
+}
+
+// productIDs is a page of the products above after that a shop has or may have, in the order of their ids.
+func (s *Store) productIDs(ctx context.Context, after string) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT DISTINCT product_id FROM products WHERE product_id > $1 AND shop <> ''
+		ORDER BY product_id LIMIT $2`, after, healPage)
+	var ids []string
+	if err == nil {
+		ids, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read known products after %q: %w", after, err)
+	}
+	return ids, nil
+}
