@@ -407,3 +407,18 @@ func (s *Source) DropSlot(ctx context.Context) error {
 	}
 	return wrap(ctx, "drop the slot", err)
 }
+
+// DropPublication drops the publication, if there is one. That it is ours is known by its name only.
+func (s *Source) DropPublication(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, "DROP PUBLICATION IF EXISTS "+quoteIdent(s.cfg.Publication))
+	return wrap(ctx, "drop the publication", err)
+}
+
+// PublishedTables are those of the publication; false when there is none.
+func (s *Source) PublishedTables(ctx context.Context) ([]string, bool, error) {
+	p, err := s.publication(ctx)
+	if p == nil || err != nil {
+		return nil, false, err
+	}
+	return p.tables, true, nil
+}
