@@ -59,6 +59,27 @@ type Source struct {
 	Heartbeat time.Duration `yaml:"heartbeat"`
 	// SnapshotChunk is how many rows of a table one chunk of a snapshot reads. Default 2000.
 	SnapshotChunk int `yaml:"snapshot_chunk"`
+	// SenderTimeout is after what silence the server frees the slot of a process that was stopped or cut off, so that
+	// another takes over. Shorter takes over sooner and forgives shorter pauses. Default 4s.
+	SenderTimeout time.Duration `yaml:"sender_timeout"`
+	// SpillDir is where large transactions wait for their commit. Default: the system's directory for temporary files.
+	SpillDir string `yaml:"spill_dir"`
+	// SpillLimitMB bounds what they take there. Beyond it the server keeps them on its own disk. Default 10240; -1: they
+	// always stay with the server.
+	SpillLimitMB int `yaml:"spill_limit_mb"`
+	// WALAlertMB is how much WAL the slot may hold back before the log says so. Where the server has a limit of its own
+	// (max_slot_wal_keep_size), it also says so when less than a quarter of that is left. Default 1024.
+	WALAlertMB int  `yaml:"wal_alert_mb"`
+	Heal       Heal `yaml:"heal"`
+}
+
+// Heal says what happens when the stream cannot go on where it stood: the slot is lost, was read by somebody else, or
+// the database was restored.
+type Heal struct {
+	// Off stops capture with the commands to run, instead of taking a whole snapshot at once.
+	Off bool `yaml:"off"`
+	// Most is how many gaps are healed within an hour; one more stops capture. Default 3; -1: no bound.
+	Most int `yaml:"most"`
 }
 
 // Kafka is where the topics are.
@@ -254,6 +275,10 @@ func (c *Config) defaults() {
 	dur(&c.Source.StatementTimeout, 30*time.Second)
 	dur(&c.Source.Heartbeat, 10*time.Second)
 	num(&c.Source.SnapshotChunk, 2000)
+	dur(&c.Source.SenderTimeout, 4*time.Second)
+	num(&c.Source.SpillLimitMB, 10<<10)
+	num(&c.Source.WALAlertMB, 1<<10)
+	num(&c.Source.Heal.Most, 3)
 	str(&c.Kafka.Prefix, "catalog.")
 	num(&c.Kafka.Partitions, 8)
 	num(&c.State.MaxConnections, 8)
@@ -288,6 +313,8 @@ func (c *Config) check(d *decoder) error {
 		return d.at("source", "source.url is missing", "set it to the Postgres connection string of your database")
 	case !slotName.MatchString(c.Source.Slot):
 		return d.at("source.slot", fmt.Sprintf("%q is no slot name", c.Source.Slot), "use lower-case letters, digits and _")
+	case c.Source.SenderTimeout < time.Second:
+		return d.at("source.sender_timeout", "a reader that pauses for less than a second would lose the slot", "use 4s")
 	case len(c.Kafka.Brokers) == 0:
 		return d.at("kafka", "kafka.brokers is missing", "list at least one host:port")
 	case c.State.URL == "":
