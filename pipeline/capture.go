@@ -14,12 +14,14 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
-// The prefixes of the logical messages that Capture reads. Batch is for users; the others are its own.
+// The prefixes of the logical messages that Capture reads. Batch and Snapshot are for users; the others are its own.
 const (
 	// MessagePrefix begins all of them. The stream should yield no others, as each has an ordinal.
 	MessagePrefix = "shelfwire."
 	// MessageBatch names the transaction that it belongs to: {"name": ..., "admin": ...}.
-	MessageBatch     = "shelfwire.batch"
+	MessageBatch = "shelfwire.batch"
+	// MessageSnapshot asks for a snapshot: an event.SnapshotRequest as JSON. In a transaction it is taken at the commit.
+	MessageSnapshot  = "shelfwire.snapshot"
 	messageWatermark = "shelfwire.watermark"
 	messageHeartbeat = "shelfwire.heartbeat"
 )
@@ -107,6 +109,8 @@ type CaptureConfig struct {
 	// SnapshotRate bounds the rows a second that a snapshot reads, so that it stays a good guest. Default 20,000;
 	// negative: no bound.
 	SnapshotRate int
+	// SnapshotReaders is how many chunks are read at a time. The rate bounds all of them together. Default 2.
+	SnapshotReaders int
 	// Heartbeat is after what silence a logical message is written, so that the slot moves past WAL that concerns
 	// nobody here. Default 10 s; negative: never.
 	Heartbeat time.Duration
@@ -134,6 +138,7 @@ func (c CaptureConfig) withDefaults() CaptureConfig {
 	c.MaxRecordBytes = cmp.Or(c.MaxRecordBytes, 8<<20-4<<10)
 	c.SnapshotChunk = cmp.Or(c.SnapshotChunk, 1000)
 	c.SnapshotRate = cmp.Or(c.SnapshotRate, 20_000)
+	c.SnapshotReaders = cmp.Or(c.SnapshotReaders, 2)
 	c.Heartbeat = cmp.Or(c.Heartbeat, 10*time.Second)
 	c.HealMost = cmp.Or(c.HealMost, 3)
 	return c
@@ -155,6 +160,10 @@ type CaptureStats struct {
 	Healings, Healed atomic.Int64
 	// Active says whether this process has the slot. Snapshotting says whether a snapshot is running.
 	Active, Snapshotting atomic.Bool
+	// Snapshots are those that run, as they are in Kafka; nil for none.
+	Snapshots atomic.Pointer[[]SnapshotStatus]
+
+	meter snapshotMeter
 }
 
 // Capture turns the committed changes of the source into records of catalog.changes and catalog.fanouts, each exactly
@@ -308,6 +317,6 @@ func (c *Capture) session(ctx context.Context) error {
 	}
 	c.stats.Active.Store(true)
 	c.log.InfoContext(ctx, "capture goes on", "position", pos.String(), "slot", pos.Slot,
-		"in_transaction", pos.Open != nil, "snapshot", pos.Snapshot != nil)
+		"in_transaction", pos.Open != nil, "snapshots", len(pos.Snapshots))
 	return c.work(ctx, stream, producer, pos)
 }

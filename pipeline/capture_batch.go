@@ -30,7 +30,7 @@ type captureStep struct {
 	position    change.Position
 	name, admin string
 	row         *captureRowStep
-	progress    *captureSnapshotDone
+	progress    *captureSnapshotStep
 }
 
 // captureRowStep is one row change with all the records that it may become.
@@ -54,19 +54,19 @@ type captureRowStep struct {
 	whole, leave, arrive []byte
 }
 
-// captureSnapshotDone closes a snapshot chunk.
-type captureSnapshotDone struct {
-	// progress is the place of the snapshot after the chunk; nil when all tables are complete, and then id is the batch.
-	progress *event.SnapshotProgress
-	id       string
-	rows     int64
-	// tables are all tables whose snapshot is complete.
-	tables []string
+// captureSnapshotStep says where the snapshots are now: a chunk is complete, one has begun or ended.
+type captureSnapshotStep struct {
+	// running, ended and tables are what the position says of them.
+	running []event.SnapshotProgress
+	ended   []event.SnapshotEnd
+	tables  []string
+	// announce are the batches of those that have ended by this.
+	announce []event.Batch
+	// dead are requests that cannot be had.
+	dead []event.Record
+	// taken is the end of a message that this takes; 0 for none.
+	taken change.LSN
 }
-
-// captureSnapshotGroup is the group of a snapshot's records for the producer's offsets; groups of transactions are
-// counted from the next on.
-const captureSnapshotGroup = 1
 
 // captureUnit is what one Kafka transaction writes.
 type captureUnit struct {
@@ -76,8 +76,10 @@ type captureUnit struct {
 	bytes    int
 	announce []captureAnnounce
 	position event.Position
-	// open is the group of the batch that position.Open describes; 0 for none.
-	open int64
+	// open is the group of the batch that position.Open describes; 0 for none. snapshots are the groups of
+	// position.Snapshots.
+	open      int64
+	snapshots []int64
 	// confirm is what the source may forget once the unit is committed; 0 for nothing new.
 	confirm change.LSN
 	// snapshot: rows of a snapshot are among the records.
@@ -114,6 +116,8 @@ type captureBatcher struct {
 	unit  *captureUnit
 	tx    captureTx
 	group int64 // the last one given
+	// snapshots are the groups of those that run.
+	snapshots map[string]int64
 	// position is what the last finished unit has said, and what the next one begins with.
 	position event.Position
 }
@@ -139,14 +143,26 @@ type captureTx struct {
 func newCaptureBatcher(limits captureLimits, pos event.Position, stats *CaptureStats) *captureBatcher {
 	b := &captureBatcher{
 		limits: limits, history: captureNames(pos), writer: pos.Writer, stats: stats,
-		group: captureSnapshotGroup + 1, position: pos,
+		group: captureResumed, snapshots: map[string]int64{}, position: pos,
+	}
+	for _, p := range pos.Snapshots {
+		b.snapshotGroup(p.ID) // in the order in which the writer counts them
 	}
 	b.unit = &captureUnit{position: pos}
 	return b
 }
 
-// captureResumed is the group of the transaction that a predecessor has begun.
-const captureResumed = captureSnapshotGroup + 1
+// captureResumed is the group of the transaction that a predecessor has begun. Those of its snapshots come next.
+const captureResumed = 1
+
+// snapshotGroup is the group of a snapshot's records.
+func (b *captureBatcher) snapshotGroup(id string) int64 {
+	if b.snapshots[id] == 0 {
+		b.group++
+		b.snapshots[id] = b.group
+	}
+	return b.snapshots[id]
+}
 
 // batchID names the batch that a transaction is. It is the same however often the transaction is read.
 func (b *captureBatcher) batchID(tx change.Transaction) string {
@@ -215,7 +231,7 @@ func (b *captureBatcher) row(r *captureRowStep) {
 		b.unit.snapshot = true
 		b.records(r, func(rec event.Record) {
 			rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: []byte(r.snapshot)})
-			b.emit(captureSnapshotGroup, rec)
+			b.emit(b.snapshotGroup(r.snapshot), rec)
 		})
 		return
 	}
@@ -303,14 +319,18 @@ func (b *captureBatcher) moveTo(end change.LSN) {
 	b.unit.confirm, b.unit.moved, b.unit.open = end, true, 0
 }
 
-func (b *captureBatcher) progress(d *captureSnapshotDone) {
+func (b *captureBatcher) progress(d *captureSnapshotStep) {
+	b.moveTo(d.taken)
+	for _, rec := range d.dead {
+		b.stats.DeadLetters.Add(1)
+		b.emit(0, rec)
+	}
 	b.unit.moved = true
 	b.unit.snapshot = true
-	b.unit.position.Snapshot, b.unit.position.Tables = d.progress, d.tables
-	if d.progress == nil && d.rows > 0 {
-		b.unit.announce = append(b.unit.announce, captureAnnounce{group: captureSnapshotGroup, batch: event.Batch{
-			Type: event.BatchAnnounced, ID: d.id, Kind: event.KindSnapshot, Rows: d.rows,
-		}})
+	b.unit.position.Snapshots, b.unit.position.Tables, b.unit.position.Ended = d.running, d.tables, d.ended
+	for _, batch := range d.announce {
+		b.unit.announce = append(b.unit.announce, captureAnnounce{group: b.snapshotGroup(batch.ID), batch: batch})
+		delete(b.snapshots, batch.ID)
 	}
 }
 
@@ -324,6 +344,10 @@ func (b *captureBatcher) full() bool {
 // a transaction that is still undecided nothing stands in the unit, so its position is where the last whole one ends.
 func (b *captureBatcher) seal() *captureUnit {
 	u := b.unit
+	u.snapshots = u.snapshots[:0]
+	for i := range u.position.Snapshots {
+		u.snapshots = append(u.snapshots, b.snapshotGroup(u.position.Snapshots[i].ID))
+	}
 	// A transaction that has begun again but brought nothing new yet leaves the position where it was.
 	if b.tx.open && b.tx.batch && b.tx.last.Compare(u.position.Position) > 0 {
 		u.position.Position = b.tx.last

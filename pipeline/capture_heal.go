@@ -98,7 +98,7 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 		pos = old
 		pos.History = history // on a newer timeline of the same history
 	}
-	pos.Snapshot = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), time.Now())
+	pos.Snapshots = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), time.Now())
 	return pos, nil
 }
 
@@ -319,10 +319,11 @@ func (c *Capture) heal(ctx context.Context, producer captureProducer, old, pos e
 		}
 		h.Touched = n
 	}
-	pos.Snapshot = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), now)
-	if pos.Snapshot != nil {
-		h.Snapshot = pos.Snapshot.ID
+	pos.Snapshots = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), now)
+	if len(pos.Snapshots) > 0 {
+		h.Snapshot = pos.Snapshots[0].ID
 	}
+	pos.Ended = snapshotsGivenUp(old, h.Snapshot)
 	pos.Healed = &h
 	u := &captureUnit{position: pos, announce: append(givenUp(old, &h), captureAnnounce{group: captureHealGroup, batch: event.Batch{
 		Type: event.BatchHealed, ID: h.Snapshot, Kind: event.KindSnapshot, Reason: h.Reason, Healing: &h,
@@ -353,10 +354,12 @@ func givenUp(old event.Position, h *event.Healing) []captureAnnounce {
 			Type: event.BatchAnnounced, ID: o.BatchID, Kind: event.KindTransaction, Name: o.Name, Admin: o.Admin, Rows: o.Rows, Reason: reason,
 		}})
 	}
-	if s := old.Snapshot; s != nil && s.Rows > 0 {
-		out = append(out, captureAnnounce{group: captureSnapshotGroup, batch: event.Batch{
-			Type: event.BatchAnnounced, ID: s.ID, Kind: event.KindSnapshot, Rows: s.Rows, Reason: reason,
-		}})
+	for i, s := range old.Snapshots {
+		if s.Rows > 0 {
+			out = append(out, captureAnnounce{group: captureResumed + 1 + int64(i), batch: event.Batch{
+				Type: event.BatchAnnounced, ID: s.ID, Kind: event.KindSnapshot, Rows: s.Rows, Reason: reason,
+			}})
+		}
 	}
 	return out
 }

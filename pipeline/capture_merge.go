@@ -2,63 +2,113 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
-// request asks for the next chunk of the running snapshot, after a pause. A snapshot that has nothing left to read is
-// closed instead.
-func (s *captureSession) request(pause time.Duration) {
-	if s.progress == nil {
-		return
+// dispatch asks for as many parts of the running snapshots as may be read at a time.
+func (s *captureSession) dispatch() {
+	for {
+		req, ok := s.book.next()
+		if !ok {
+			return
+		}
+		s.snapshots.submit(req)
 	}
-	if s.progress.Table == "" {
-		s.finish(&captureSnapshotDone{id: s.progress.ID, rows: s.progress.Rows, tables: s.complete})
-		s.progress = nil
-		return
-	}
-	s.number++
-	s.window.expect(s.number, s.progress.Table)
-	// One request is under way at a time; the reader may still be returning from the last one, so it waits here.
-	s.snapshots.requests <- snapshotRequest{number: s.number, table: s.progress.Table, after: s.progress.LastKey, pause: pause}
 }
 
-func (s *captureSession) finish(d *captureSnapshotDone) {
-	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: d})
+// snapshotMoved puts on record where the snapshots are, with the ends of those that are complete.
+func (s *captureSession) snapshotMoved() {
+	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: s.snapshotStep(nil, nil)})
+	s.dispatch()
 }
 
-// snapshotPause is how long a chunk that came too early waits before it is read for the nth time again: by then a commit
-// that was streamed before it became visible is visible. One that waits for a standby may take hours; a good guest does
-// not read the same rows fifty times a second for as long.
-func snapshotPause(n int) time.Duration { return 20 * time.Millisecond << min(max(n-1, 0), 6) }
+// snapshotStep describes where the snapshots are. refused have ended as well as those that are complete.
+func (s *captureSession) snapshotStep(refused []event.SnapshotProgress, dead []event.Record) *captureSnapshotStep {
+	ended := append(refused, s.book.finished()...)
+	step := s.book.progress()
+	step.dead = dead
+	for _, p := range ended {
+		s.c.log.Info("snapshot has ended", "snapshot", p.ID, "rows", p.Rows)
+		if p.Rows == 0 {
+			continue // nothing stands in the topics
+		}
+		b := event.Batch{Type: event.BatchAnnounced, ID: p.ID, Kind: event.KindSnapshot, Rows: p.Rows}
+		if p.Request != nil {
+			b.Name, b.Admin = p.Request.ID, p.Request.Admin
+		}
+		step.announce = append(step.announce, b)
+	}
+	return step
+}
+
+// watermark takes a mark: of the beginning of a chunk, or of an answer that lies ready.
+func (s *captureSession) watermark(m snapshotMark, lsn change.LSN) {
+	if m.run != s.book.run {
+		return // of a session before
+	}
+	if !m.high {
+		s.book.low(m)
+		return
+	}
+	a, t := s.snapshots.take(m), s.book.tasks[m.number]
+	switch {
+	case a == nil || t == nil: // the mark was written twice, or nobody waits for the part any more
+	case a.refused != "":
+		s.refuse(t, a.refused, lsn)
+	case a.cut != nil:
+		if req, ok := s.book.cut(t, a.cut); !ok {
+			s.c.log.Info("snapshot of a table waits for transactions that write to it", "table", req.query.Table, "transactions", req.writers)
+			s.snapshots.submit(req)
+			s.dispatch() // another part meanwhile
+			return
+		}
+		s.snapshotMoved()
+	default:
+		s.merge(t, a, lsn)
+	}
+}
+
+// refuse makes a snapshot that cannot be had a dead letter.
+func (s *captureSession) refuse(t *snapshotTask, reason string, lsn change.LSN) {
+	p, ok := s.book.refuse(t, reason)
+	if !ok {
+		return
+	}
+	content, err := json.Marshal(p.Request)
+	if err != nil { // texts
+		panic(fmt.Sprintf("encode a request: %v", err))
+	}
+	s.c.log.Error("snapshot cannot be had", "snapshot", p.ID, "request", p.Request.ID, "reason", reason)
+	dead := snapshotDead(s.batcher.limits.deadletters, &snapshotAsk{
+		request: *p.Request, content: content, position: change.Position{CommitLSN: lsn},
+	}, reason)
+	step := s.snapshotStep([]event.SnapshotProgress{p}, []event.Record{dead})
+	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: step})
+	s.dispatch()
+}
 
 // merge puts the rows of a chunk where its high mark stands in the stream.
-func (s *captureSession) merge(lsn change.LSN) {
-	chunk := s.snapshots.take(s.number)
-	if chunk == nil {
-		return // the mark was written twice, and its chunk is merged
-	}
-	if s.reordered(chunk.Relation) {
-		s.c.log.Warn("primary key changed while a snapshot ran: the table is read again from its first row", "table", s.progress.Table)
-		again := *s.progress
-		again.LastKey = nil
-		s.progress = &again
-		s.request(0)
+func (s *captureSession) merge(t *snapshotTask, a *snapshotAnswer, lsn change.LSN) {
+	chunk, table := a.chunk, t.request.query.Table
+	rows, ok, recut := s.book.merge(t, a.attempt, chunk)
+	switch {
+	case recut:
+		s.c.log.Warn("a table's key or file changed while a snapshot ran: the table is read again from its first row", "table", table)
+		s.snapshotMoved()
 		return
-	}
-	rows, ok := s.window.high(chunk)
-	if !ok {
+	case !ok:
 		s.c.stats.Rereads.Add(1)
-		s.rereads++
-		s.request(snapshotPause(s.rereads))
+		s.snapshots.submit(s.book.again(t))
+		s.dispatch() // another part while this one waits
 		return
 	}
-	s.rereads = 0
 	s.encoder.envelope.ReadAt = chunk.ReadAt
 	for i, row := range rows {
 		c := change.Change{
@@ -71,52 +121,68 @@ func (s *captureSession) merge(lsn change.LSN) {
 			continue
 		}
 		step := s.encoder.row(&c, nil, &r)
-		step.snapshot = s.progress.ID
+		step.snapshot = t.request.snapshot
 		s.push(step)
 		s.c.stats.SnapshotRows.Add(1)
 	}
-	done := &captureSnapshotDone{id: s.progress.ID}
-	table := s.progress.Table
-	done.rows = s.progress.Rows + int64(len(chunk.Rows))
-	s.progress, s.complete = snapshotAdvance(*s.progress, s.complete, chunk)
-	done.progress, done.tables = s.progress, s.complete
-	if chunk.Done {
-		s.c.log.Info("snapshot of a table is complete", "table", table, "rows", done.rows, "all", s.progress == nil)
+	if name := s.book.advance(t, chunk); name != "" {
+		s.c.log.Info("snapshot of a table is complete", "snapshot", t.request.snapshot, "table", name)
 	}
-	s.finish(done)
-	s.request(0)
+	s.snapshotMoved()
 }
 
-// reordered reports whether the rows of a chunk stand in another order than those of the chunk before, so that the key
-// that it went on from said nothing about which rows are behind it.
-func (s *captureSession) reordered(now *change.Relation) bool {
-	was := s.shape
-	s.shape = now
-	if was == nil || was == now || was.OID != now.OID || len(s.progress.LastKey) == 0 {
-		return false
+// ask takes a request for a snapshot: with its transaction, or at once.
+func (s *captureSession) ask(m *change.Message) {
+	switch {
+	case m.Transactional && s.skip, !m.Transactional && m.LSN <= s.resume.CommitLSN:
+		return // taken
+	case m.Transactional:
+		// Also one below the position: what the transaction asks for is on record with its commit only.
+		s.asked = append(s.asked, parseSnapshotAsk(m, s.c.cfg.Routes))
+		return
 	}
-	return !slices.EqualFunc(was.PrimaryKey, now.PrimaryKey, func(a, b string) bool {
-		i, j := was.Index(a), now.Index(b)
-		return a == b && i >= 0 && j >= 0 && was.Columns[i].TypeOID == now.Columns[j].TypeOID
-	})
+	dead := s.begun([]*snapshotAsk{parseSnapshotAsk(m, s.c.cfg.Routes)})
+	step := s.snapshotStep(nil, dead)
+	step.taken = m.LSN
+	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: step})
+	s.dispatch()
+}
+
+// begun begins what was asked for, and returns what of it cannot be had.
+func (s *captureSession) begun(asked []*snapshotAsk) []event.Record {
+	var dead []event.Record
+	for _, a := range asked {
+		if a.refused == "" && len(s.book.running) >= snapshotMost {
+			a.refused = fmt.Sprintf("%d snapshots run already", snapshotMost)
+		}
+		p := s.book.ask(a, s.batcher.history.Timeline, time.Now())
+		if a.refused != "" {
+			s.c.log.Error("snapshot cannot be had", "snapshot", p.ID, "request", a.request.ID, "position", a.position.String(), "reason", a.refused)
+			dead = append(dead, snapshotDead(s.batcher.limits.deadletters, a, a.refused))
+			continue
+		}
+		s.c.log.Info("snapshot begins", "snapshot", p.ID, "request", a.request.ID, "tables", a.tables)
+	}
+	return dead
 }
 
 // commit ends the open transaction. One that has truncated a routed table calls for a new snapshot: which products had
-// rows in it is not known, so all are touched. That stands in the same step, so that no unit ends between the two.
+// rows in it is not known, so all are touched. One that has asked for snapshots gets them. That stands in the same step,
+// so that no unit ends between the two.
 func (s *captureSession) commit(end change.LSN) {
 	step := captureStep{kind: captureCommit, end: end}
-	if !s.truncated {
+	if !s.truncated && len(s.asked) == 0 {
 		s.backlog = append(s.backlog, step)
 		return
 	}
-	s.truncated = false
-	running := s.progress != nil
-	s.progress = snapshotAgain(s.progress, SnapshotTables(s.c.cfg.Routes), time.Now())
-	step.progress = &captureSnapshotDone{progress: s.progress, tables: s.complete}
-	s.backlog = append(s.backlog, step)
-	if !running {
-		s.request(0)
+	if s.truncated {
+		s.book.truncated(SnapshotTables(s.c.cfg.Routes), time.Now())
 	}
+	dead := s.begun(s.asked)
+	s.truncated, s.asked = false, nil
+	step.progress = s.snapshotStep(nil, dead)
+	s.backlog = append(s.backlog, step)
+	s.dispatch()
 }
 
 // pending reports whether the row waits for a look-up.

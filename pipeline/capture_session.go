@@ -39,12 +39,8 @@ type captureSession struct {
 	pairs        []routerPair
 
 	snapshots *snapshotReader
-	window    snapshotWindow
-	number    int // of the last chunk asked for
-	rereads   int // of the chunk in work
-	progress  *event.SnapshotProgress
-	complete  []string
-	shape     *change.Relation // of the chunk before
+	book      *snapshotBook
+	asked     []*snapshotAsk // by the open transaction
 	// truncated: the open transaction has truncated a routed table, in this session or the one before.
 	truncated bool
 
@@ -69,6 +65,7 @@ func (c *Capture) work(ctx context.Context, stream captureStream, producer captu
 	defer stop()
 	g.Go(func() error { return w.run(wctx, s.units) })
 	g.Go(func() error { return s.snapshots.loop(ctx) })
+	g.Go(func() error { return c.tellSnapshots(ctx) })
 	g.Go(func() error { return c.heartbeat(ctx) })
 	g.Go(func() error {
 		err := s.read(ctx)
@@ -83,7 +80,6 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 	names := captureNames(pos)
 	s := &captureSession{
 		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
-		progress: pos.Snapshot, complete: pos.Tables,
 		encoder: &captureEncoder{
 			cfg: c.cfg, history: names, tables: map[*change.Relation]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
 			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
@@ -92,14 +88,12 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 			products: c.cfg.BatchProducts, rows: c.cfg.BatchRows, unitRows: c.cfg.TxRows, unitBytes: c.cfg.TxBytes,
 			maxRecord: c.cfg.MaxRecordBytes, changes: c.cfg.Prefix + event.Changes, deadletters: c.cfg.Prefix + event.DeadLetters,
 		}, pos, &c.stats),
-		snapshots: &snapshotReader{
-			source: c.parts.Source, run: rand.Text(), limit: c.cfg.SnapshotChunk, rate: c.cfg.SnapshotRate, log: c.log,
-			requests: make(chan snapshotRequest, 1),
-		},
 	}
 	s.encoder.memory = &s.batcher.memory
 	s.tick()
-	s.window.run = s.snapshots.run
+	run := rand.Text()
+	s.snapshots = newSnapshotReader(c.parts.Source, run, c.cfg, c.log)
+	s.book = newSnapshotBook(run, c.cfg.SnapshotReaders, c.cfg.Routes, pos)
 	return s
 }
 
@@ -109,7 +103,7 @@ func (s *captureSession) written(u *captureUnit) {
 		s.stream.Confirm(u.confirm)
 		s.c.stats.Confirmed.Store(int64(u.confirm))
 	}
-	s.c.stats.Snapshotting.Store(u.position.Snapshot != nil)
+	s.c.stats.setSnapshots(u.position.Snapshots, time.Now())
 	if !u.newest.IsZero() {
 		s.c.stats.NewestCommit.Store(u.newest.UnixMicro())
 	}
@@ -117,8 +111,10 @@ func (s *captureSession) written(u *captureUnit) {
 
 // read takes events until ctx ends or the stream does. Whatever can leave leaves before it waits.
 func (s *captureSession) read(ctx context.Context) error {
-	s.c.stats.Snapshotting.Store(s.progress != nil)
-	s.request(0) // where a snapshot is to go on
+	s.c.stats.setSnapshots(s.resume.Snapshots, time.Now())
+	if len(s.book.running) > 0 {
+		s.snapshotMoved() // where snapshots are to go on; one may have nothing left to read
+	}
 	if err := s.drain(ctx); err != nil {
 		return err
 	}
@@ -189,7 +185,7 @@ func (s *captureSession) tick() { s.encoder.envelope.At = time.Now() }
 // handOver waits until the writer takes the unit. The stream is not read meanwhile, so that memory stays bounded
 // however long Kafka is away, but kept alive.
 func (s *captureSession) handOver(ctx context.Context) error {
-	u := s.batcher.seal()
+	u := s.seal()
 	s.batcher.renew()
 	err := s.stream.Attend(ctx, func(ctx context.Context) error {
 		select {
@@ -203,10 +199,17 @@ func (s *captureSession) handOver(ctx context.Context) error {
 	return err
 }
 
+// seal completes the unit as it stands.
+func (s *captureSession) seal() *captureUnit {
+	u := s.batcher.seal()
+	u.position.Unseen = s.book.unseen()
+	return u
+}
+
 // offer hands the unit over if the writer waits for one, and otherwise lets it grow.
 func (s *captureSession) offer() {
 	select {
-	case s.units <- s.batcher.seal():
+	case s.units <- s.seal():
 		s.batcher.renew()
 		s.handed = time.Now()
 	default:
@@ -238,9 +241,9 @@ func (s *captureSession) take(ev *change.Event) error {
 }
 
 func (s *captureSession) begin(tx change.Transaction) error {
-	s.tx = tx
+	s.tx, s.asked = tx, nil
 	s.encoder.begin(&s.tx)
-	s.window.streamed(tx.XID)
+	s.book.streamed(tx.XID)
 	s.skip = tx.CommitLSN < s.resume.CommitLSN
 	if s.skip {
 		return nil
@@ -263,7 +266,7 @@ func (s *captureSession) change(c *change.Change) {
 	}
 	// These three must see what is captured already as well: what a truncate calls for is on record with the commit only.
 	s.router.learn(c)
-	s.window.touch(c)
+	s.book.touch(c)
 	if !s.skip && c.Op == change.Truncate && s.router.routed(c.Relation) {
 		s.truncated = true
 	}
@@ -309,14 +312,11 @@ func (s *captureSession) message(m *change.Message) {
 			kind: captureName, position: m.Position, name: captureLabel(b.Name), admin: captureLabel(b.Admin),
 		})
 	case messageWatermark:
-		mark, ok := parseSnapshotMark(string(m.Content))
-		switch {
-		case m.Transactional || !ok || mark.run != s.window.run || mark.number != s.number:
-		case mark.high:
-			s.merge(m.LSN)
-		default:
-			s.window.low(mark)
+		if mark, ok := parseSnapshotMark(string(m.Content)); ok && !m.Transactional {
+			s.watermark(mark, m.LSN)
 		}
+	case MessageSnapshot:
+		s.ask(m)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -17,6 +18,8 @@ type captureWriter struct {
 	partition int32
 	stats     *CaptureStats
 	confirm   func(*captureUnit)
+	// told is when it was last told how far snapshots have come.
+	told time.Time
 	// offsets holds, for each batch whose end is not written yet, the last offsets of what is.
 	offsets map[int64]*captureOffsets
 }
@@ -33,8 +36,8 @@ func newCaptureWriter(cfg CaptureConfig, producer captureProducer, pos event.Pos
 	if pos.Open != nil {
 		w.offsets[captureResumed] = &captureOffsets{changes: maps.Clone(pos.Open.Changes), fanouts: maps.Clone(pos.Open.Fanouts)}
 	}
-	if pos.Snapshot != nil {
-		w.offsets[captureSnapshotGroup] = &captureOffsets{changes: maps.Clone(pos.Snapshot.Changes)}
+	for i, p := range pos.Snapshots {
+		w.offsets[captureResumed+1+int64(i)] = &captureOffsets{changes: maps.Clone(p.Changes)}
 	}
 	return w
 }
@@ -89,15 +92,8 @@ func (w *captureWriter) write(ctx context.Context, u *captureUnit) error {
 		open.Changes, open.Fanouts = maps.Clone(o.changes), maps.Clone(o.fanouts)
 		pos.Open = &open
 	}
-	if pos.Snapshot != nil {
-		s := *pos.Snapshot
-		if u.snapshot {
-			w.collect(captureSnapshotGroup)
-		}
-		if o := w.offsets[captureSnapshotGroup]; o != nil {
-			s.Changes = maps.Clone(o.changes)
-		}
-		pos.Snapshot = &s
+	if err := w.snapshots(u, &pos); err != nil {
+		return err
 	}
 	if err := w.json(event.Positions, w.partition, pos.Writer, pos); err != nil {
 		return err
@@ -109,6 +105,40 @@ func (w *captureWriter) write(ctx context.Context, u *captureUnit) error {
 	w.stats.Records.Add(int64(len(u.records)))
 	// Invariant: only here, after the commit, may the source forget.
 	w.confirm(u)
+	return nil
+}
+
+// captureTell is how often it is told how far a snapshot has come.
+const captureTell = 10 * time.Second
+
+// snapshots completes what the position says of the snapshots that run, and tells of it now and then.
+func (w *captureWriter) snapshots(u *captureUnit, pos *event.Position) error {
+	if len(pos.Snapshots) == 0 || len(u.snapshots) == 0 {
+		return nil // a position that only marks a place takes its snapshots as they are
+	}
+	if w.told.IsZero() {
+		w.told = pos.At
+	}
+	tell := pos.At.Sub(w.told) >= captureTell
+	if tell {
+		w.told = pos.At
+	}
+	pos.Snapshots = slices.Clone(pos.Snapshots)
+	for i, group := range u.snapshots {
+		p := &pos.Snapshots[i]
+		if u.snapshot {
+			w.collect(group)
+		}
+		if o := w.offsets[group]; o != nil {
+			p.Changes = maps.Clone(o.changes)
+		}
+		if !tell {
+			continue
+		}
+		if err := w.json(event.Batches, -1, p.ID, w.stats.meter.batch(p, pos.At)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -11,104 +11,72 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
-// snapshotPlan says how a snapshot goes on from a position, given the tables that must have one; nil when all are
-// complete. A table that lost its route is left out, one that gained a route is added.
-func snapshotPlan(pos event.Position, tables []string, now time.Time) *event.SnapshotProgress {
-	if pos.Snapshot == nil {
-		todo := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return slices.Contains(pos.Tables, t) })
-		return snapshotAgain(nil, todo, now)
-	}
-	p := *pos.Snapshot
-	p.Pending = nil
-	for _, t := range pos.Snapshot.Pending {
-		// The table in work may stand here once more: somebody has asked for all of it.
-		if slices.Contains(tables, t) {
-			p.Pending = append(p.Pending, t)
+// snapshotPlan gives the snapshots that go on from a position, given the tables that must have been read once. A table
+// that lost its route is left out, one that gained a route is added.
+func snapshotPlan(pos event.Position, tables []string, now time.Time) []event.SnapshotProgress {
+	var running []event.SnapshotProgress
+	missing := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return slices.Contains(pos.Tables, t) })
+	for _, p := range pos.Snapshots {
+		p = p.Clone()
+		p.Tables = slices.DeleteFunc(p.Tables, func(t event.SnapshotTable) bool { return !slices.Contains(tables, t.Table) })
+		if p.Request == nil {
+			missing = slices.DeleteFunc(missing, func(t string) bool {
+				return slices.ContainsFunc(p.Tables, func(has event.SnapshotTable) bool { return has.Table == t })
+			})
 		}
+		running = append(running, p) // also where nothing is left to read: its batch is to be announced
 	}
-	for _, t := range tables {
-		if t != p.Table && !slices.Contains(p.Pending, t) && !slices.Contains(pos.Tables, t) {
-			p.Pending = append(p.Pending, t)
-		}
-	}
-	if slices.Contains(tables, p.Table) {
-		return &p
-	}
-	p.Table, p.LastKey = "", nil // nothing may be left to read, but the batch is to be announced
-	if len(p.Pending) > 0 {
-		p.Table, p.Pending = p.Pending[0], p.Pending[1:]
-	}
-	return &p
+	return snapshotMore(running, missing, now)
 }
 
-func snapshotID(now time.Time) string {
-	return "snapshot-" + now.UTC().Format("20060102T150405.000000")
-}
-
-// snapshotAdvance is the progress after a chunk of its table: nil when the last table is complete. complete lists the
-// tables that are.
-func snapshotAdvance(p event.SnapshotProgress, complete []string, c *change.Chunk) (*event.SnapshotProgress, []string) {
-	p.Rows += int64(len(c.Rows))
-	p.LastKey = c.LastKey
-	if !c.Done {
-		return &p, complete
-	}
-	return snapshotNext(p, complete)
-}
-
-// snapshotNext leaves the table of p behind, which is complete or shall not be read further.
-func snapshotNext(p event.SnapshotProgress, complete []string) (*event.SnapshotProgress, []string) {
-	if p.Table != "" && !slices.Contains(complete, p.Table) {
-		complete = append(slices.Clone(complete), p.Table)
-	}
-	if len(p.Pending) == 0 {
-		return nil, complete
-	}
-	p.Table, p.Pending, p.LastKey = p.Pending[0], p.Pending[1:], nil
-	return &p, complete
-}
-
-// snapshotAgain adds tables to what is still to be read, as their rows were changed in a way that the stream does not
-// spell out. A snapshot that begins with this is named by the time.
-func snapshotAgain(p *event.SnapshotProgress, tables []string, now time.Time) *event.SnapshotProgress {
+// snapshotMore adds whole tables to a snapshot that Capture has begun by itself, or begins one.
+func snapshotMore(running []event.SnapshotProgress, tables []string, now time.Time) []event.SnapshotProgress {
 	if len(tables) == 0 {
-		return p
+		return running
 	}
-	if p == nil {
-		return &event.SnapshotProgress{ID: snapshotID(now), Table: tables[0], Pending: tables[1:]}
+	i := slices.IndexFunc(running, func(p event.SnapshotProgress) bool { return p.Request == nil })
+	if i < 0 {
+		i = len(running)
+		running = append(running, event.SnapshotProgress{
+			ID: "snapshot-" + now.UTC().Format("20060102T150405.000000"), Began: now.UTC(),
+		})
 	}
-	q := *p
-	q.Pending = slices.Clone(p.Pending)
+	p := &running[i]
+	number := 0
+	for _, t := range p.Tables {
+		number = max(number, t.Number)
+	}
 	for _, t := range tables {
-		// Also the table in work: its part below LastKey has been read before.
-		if !slices.Contains(q.Pending, t) {
-			q.Pending = append(q.Pending, t)
-		}
+		number++
+		p.Tables = append(p.Tables, event.SnapshotTable{Number: number, Table: t})
 	}
-	return &q
+	return running
 }
 
-// snapshotMark is the content of a watermark message: which session, which chunk, which end of it.
+// snapshotMark is the content of a watermark message: which session, which part, which attempt at reading it, which end
+// of it.
 type snapshotMark struct {
-	run    string
-	number int
-	high   bool
+	run             string
+	number, attempt int
+	high            bool
 }
 
 func (m snapshotMark) String() string {
+	end := "low"
 	if m.high {
-		return fmt.Sprintf("%s %d high", m.run, m.number)
+		end = "high"
 	}
-	return fmt.Sprintf("%s %d low", m.run, m.number)
+	return fmt.Sprintf("%s %d %d %s", m.run, m.number, m.attempt, end)
 }
 
 func parseSnapshotMark(s string) (snapshotMark, bool) {
 	f := strings.Fields(s)
-	if len(f) != 3 || (f[2] != "low" && f[2] != "high") {
+	if len(f) != 4 || (f[3] != "low" && f[3] != "high") {
 		return snapshotMark{}, false
 	}
-	n, err := strconv.Atoi(f[1])
-	return snapshotMark{run: f[0], number: n, high: f[2] == "high"}, err == nil
+	n, err1 := strconv.Atoi(f[1])
+	a, err2 := strconv.Atoi(f[2])
+	return snapshotMark{run: f[0], number: n, attempt: a, high: f[3] == "high"}, err1 == nil && err2 == nil
 }
 
 // snapshotRecent is how many of the transactions streamed last are remembered until a snapshot has proved that they
@@ -123,37 +91,28 @@ const snapshotRecent = 1 << 14
 // have seen, or the chunk would bring back older rows: such a chunk is read again. What comes after the high mark the
 // snapshot cannot have seen, as it was taken before.
 type snapshotWindow struct {
-	run    string
-	number int // of the chunk whose marks count
-	table  string
-	open   bool // between its marks
-	void   bool // the table was truncated between them, or changed in a way that does not name the row
+	table   string
+	attempt int  // whose low mark has opened it
+	opened  bool // between the marks
+	void    bool // the table was truncated between them, or changed in a way that does not name the row
 	// touched holds the rows that were changed between the marks, by the values of the columns in names.
 	touched map[string]struct{}
 	names   []string
-	// recent are the transactions streamed last that no chunk's snapshot has been seen to contain; before are those
-	// of them that were streamed when the window opened.
-	recent, before []change.XID
-	key            []byte
+	// before are the transactions that were streamed before the window opened and may not be visible yet.
+	before []change.XID
+	key    []byte
 }
 
-// expect makes the window wait for the marks of another chunk.
-func (w *snapshotWindow) expect(number int, table string) {
-	w.number, w.table, w.open, w.void = number, table, false, false
-	w.touched, w.names = nil, nil
-}
-
-// streamed notes a transaction of the stream.
-func (w *snapshotWindow) streamed(x change.XID) {
-	if len(w.recent) >= 2*snapshotRecent {
-		w.recent = append(w.recent[:0], w.recent[len(w.recent)-snapshotRecent:]...)
+// open begins the window at the low mark.
+func (w *snapshotWindow) open(attempt int, before []change.XID) {
+	*w = snapshotWindow{
+		table: w.table, attempt: attempt, opened: true, touched: map[string]struct{}{}, before: slices.Clone(before), key: w.key,
 	}
-	w.recent = append(w.recent, x)
 }
 
 // touch notes a change of the stream.
 func (w *snapshotWindow) touch(c *change.Change) {
-	if !w.open || c.Relation.Table() != w.table {
+	if !w.opened || c.Relation.Table() != w.table {
 		return
 	}
 	if c.Op == change.Truncate {
@@ -179,33 +138,26 @@ func (w *snapshotWindow) touch(c *change.Change) {
 	}
 }
 
-// low opens the window.
-func (w *snapshotWindow) low(m snapshotMark) {
-	if m.run != w.run || m.number != w.number {
-		return
-	}
-	w.open, w.void = true, false
-	w.touched, w.names = map[string]struct{}{}, nil
-	w.before = slices.Clone(w.recent)
-}
-
-// high closes the window and returns the rows of the chunk that may be merged here. ok is false when the chunk must be
-// read again.
-func (w *snapshotWindow) high(c *change.Chunk) (rows []change.Tuple, ok bool) {
-	w.open = false
+// close ends the window at the high mark and returns the rows of the chunk that may be merged here. ok is false when
+// the chunk must be read again.
+func (w *snapshotWindow) close(c *change.Chunk) (rows []change.Tuple, ok bool) {
 	names := snapshotIdentity(c.Relation)
-	ok = !w.void && (len(w.touched) == 0 || slices.Equal(w.names, names))
+	ok = w.opened && !w.void && (len(w.touched) == 0 || slices.Equal(w.names, names))
+	w.opened = false
 	for _, x := range w.before {
 		ok = ok && c.Snapshot.Sees(x)
 	}
-	w.recent = slices.DeleteFunc(w.recent, c.Snapshot.Sees)
 	if !ok {
 		return nil, false
 	}
+	// Without a key, equal rows may be many, and which of them was changed is not known: none may be dropped.
+	alike := len(c.Relation.PrimaryKey) == 0 && c.Relation.ReplicaIdentity != 'i'
 	for _, row := range c.Rows {
 		if k, has := snapshotKey(w.key[:0], c.Relation, names, row); has {
 			w.key = k
-			if _, changed := w.touched[string(k)]; changed {
+			if _, changed := w.touched[string(k)]; changed && alike {
+				return nil, false
+			} else if changed {
 				continue
 			}
 		}
@@ -215,9 +167,10 @@ func (w *snapshotWindow) high(c *change.Chunk) (rows []change.Tuple, ok bool) {
 }
 
 // snapshotIdentity lists the columns that every old image of a table has, and that name one row: the primary key, or
-// those of the index that is the replica identity, which need not cover the primary key.
+// those of the index that is the replica identity, which need not cover the primary key. In a table without either,
+// which has whole old images, they are all columns.
 func snapshotIdentity(rel *change.Relation) []string {
-	if rel.ReplicaIdentity != 'i' {
+	if rel.ReplicaIdentity != 'i' && len(rel.PrimaryKey) > 0 {
 		return rel.PrimaryKey
 	}
 	var names []string
@@ -236,7 +189,12 @@ func snapshotKey(dst []byte, rel *change.Relation, names []string, row change.Tu
 	}
 	for _, name := range names {
 		v := routerValue(row, rel.Index(name))
-		if v.Kind != change.Text {
+		switch v.Kind {
+		case change.Null:
+			dst = append(dst, '-')
+			continue
+		case change.Text:
+		default:
 			return dst, false
 		}
 		dst = strconv.AppendInt(dst, int64(len(v.Data)), 10)

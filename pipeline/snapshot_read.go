@@ -2,108 +2,187 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 )
 
 // snapshotSource reads chunks of tables beside the stream; connectors/postgres implements it.
 type snapshotSource interface {
-	// ReadChunk reads up to limit rows in primary key order after a key.
-	ReadChunk(ctx context.Context, table string, after []string, limit int) (change.Chunk, error)
+	// CutTable divides a table into at most so many ranges, none of them for fewer than least rows.
+	CutTable(ctx context.Context, sel change.Selection, ranges, least int) (change.Cut, error)
+	// ReadChunk reads the next rows of a range.
+	ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chunk, error)
 	// EmitMessage writes a non-transactional logical message and flushes it.
 	EmitMessage(ctx context.Context, prefix string, content []byte) (change.LSN, error)
 }
 
-// snapshotRequest asks for one chunk.
-type snapshotRequest struct {
-	number int
-	table  string
-	after  []string
-	// pause is waited before the first mark.
-	pause time.Duration
-}
+// A table is divided into ranges of at least so many chunks, and into so many for each reader at most: each range stands
+// in the position.
+const snapshotLeast, snapshotRanges = 4, 4
 
-// snapshotReader reads chunks in a goroutine beside the stream, each between its two watermarks. It may run ahead of
-// the stream as far as one chunk.
+// snapshotReader reads parts of tables in goroutines beside the stream, each chunk between its two watermarks.
 type snapshotReader struct {
 	source   snapshotSource
 	run      string
-	limit    int
-	rate     int // rows a second; negative: no bound
+	readers  int
+	limit    int // rows of a chunk
+	pace     *snapshotPace
 	log      *slog.Logger
 	requests chan snapshotRequest
 
-	mu     sync.Mutex
-	number int // of the chunk that is ready
-	chunk  *change.Chunk
+	mu      sync.Mutex
+	answers map[int]*snapshotAnswer
+}
+
+// snapshotAnswer is what a request has brought. One of the three is set.
+type snapshotAnswer struct {
+	attempt int
+	cut     *change.Cut
+	chunk   *change.Chunk
+	refused string
+}
+
+func newSnapshotReader(source snapshotSource, run string, cfg CaptureConfig, log *slog.Logger) *snapshotReader {
+	return &snapshotReader{
+		source: source, run: run, readers: cfg.SnapshotReaders, limit: cfg.SnapshotChunk, log: log,
+		pace: &snapshotPace{rate: cfg.SnapshotRate}, answers: map[int]*snapshotAnswer{},
+		requests: make(chan snapshotRequest, snapshotTasks+1), // as many as there can be
+	}
+}
+
+// submit hands a request to the readers, after its pause.
+func (r *snapshotReader) submit(req snapshotRequest) {
+	if req.pause > 0 {
+		time.AfterFunc(req.pause, func() { r.requests <- req })
+		return
+	}
+	r.requests <- req
 }
 
 // loop serves requests until ctx ends or an error that trying again cannot mend.
 func (r *snapshotReader) loop(ctx context.Context) error {
-	free := time.Now() // from when on the next chunk is within the rate
-	for {
-		var req snapshotRequest
-		select {
-		case <-ctx.Done():
-			return nil
-		case req = <-r.requests:
-		}
-		if wait := max(time.Until(free), req.pause); wait > 0 && !sleep(ctx, wait) {
-			return nil
-		}
-		var rows int
-		var tries captureTries
-		err := retry(ctx, r.log, "chunk of a snapshot", func(ctx context.Context) (err error) {
-			rows, err = r.read(ctx, req)
-			return tries.judge("snapshot of "+req.table, err)
+	g, ctx := errgroup.WithContext(ctx)
+	for range r.readers {
+		g.Go(func() error {
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case req := <-r.requests:
+					if err := r.serve(ctx, req); err != nil && ctx.Err() == nil {
+						return err
+					}
+				}
+			}
 		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if r.rate > 0 {
-			free = time.Now().Add(time.Duration(rows) * time.Second / time.Duration(r.rate))
-		}
 	}
+	return g.Wait()
+}
+
+// serve reads a part, and tries again as long as that may help. An error that stays is an answer where somebody has
+// asked for the part, and the end of Capture otherwise.
+func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
+	if !req.cut && !r.pace.wait(ctx) {
+		return nil
+	}
+	var tries captureTries
+	attempt := 0
+	err := retry(ctx, r.log, "snapshot of "+req.query.Table, func(ctx context.Context) error {
+		attempt++
+		return tries.judge("snapshot of "+req.query.Table, r.read(ctx, req, attempt))
+	})
+	var final *captureError
+	if !req.asked || !errors.As(err, &final) {
+		return err
+	}
+	return retry(ctx, r.log, "refusal of a snapshot", func(ctx context.Context) error {
+		attempt++
+		return r.answer(ctx, req, &snapshotAnswer{attempt: attempt, refused: final.text})
+	})
 }
 
 // errSnapshotKey cannot come from a source that keeps to its contract.
 var errSnapshotKey = &captureError{"a chunk that is not the last one has no last key"}
 
-func (r *snapshotReader) read(ctx context.Context, req snapshotRequest) (int, error) {
-	mark := snapshotMark{run: r.run, number: req.number}
-	if _, err := r.source.EmitMessage(ctx, messageWatermark, []byte(mark.String())); err != nil {
-		return 0, err
+func (r *snapshotReader) read(ctx context.Context, req snapshotRequest, attempt int) error {
+	if req.cut {
+		cut, err := r.source.CutTable(ctx, req.query.Selection, snapshotRanges*r.readers, snapshotLeast*r.limit)
+		if err != nil {
+			return err
+		}
+		return r.answer(ctx, req, &snapshotAnswer{attempt: attempt, cut: &cut})
 	}
-	chunk, err := r.source.ReadChunk(ctx, req.table, req.after, r.limit)
+	if err := r.mark(ctx, req, attempt, false); err != nil {
+		return err
+	}
+	req.query.Limit = r.limit
+	chunk, err := r.source.ReadChunk(ctx, req.query)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if !chunk.Done && len(chunk.LastKey) == 0 {
-		return 0, errSnapshotKey
+	if !chunk.Done && len(chunk.LastKey) == 0 && chunk.Shape == req.query.Shape {
+		return errSnapshotKey
 	}
-	// Before the mark is written: whoever sees it in the stream finds the chunk here.
-	r.mu.Lock()
-	r.number, r.chunk = req.number, &chunk
-	r.mu.Unlock()
-	mark.high = true
-	_, err = r.source.EmitMessage(ctx, messageWatermark, []byte(mark.String()))
-	return len(chunk.Rows), err
+	r.pace.took(len(chunk.Rows))
+	return r.answer(ctx, req, &snapshotAnswer{attempt: attempt, chunk: &chunk})
 }
 
-// take returns the chunk of this number once.
-func (r *snapshotReader) take(number int) *change.Chunk {
+// answer lays an answer ready and then writes the mark: whoever sees it in the stream finds the answer here.
+func (r *snapshotReader) answer(ctx context.Context, req snapshotRequest, a *snapshotAnswer) error {
+	r.mu.Lock()
+	r.answers[req.number] = a
+	r.mu.Unlock()
+	return r.mark(ctx, req, a.attempt, true)
+}
+
+func (r *snapshotReader) mark(ctx context.Context, req snapshotRequest, attempt int, high bool) error {
+	m := snapshotMark{run: r.run, number: req.number, attempt: attempt, high: high}
+	_, err := r.source.EmitMessage(ctx, messageWatermark, []byte(m.String()))
+	return err
+}
+
+// take returns the answer that a mark announces, once; nil when there is none, or not any more that of this attempt.
+func (r *snapshotReader) take(m snapshotMark) *snapshotAnswer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.chunk == nil || r.number != number {
+	a := r.answers[m.number]
+	if a == nil || a.attempt != m.attempt {
 		return nil
 	}
-	c := r.chunk
-	r.chunk = nil
-	return c
+	delete(r.answers, m.number)
+	return a
+}
+
+// snapshotPace bounds the rows a second of all readers together.
+type snapshotPace struct {
+	rate int // negative: no bound
+
+	mu   sync.Mutex
+	free time.Time // from when on the next chunk is within the rate
+}
+
+// wait returns when the next chunk may be read; false: ctx has ended.
+func (p *snapshotPace) wait(ctx context.Context) bool {
+	p.mu.Lock()
+	wait := time.Until(p.free)
+	p.mu.Unlock()
+	return wait <= 0 || sleep(ctx, wait)
+}
+
+func (p *snapshotPace) took(rows int) {
+	if p.rate <= 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); p.free.Before(now) {
+		p.free = now
+	}
+	p.free = p.free.Add(time.Duration(rows) * time.Second / time.Duration(p.rate))
 }

@@ -1,7 +1,9 @@
 package pipeline
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,184 +12,243 @@ import (
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
+func snapshotTables(names ...string) []event.SnapshotTable {
+	var list []event.SnapshotTable
+	for i, n := range names {
+		list = append(list, event.SnapshotTable{Number: i + 1, Table: n})
+	}
+	return list
+}
+
 func TestSnapshotPlan(t *testing.T) {
-	now := time.Unix(0, 0)
-	running := &event.SnapshotProgress{ID: "s", Table: "a", LastKey: []string{"5"}, Pending: []string{"b"}, Rows: 5}
+	now := time.Unix(0, 0).UTC()
+	const id = "snapshot-19700101T000000.000000"
+	cut := []event.SnapshotRange{{After: []string{"5"}}}
+	running := event.SnapshotProgress{ID: "s", Rows: 5, Tables: snapshotTables("a", "b")}
+	running.Tables[0].Shape, running.Tables[0].Ranges = "id int", cut
+	asked := event.SnapshotProgress{ID: "q", Request: &event.SnapshotRequest{Table: "c"}, Tables: snapshotTables("c")}
 	for _, c := range []struct {
 		name   string
 		pos    event.Position
 		tables []string
-		want   *event.SnapshotProgress
+		want   []event.SnapshotProgress
 	}{
-		{"first start", event.Position{}, []string{"a", "b"}, &event.SnapshotProgress{ID: snapshotID(now), Table: "a", Pending: []string{"b"}}},
+		{"first start", event.Position{}, []string{"a", "b"}, []event.SnapshotProgress{{ID: id, Began: now, Tables: snapshotTables("a", "b")}}},
 		{"nothing routed", event.Position{}, nil, nil},
 		{"all complete", event.Position{Tables: []string{"a", "b"}}, []string{"b"}, nil},
-		{"a new table", event.Position{Tables: []string{"a"}}, []string{"a", "b"}, &event.SnapshotProgress{ID: snapshotID(now), Table: "b", Pending: []string{}}},
-		{"goes on", event.Position{Snapshot: running}, []string{"a", "b"}, running},
-		{"goes on with another", event.Position{Snapshot: running}, []string{"a", "b", "c"}, &event.SnapshotProgress{ID: "s", Table: "a", LastKey: []string{"5"}, Pending: []string{"b", "c"}, Rows: 5}},
-		{"lost its table", event.Position{Snapshot: running}, []string{"b"}, &event.SnapshotProgress{ID: "s", Table: "b", Pending: []string{}, Rows: 5}},
-		{"lost all tables", event.Position{Snapshot: running}, nil, &event.SnapshotProgress{ID: "s", Pending: []string{}, Rows: 5}},
-		{"again while in work", event.Position{Snapshot: &event.SnapshotProgress{ID: "s", Table: "a", LastKey: []string{"5"}, Pending: []string{"b", "a"}}, Tables: []string{"b"}}, []string{"a", "b"}, &event.SnapshotProgress{ID: "s", Table: "a", LastKey: []string{"5"}, Pending: []string{"b", "a"}}},
+		{"a new table", event.Position{Tables: []string{"a"}}, []string{"a", "b"}, []event.SnapshotProgress{{ID: id, Began: now, Tables: snapshotTables("b")}}},
+		{"goes on", event.Position{Snapshots: []event.SnapshotProgress{running}}, []string{"a", "b"}, []event.SnapshotProgress{running}},
+		{"lost its table", event.Position{Snapshots: []event.SnapshotProgress{running}}, []string{"b"}, []event.SnapshotProgress{{ID: "s", Rows: 5, Tables: running.Tables[1:]}}},
+		{"lost all tables", event.Position{Snapshots: []event.SnapshotProgress{running}}, nil, []event.SnapshotProgress{{ID: "s", Rows: 5, Tables: []event.SnapshotTable{}}}},
+		{"asked for is not complete", event.Position{Snapshots: []event.SnapshotProgress{asked}}, []string{"c"}, []event.SnapshotProgress{asked, {ID: id, Began: now, Tables: snapshotTables("c")}}},
+		{"asked for was complete", event.Position{Snapshots: []event.SnapshotProgress{asked}, Tables: []string{"c"}}, []string{"c"}, []event.SnapshotProgress{asked}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := snapshotPlan(c.pos, c.tables, now)
-			if c.want == nil {
-				require.Nil(t, got)
-				return
-			}
-			require.Equal(t, c.want.Pending, append([]string{}, got.Pending...))
-			got.Pending = c.want.Pending
-			require.Equal(t, c.want, got)
+			require.Equal(t, c.want, snapshotPlan(c.pos, c.tables, now))
 		})
 	}
-	again := snapshotAgain(running, []string{"a", "b"}, now)
-	require.Equal(t, []string{"b", "a"}, again.Pending)
-	require.Equal(t, []string{"b"}, running.Pending, "what is on its way to Kafka stays as it was")
+	more := snapshotPlan(event.Position{Snapshots: []event.SnapshotProgress{running}}, []string{"a", "b", "c"}, now)
+	require.Equal(t, event.SnapshotTable{Number: 3, Table: "c"}, more[0].Tables[2])
+	require.Len(t, running.Tables, 2, "what is on its way to Kafka stays as it was")
+
+	book := newSnapshotBook("r", 2, nil, event.Position{Snapshots: []event.SnapshotProgress{running}})
+	book.truncated([]string{"a", "b"}, now)
+	require.Equal(t, []event.SnapshotTable{running.Tables[0], running.Tables[1], {Number: 3, Table: "a"}}, book.running[0].Tables,
+		"b was not begun, what is read of a is from before")
 }
 
 func TestSnapshotMarks(t *testing.T) {
-	for _, m := range []snapshotMark{{"RUN", 3, false}, {"RUN", 12, true}} {
+	for _, m := range []snapshotMark{{"RUN", 3, 1, false}, {"RUN", 12, 2, true}} {
 		got, ok := parseSnapshotMark(m.String())
 		require.True(t, ok)
 		require.Equal(t, m, got)
 	}
-	for _, s := range []string{"", "RUN 3", "RUN x low", "RUN 3 middle", "RUN 3 low more"} {
+	for _, s := range []string{"", "RUN 3 1", "RUN x 1 low", "RUN 1 x low", "RUN 3 1 middle", "RUN 3 1 low more"} {
 		_, ok := parseSnapshotMark(s)
 		require.False(t, ok, s)
 	}
 }
 
-// snapshotModel is a table with a history of transactions on it: the model that the window is held against.
+// snapshotModel is a table with a history of transactions on it, and a reader of the topic: the model that the book is
+// held against.
 type snapshotModel struct {
-	rel  *change.Relation
-	rows map[string]string // committed
-	log  []snapshotModelTx
+	t     *rapid.T
+	rel   *change.Relation
+	rows  map[int]int // committed
+	log   []snapshotModelTx
+	now   int
+	value int
+
+	book *snapshotBook
+	// view is what the reader of the topic has; version the newest value of each row that it has seen.
+	view, version map[int]int
+	parts         []*snapshotModelPart
 }
 
 type snapshotModelTx struct {
 	xid     change.XID
 	visible int // from this moment on snapshots see it
-	changes []change.Change
+	rows    map[int]int
+}
+
+// snapshotModelPart is a part in a reader's hand: its low mark comes first, then the read, then the high mark.
+type snapshotModelPart struct {
+	req   snapshotRequest
+	stage int
+	chunk change.Chunk
+}
+
+const snapshotModelGone = -1
+
+func (m *snapshotModel) commit() {
+	m.now++
+	tx := snapshotModelTx{xid: change.XID(len(m.log) + 1), visible: m.now + rapid.IntRange(0, 6).Draw(m.t, "late"), rows: map[int]int{}}
+	m.book.streamed(tx.xid)
+	for range rapid.IntRange(1, 3).Draw(m.t, "changes") {
+		id := rapid.IntRange(0, 9).Draw(m.t, "id")
+		old, exists := m.rows[id]
+		m.value++
+		c := change.Change{Op: change.Create, Relation: m.rel, After: m.tuple(id, m.value)}
+		if exists {
+			c.Op, c.Before = change.Update, m.tuple(id, old)
+		}
+		m.rows[id], m.view[id], m.version[id], tx.rows[id] = m.value, m.value, m.value, m.value
+		if exists && rapid.Bool().Draw(m.t, "delete") {
+			c.Op, c.After = change.Delete, nil
+			delete(m.rows, id)
+			delete(m.view, id)
+			tx.rows[id] = snapshotModelGone
+		}
+		m.book.touch(&c)
+	}
+	m.log = append(m.log, tx)
+}
+
+func (m *snapshotModel) tuple(id, v int) change.Tuple {
+	return testTuple(strconv.Itoa(id), strconv.Itoa(v))
+}
+
+// see reads two rows of a range as of now: what is visible by then.
+func (m *snapshotModel) see(q change.ChunkQuery) change.Chunk {
+	c := change.Chunk{
+		Relation: m.rel, Shape: q.Shape, Done: true, LastKey: q.After,
+		Snapshot: change.Snapshot{Xmin: 1, Xmax: change.XID(len(m.log) + 1)},
+	}
+	rows := map[int]int{}
+	for _, tx := range m.log {
+		if tx.visible > m.now {
+			c.Snapshot.Running = append(c.Snapshot.Running, tx.xid)
+			continue
+		}
+		for id, v := range tx.rows {
+			rows[id] = v
+		}
+	}
+	from, upto := -1, 99
+	if len(q.After) > 0 {
+		from, _ = strconv.Atoi(q.After[0])
+	}
+	if len(q.Upto) > 0 {
+		upto, _ = strconv.Atoi(q.Upto[0])
+	}
+	for id := from + 1; id <= min(upto, 9); id++ {
+		if v, ok := rows[id]; ok && v != snapshotModelGone {
+			if len(c.Rows) == 2 {
+				c.Done = false
+				break
+			}
+			c.Rows, c.LastKey = append(c.Rows, m.tuple(id, v)), []string{strconv.Itoa(id)}
+		}
+	}
+	return c
+}
+
+// step takes one step of a part that is under way.
+func (m *snapshotModel) step() {
+	i := rapid.IntRange(0, len(m.parts)-1).Draw(m.t, "part")
+	p := m.parts[i]
+	p.stage++
+	switch task := m.book.tasks[p.req.number]; {
+	case p.req.cut:
+		m.parts = slices.Delete(m.parts, i, i+1)
+		_, ok := m.book.cut(task, &change.Cut{Shape: "id int", Bounds: [][]string{{"3"}, {"6"}}, Rows: 10})
+		require.True(m.t, ok)
+	case p.stage == 1:
+		m.book.low(snapshotMark{run: "r", number: p.req.number, attempt: 1})
+	case p.stage == 2:
+		p.chunk = m.see(p.req.query)
+	default:
+		m.parts = slices.Delete(m.parts, i, i+1)
+		rows, ok, _ := m.book.merge(task, 1, &p.chunk)
+		if !ok {
+			m.now++
+			m.parts = append(m.parts, &snapshotModelPart{req: m.book.again(task)})
+			return
+		}
+		for _, row := range rows {
+			id, _ := strconv.Atoi(string(row[0].Data))
+			v, _ := strconv.Atoi(string(row[1].Data))
+			require.GreaterOrEqual(m.t, v, m.version[id], "row %d went back", id)
+			m.view[id], m.version[id] = v, v
+		}
+		m.book.advance(task, &p.chunk)
+	}
 }
 
 // Whoever applies the stream and, at each high mark, the rows of a chunk that the window lets through, has the table as
-// it is, and never sees a row go back: whatever commits around the marks, and however late commits become visible.
-func TestSnapshotWindowMergesExactly(t *testing.T) {
+// it is, and never sees a row go back: whatever commits around the marks, however late commits become visible, however
+// many chunks are read at a time, and wherever a session ends and the next goes on from its position.
+func TestSnapshotsMergeExactly(t *testing.T) {
 	rel := testRelation("t", "id", "v")
 	rapid.Check(t, func(t *rapid.T) {
-		w := snapshotModel{rel: rel, rows: map[string]string{}}
-		version := map[string]int{} // of each row in the reader's view
-		view := map[string]string{}
-		window := snapshotWindow{run: "r"}
-		value := 0
-
-		commit := func(now int) {
-			tx := snapshotModelTx{xid: change.XID(len(w.log) + 1), visible: now + rapid.IntRange(0, 3).Draw(t, "late")}
-			for range rapid.IntRange(1, 3).Draw(t, "changes") {
-				id := strconv.Itoa(rapid.IntRange(0, 5).Draw(t, "id"))
-				_, exists := w.rows[id]
-				switch {
-				case !exists:
-					value++
-					w.rows[id] = strconv.Itoa(value)
-					tx.changes = append(tx.changes, change.Change{Op: 'c', Relation: rel, After: testTuple(id, w.rows[id])})
-				case rapid.Bool().Draw(t, "delete"):
-					tx.changes = append(tx.changes, change.Change{Op: 'd', Relation: rel, Before: testTuple(id, w.rows[id])})
-					delete(w.rows, id)
-				default:
-					value++
-					old := w.rows[id]
-					w.rows[id] = strconv.Itoa(value)
-					tx.changes = append(tx.changes, change.Change{Op: 'u', Relation: rel, Before: testTuple(id, old), After: testTuple(id, w.rows[id])})
+		m := &snapshotModel{t: t, rel: rel, rows: map[int]int{}, view: map[int]int{}, version: map[int]int{}}
+		for id := range 8 { // rows of before the slot: the stream has never told of them, and everybody sees them
+			m.value++
+			m.rows[id] = m.value
+			m.log = append(m.log, snapshotModelTx{xid: change.XID(len(m.log) + 1), rows: map[int]int{id: m.value}})
+		}
+		m.book = newSnapshotBook("r", 3, nil, event.Position{Snapshots: snapshotPlan(event.Position{}, []string{"public.t"}, time.Unix(0, 0))})
+		for {
+			for {
+				req, ok := m.book.next()
+				if !ok {
+					break
 				}
+				m.parts = append(m.parts, &snapshotModelPart{req: req})
 			}
-			w.log = append(w.log, tx)
-			window.streamed(tx.xid)
-			for i := range tx.changes {
-				c := &tx.changes[i]
-				window.touch(c)
-				if c.Op == change.Delete {
-					delete(view, string(c.Before[0].Data))
-					continue
+			if m.book.finished() != nil {
+				break
+			}
+			switch rapid.IntRange(0, 9).Draw(t, "what") {
+			case 0:
+				if rapid.Bool().Draw(t, "restart") {
+					p := m.book.progress()
+					m.parts = nil
+					m.book = newSnapshotBook("r", 3, nil, event.Position{Snapshots: p.running, Tables: p.tables, Unseen: m.book.unseen()})
 				}
-				id := string(c.After[0].Data)
-				view[id] = string(c.After[1].Data)
-				version[id], _ = strconv.Atoi(view[id])
+			case 1, 2, 3:
+				m.commit()
+			default:
+				m.step()
 			}
 		}
-		// see reads the table as of now: what is visible by then.
-		see := func(now int) *change.Chunk {
-			c := &change.Chunk{Relation: rel, Done: true, Snapshot: change.Snapshot{Xmin: 1, Xmax: change.XID(len(w.log) + 1)}}
-			rows := map[string]string{}
-			for _, tx := range w.log {
-				if tx.visible > now {
-					c.Snapshot.Running = append(c.Snapshot.Running, tx.xid)
-					continue
-				}
-				for _, ch := range tx.changes {
-					if ch.Op == change.Delete {
-						delete(rows, string(ch.Before[0].Data))
-						continue
-					}
-					rows[string(ch.After[0].Data)] = string(ch.After[1].Data)
-				}
-			}
-			for id, v := range rows {
-				c.Rows = append(c.Rows, testTuple(id, v))
-			}
-			return c
+		require.Equal(t, []string{"public.t"}, m.book.complete)
+		for id := range m.rows {
+			require.Equal(t, m.rows[id], m.view[id], "row %d", id)
 		}
-		// Rows of before the slot: the stream has never told of them, and everybody sees them.
-		for i := range 4 {
-			id := strconv.Itoa(i)
-			value++
-			w.rows[id] = strconv.Itoa(value)
-			w.log = append(w.log, snapshotModelTx{xid: change.XID(len(w.log) + 1), changes: []change.Change{{Op: 'c', Relation: rel, After: testTuple(id, w.rows[id])}}})
-		}
-		now := 0
-		some := func(name string) {
-			for range rapid.IntRange(0, 3).Draw(t, name) {
-				now++
-				commit(now)
-			}
-		}
-		some("before")
-		for number := 1; ; number++ {
-			window.expect(number, "public.t")
-			some("before low")
-			window.low(snapshotMark{run: "r", number: number})
-			some("before the read")
-			chunk := see(now)
-			some("after the read")
-			rows, ok := window.high(chunk)
-			now++
-			if !ok {
-				continue
-			}
-			for _, row := range rows {
-				id, v := string(row[0].Data), string(row[1].Data)
-				n, _ := strconv.Atoi(v)
-				require.GreaterOrEqual(t, n, version[id], "row %s went back", id)
-				view[id], version[id] = v, n
-			}
-			break
-		}
-		some("after")
-		require.Equal(t, w.rows, view)
+		require.Len(t, m.view, len(m.rows))
 	})
 }
 
 func TestSnapshotOfATruncatedTableIsReadAgain(t *testing.T) {
 	rel := testRelation("t", "id", "v")
-	w := snapshotWindow{run: "r"}
-	w.expect(1, "public.t")
-	w.low(snapshotMark{run: "other", number: 1})
-	require.False(t, w.open, "marks of another session mean nothing")
-	w.low(snapshotMark{run: "r", number: 1})
+	w := snapshotWindow{table: "public.t"}
+	w.open(1, nil)
 	w.touch(&change.Change{Op: change.Truncate, Relation: rel})
-	_, ok := w.high(&change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a")}})
+	_, ok := w.close(&change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a")}})
 	require.False(t, ok)
 }
 
@@ -198,8 +259,7 @@ func TestSnapshotWindowKnowsRowsByTheirIdentity(t *testing.T) {
 		Schema: "public", Name: "t", ReplicaIdentity: 'i', PrimaryKey: []string{"id"},
 		Columns: []change.Column{{Name: "id", TypeOID: 25}, {Name: "sku", TypeOID: 25, Identity: true}},
 	}
-	full := *rel
-	full.ReplicaIdentity = 'f'
+	full := &change.Relation{Schema: rel.Schema, Name: rel.Name, ReplicaIdentity: 'f', PrimaryKey: rel.PrimaryKey, Columns: rel.Columns}
 	chunk := &change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a"), testTuple("2", "b"), testTuple("3", "c")}}
 	for _, c := range []struct {
 		name   string
@@ -210,15 +270,14 @@ func TestSnapshotWindowKnowsRowsByTheirIdentity(t *testing.T) {
 		{"deleted", change.Change{Op: 'd', Relation: rel, Before: testTuple("MISSING", "a")}, true, 2},
 		{"its primary key changed", change.Change{Op: 'u', Relation: rel, After: testTuple("9", "a")}, true, 2},
 		{"its identity changed", change.Change{Op: 'u', Relation: rel, Before: testTuple("MISSING", "a"), After: testTuple("1", "b")}, true, 1},
-		{"the identity itself changed", change.Change{Op: 'd', Relation: &full, Before: testTuple("1", "a")}, false, 0},
+		{"the identity itself changed", change.Change{Op: 'd', Relation: full, Before: testTuple("1", "a")}, false, 0},
 		{"nothing names it", change.Change{Op: 'd', Relation: rel, Before: testTuple("1", "MISSING")}, false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := snapshotWindow{run: "r"}
-			w.expect(1, "public.t")
-			w.low(snapshotMark{run: "r", number: 1})
+			w := snapshotWindow{table: "public.t"}
+			w.open(1, nil)
 			w.touch(&c.change)
-			rows, ok := w.high(chunk)
+			rows, ok := w.close(chunk)
 			require.Equal(t, c.ok, ok)
 			require.Len(t, rows, c.want)
 		})
@@ -231,4 +290,74 @@ func TestSnapshotPauseGrows(t *testing.T) {
 		pauses = append(pauses, snapshotPause(n).String())
 	}
 	require.Equal(t, []string{"20ms", "40ms", "80ms", "1.28s", "1.28s"}, pauses)
+}
+
+// Equal rows of a table without a key cannot be told apart, so that none may be dropped for another's change.
+func TestSnapshotOfEqualRowsIsReadAgain(t *testing.T) {
+	rel := &change.Relation{
+		Schema: "public", Name: "t", ReplicaIdentity: 'f',
+		Columns: []change.Column{{Name: "id", Identity: true}, {Name: "sku", Identity: true}},
+	}
+	chunk := &change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a"), testTuple("1", "a"), testTuple("2", "b")}}
+	for id, want := range map[string]bool{"1": false, "9": true} {
+		w := snapshotWindow{table: "public.t"}
+		w.open(1, nil)
+		w.touch(&change.Change{Op: change.Delete, Relation: rel, Before: testTuple(id, "a")})
+		_, ok := w.close(chunk)
+		require.Equal(t, want, ok)
+	}
+}
+
+func TestSnapshotRequests(t *testing.T) {
+	routes := []route.Route{{Table: "public.a", Key: "id"}, {Table: "public.b", Key: "id"}, {Table: "public.q", Query: "SELECT"}}
+	for content, want := range map[string]string{
+		`{"all": true}`: "public.a public.b",
+		`{"id": "x", "table": "public.a", "where": "id > 1"}`: "public.a",
+		`{"products": ["1"]}`:                      "public.a public.b",
+		`{"products": ["1"], "table": "public.b"}`: "public.b",
+		`nonsense`: "! not the JSON",
+		`{"table": "public.a"} {"table": "public.b"}`:     "! behind",
+		`{"tabel": "public.a"}`:                           "! unknown field",
+		`{}`:                                              "! neither",
+		`{"table": "public.gone"}`:                        "! no route",
+		`{"table": "public.q"}`:                           "! query only",
+		`{"where": "true"}`:                               "! needs a table",
+		`{"all": true, "where": "true"}`:                  "! goes with",
+		`{"products": [""]}`:                              "! empty",
+		`{"where": "` + strings.Repeat("x", 1<<20) + `"}`: "! bytes",
+	} {
+		a := parseSnapshotAsk(&change.Message{Content: []byte(content), LSN: 5}, routes)
+		if reason, bad := strings.CutPrefix(want, "! "); bad {
+			require.Contains(t, a.refused, reason)
+			continue
+		}
+		require.Empty(t, a.refused, content)
+		require.Equal(t, want, strings.Join(a.tables, " "))
+	}
+}
+
+func TestSnapshotMeter(t *testing.T) {
+	var m snapshotMeter
+	p := event.SnapshotProgress{ID: "s", Rows: 100, Estimate: 1000}
+	now := time.Unix(0, 0)
+	require.Zero(t, m.status(&p, now).PerSecond)
+	p.Rows = 300
+	s := m.status(&p, now.Add(2*time.Second))
+	require.InDelta(t, 100, s.PerSecond, 1e-9)
+	require.Equal(t, 7*time.Second, s.Left)
+	m.keep(nil)
+	require.Zero(t, m.status(&p, now).PerSecond)
+}
+
+// A table is divided only when those have ended that may have written to it before the stream had it.
+func TestSnapshotWaitsForWritersOfBefore(t *testing.T) {
+	b := newSnapshotBook("r", 1, nil, event.Position{Snapshots: snapshotPlan(event.Position{}, []string{"a"}, time.Unix(0, 0))})
+	req, _ := b.next()
+	for i, writers := range [][]string{{"1/1", "2/1"}, {"1/1", "3/1"}, {"1/1"}} {
+		var ok bool
+		req, ok = b.cut(b.tasks[req.number], &change.Cut{Shape: "s", Writers: writers})
+		require.False(t, ok, i)
+	}
+	_, ok := b.cut(b.tasks[req.number], &change.Cut{Shape: "s", Writers: []string{"3/1"}})
+	require.True(t, ok, "3/1 came later")
 }

@@ -18,6 +18,12 @@ type table struct {
 	kind string // pg_class.relkind
 	// casts are the types of the primary key columns, with their modifiers: without one, char(4) would be char(1).
 	casts []string
+	// collations are those of the primary key columns, 0 for a type that has none: they decide the order.
+	collations []string
+	// pages and tuples are what the planner knows of the size; tuples is -1 before the first ANALYZE or VACUUM. For a
+	// partitioned table they are sums. filenode is the file of a plain table, 0 for a partitioned one.
+	pages, tuples float64
+	filenode      string
 	// filter is the publication's row filter as SQL; empty for none.
 	filter string
 }
@@ -40,14 +46,21 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 	}
 	sql := `
 		WITH t AS (
-			SELECT c.oid, c.relreplident, c.relkind, ` + list + `
+			SELECT c.oid, c.relreplident, c.relkind, ` + list + `,
+				CASE c.relkind WHEN 'p' THEN l.pages ELSE c.relpages END, CASE c.relkind WHEN 'p' THEN l.tuples ELSE c.reltuples END,
+				coalesce(pg_relation_filenode(c.oid), 0)
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			LEFT JOIN pg_publication_tables p ON p.schemaname = n.nspname AND p.tablename = c.relname AND p.pubname = $3
+			LEFT JOIN LATERAL (
+				SELECT sum(lc.relpages) AS pages, sum(greatest(lc.reltuples, 0)) AS tuples
+				FROM pg_partition_tree(c.oid) pt JOIN pg_class lc ON lc.oid = pt.relid WHERE c.relkind = 'p' AND pt.isleaf
+			) l ON true
 			WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
-		), u (oid, identity, kind, attnames, filter) AS (TABLE t), ` + keySQL + `
+		), u (oid, identity, kind, attnames, filter, pages, tuples, filenode) AS (TABLE t), ` + keySQL + `
 		SELECT u.oid, u.identity, u.kind, coalesce(u.filter, ''), a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod),
 			coalesce(array_position(pk.cols, a.attnum), -1),
-			CASE u.identity WHEN 'f' THEN true WHEN 'd' THEN a.attnum = ANY (pk.cols) ELSE a.attnum = ANY (ri.cols) END
+			CASE u.identity WHEN 'f' THEN true WHEN 'd' THEN a.attnum = ANY (pk.cols) ELSE a.attnum = ANY (ri.cols) END,
+			a.attcollation, coalesce(u.pages, 0), coalesce(u.tuples, -1), u.filenode
 		FROM u JOIN pg_attribute a ON a.attrelid = u.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 		LEFT JOIN key pk ON pk.indrelid = u.oid AND pk.indisprimary
 		LEFT JOIN key ri ON ri.indrelid = u.oid AND ri.indisreplident
@@ -55,8 +68,8 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 		ORDER BY a.attnum`
 	var t *table
 	type keyed struct {
-		place      int
-		name, cast string
+		place                 int
+		name, cast, collation string
 	}
 	var key []keyed
 	err = query(ctx, pg, sql, [][]byte{[]byte(schema), []byte(rel), []byte(s.cfg.Publication)}, func(_ []string, v [][]byte) error {
@@ -67,7 +80,14 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 			}
 			t = &table{
 				Relation: &change.Relation{OID: uint32(oid), Schema: schema, Name: rel, ReplicaIdentity: v[1][0]},
-				kind:     string(v[2]), filter: string(v[3]),
+				kind:     string(v[2]), filter: string(v[3]), filenode: string(v[13]),
+			}
+			t.pages, err = strconv.ParseFloat(string(v[11]), 64)
+			if err == nil {
+				t.tuples, err = strconv.ParseFloat(string(v[12]), 64)
+			}
+			if err != nil {
+				return err
 			}
 		}
 		typ, err1 := strconv.ParseUint(string(v[5]), 10, 32)
@@ -79,7 +99,7 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 		col := string(v[4])
 		t.Columns = append(t.Columns, change.Column{Name: col, TypeOID: uint32(typ), TypeMod: int32(mod), Identity: string(v[9]) == "t"})
 		if place >= 0 {
-			key = append(key, keyed{place, col, string(v[7])})
+			key = append(key, keyed{place, col, string(v[7]), string(v[10])})
 		}
 		return nil
 	})
@@ -88,7 +108,7 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 	}
 	slices.SortFunc(key, func(a, b keyed) int { return a.place - b.place })
 	for _, k := range key {
-		t.PrimaryKey, t.casts = append(t.PrimaryKey, k.name), append(t.casts, k.cast)
+		t.PrimaryKey, t.casts, t.collations = append(t.PrimaryKey, k.name), append(t.casts, k.cast), append(t.collations, k.collation)
 	}
 	_, err = s.types.complete(t.Relation, func(sql string, args [][]byte, each func([]string, [][]byte) error) error {
 		return query(ctx, pg, sql, args, each)

@@ -252,8 +252,9 @@ func (c *checker) route(ctx context.Context, key string, r *route.Route) {
 	if !ok {
 		return
 	}
-	if len(t.PrimaryKey) == 0 {
-		c.add(where, "the table has no primary key, so its snapshot could not be resumed", "add a primary key, or leave the table out of the routes")
+	if _, err := t.byBlocks(); err != nil {
+		c.add(where, "the table has no primary key, so its snapshot could not be resumed",
+			"add a primary key, or, for a table that is not partitioned, set REPLICA IDENTITY FULL, or leave the table out of the routes")
 	}
 	c.column(key+".key", where, t, r.Table, r.Key)
 	c.column(key+".admin", where, t, r.Table, r.Admin)
@@ -405,7 +406,7 @@ func (c *checker) query(ctx context.Context, key, where string, r *route.Route) 
 
 // sample is the image of a row of the table, or of a row of nulls where there is none.
 func (c *checker) sample(ctx context.Context, name string) (map[string]*string, error) {
-	chunk, err := c.ReadChunk(ctx, name, nil, 1)
+	chunk, err := c.ReadChunk(ctx, change.ChunkQuery{Selection: change.Selection{Table: name}, Limit: 1})
 	if errors.Is(err, ErrNoPrimaryKey) {
 		return map[string]*string{}, nil
 	}

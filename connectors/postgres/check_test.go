@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/connectors/postgres"
+	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/reference"
 	"github.com/shelfwire/shelfwire/schemas/route"
 )
@@ -175,7 +176,7 @@ func TestSetupSQLIsEnough(t *testing.T) {
 	st := stream(t, src, 0)
 	d.exec(`INSERT INTO catalog.stores (name) SELECT 'x' WHERE false`)
 	require.Empty(t, d.rows(st))
-	_, err = src.ReadChunk(t.Context(), "catalog.products", nil, 10)
+	_, err = src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "catalog.products"}, Limit: 10})
 	require.NoError(t, err)
 	_, err = src.EmitMessage(t.Context(), "x", nil)
 	require.NoError(t, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,15 +23,16 @@ func (tableError) Permanent() bool { return true }
 
 // Errors about a table. They are Permanent.
 var (
-	// ErrNoPrimaryKey is returned for a table whose rows have no key to go on from.
-	ErrNoPrimaryKey error = tableError("the table has no primary key, so a snapshot of it could not be resumed: add one, or leave the table out of the routes")
+	// ErrNoPrimaryKey is returned for a table whose rows nothing names, so that rows of a chunk could not be told from
+	// those that changed while it was read.
+	ErrNoPrimaryKey error = tableError("the table has no primary key, so a snapshot of it could not be resumed: add one, or, " +
+		"for a table that is not partitioned, set REPLICA IDENTITY FULL, or leave the table out of the routes")
 	// ErrNoTable is returned for a table that does not exist.
 	ErrNoTable error = tableError("there is no such table")
 	// ErrNoColumn is returned for a column that does not exist.
 	ErrNoColumn error = tableError("there is no such column")
 
-	errKeyChanged error = tableError("the key to go on from does not fit the primary key, which was changed while the snapshot ran: " +
-		"run once with --restart-capture to take a whole snapshot")
+	errKeyLength error = tableError("the key to go on from has another number of columns than the primary key")
 )
 
 // chunkBytes is about how much of a table a chunk holds: it lies in memory as a whole, and once more as records.
@@ -40,57 +42,79 @@ const chunkBytes = 8 << 20
 // the next ones may be wider.
 const chunkFirst, chunkStep = 8, 64
 
-// ReadChunk reads up to limit rows of a table ("schema.name") whose primary key is greater than after, in one
-// REPEATABLE READ READ ONLY transaction; an empty after begins at the first. Of wide rows it reads fewer, about 8 MiB.
-// A partitioned table is read through its root, any other without tables that inherit from it: the stream gives their
-// rows their own name. Columns and rows are those that the publication lets through, as in the stream. It takes no lock
-// that a writer would notice.
+// ReadChunk reads the next rows of a range in one REPEATABLE READ READ ONLY transaction: in the order of the primary
+// key, or block by block where there is none (see [Source.CutTable]). Of wide rows it reads fewer, about 8 MiB. A
+// partitioned table is read through its root, any other without tables that inherit from it: the stream gives their rows
+// their own name. Columns and rows are those that the publication lets through, as in the stream. It takes no lock that
+// a writer would notice.
 //
 // The rows are as the snapshot saw them, which is some moment, not that of any position: whoever merges them with the
 // stream needs marks around the call ([Source.EmitMessage]) and the snapshot.
-func (s *Source) ReadChunk(ctx context.Context, name string, after []string, limit int) (change.Chunk, error) {
-	c := change.Chunk{LastKey: after}
-	m, err := s.read(ctx, "read a chunk of "+name, func(pg *pgconn.PgConn) error {
-		t, err := s.describe(ctx, pg, name)
+func (s *Source) ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chunk, error) {
+	c := change.Chunk{LastKey: q.After}
+	if q.Limit < 1 {
+		return c, fmt.Errorf("a chunk of %d rows", q.Limit)
+	}
+	m, err := s.read(ctx, "read a chunk of "+q.Table, func(pg *pgconn.PgConn) error {
+		t, err := s.describe(ctx, pg, q.Table)
 		if err != nil {
 			return err
 		}
-		sql, err := chunkSQL(t, after, limit)
+		blocks, err := t.byBlocks()
 		if err != nil {
 			return err
 		}
-		args := make([][]byte, len(after))
-		for i, k := range after {
-			args[i] = []byte(k)
+		c.Relation, c.Shape = s.shapes.intern(t.Relation), t.shape()
+		switch {
+		case q.Shape != "" && q.Shape != c.Shape:
+			return nil // keys of another shape may not even be values of the columns
+		case blocks:
+			return s.readBlocks(ctx, pg, t, q, &c)
 		}
-		c.Relation = s.shapes.intern(t.Relation)
-		err = fillChunk(ctx, pg, &c, sql, args, limit)
-		if q, ok := errors.AsType[*QueryError](err); ok && len(after) > 0 && q.Data() {
-			return fmt.Errorf("%w: %w", errKeyChanged, err)
-		}
-		return err
+		return readKeys(ctx, pg, t, q, &c)
 	})
 	if err != nil {
-		return change.Chunk{}, err
+		return change.Chunk{}, conditionError(ctx, &q.Selection, err)
 	}
 	c.Snapshot, c.ReadAt = m.snapshot, m.at
-	if len(c.Rows) > 0 {
-		c.LastKey = keyText(c.Relation, c.Rows[len(c.Rows)-1])
-	}
 	return c, nil
 }
 
+// readKeys reads rows in the order of the primary key.
+func readKeys(ctx context.Context, pg *pgconn.PgConn, t *table, q change.ChunkQuery, c *change.Chunk) error {
+	sql, err := chunkSQL(t, &q)
+	if err != nil {
+		return err
+	}
+	var args [][]byte
+	for _, k := range slices.Concat(q.After, q.Upto) {
+		args = append(args, []byte(k))
+	}
+	if err := fillChunk(ctx, pg, sql, args, q.Limit, c, func(v [][]byte) { c.Rows = append(c.Rows, tupleOf(v)) }); err != nil {
+		return err
+	}
+	if !c.Done {
+		c.Rows = c.Rows[:min(q.Limit, len(c.Rows))]
+	}
+	if len(c.Rows) > 0 {
+		c.LastKey = keyText(c.Relation, c.Rows[len(c.Rows)-1])
+	}
+	return nil
+}
+
 // fillChunk reads rows by a cursor, as many at a time as their width allows, and says whether none is left behind them.
-func fillChunk(ctx context.Context, pg *pgconn.PgConn, c *change.Chunk, sql string, args [][]byte, limit int) error {
+// It asks for one row more than limit, to know.
+func fillChunk(ctx context.Context, pg *pgconn.PgConn, sql string, args [][]byte, limit int, c *change.Chunk, add func([][]byte)) error {
 	err := query(ctx, pg, "DECLARE chunk NO SCROLL CURSOR FOR "+sql, args, func([]string, [][]byte) error { return nil })
 	if err != nil {
 		return err
 	}
-	bytes, step := 0, min(chunkFirst, limit+1)
+	rows, bytes, step := 0, 0, min(chunkFirst, limit+1)
 	for step > 0 {
-		before := len(c.Rows)
+		before := rows
 		err := query(ctx, pg, "FETCH "+strconv.Itoa(step)+" FROM chunk", nil, func(_ []string, v [][]byte) error {
-			c.Rows = append(c.Rows, tupleOf(v))
+			add(v)
+			rows++
 			for _, b := range v {
 				bytes += len(b)
 			}
@@ -99,13 +123,13 @@ func fillChunk(ctx context.Context, pg *pgconn.PgConn, c *change.Chunk, sql stri
 		if err != nil {
 			return err
 		}
-		if len(c.Rows)-before < step {
+		if rows-before < step {
 			break // the last row has come
 		}
-		each := bytes/len(c.Rows) + 1
-		step = min(chunkStep, limit+1-len(c.Rows), (chunkBytes-bytes)/each)
+		each := bytes/rows + 1
+		step = min(chunkStep, limit+1-rows, (chunkBytes-bytes)/each)
 		if step <= 0 {
-			c.Rows, c.Done = c.Rows[:min(limit, len(c.Rows))], false
+			c.Done = false
 			return nil
 		}
 	}
@@ -113,45 +137,73 @@ func fillChunk(ctx context.Context, pg *pgconn.PgConn, c *change.Chunk, sql stri
 	return nil
 }
 
-// chunkSQL asks for one row more than limit, to know whether another chunk follows.
-func chunkSQL(t *table, after []string, limit int) (string, error) {
-	switch {
-	case t == nil:
-		return "", ErrNoTable
-	case len(t.PrimaryKey) == 0:
-		return "", ErrNoPrimaryKey
-	case len(after) > 0 && len(after) != len(t.PrimaryKey):
-		return "", fmt.Errorf("%w: the one has %d columns, the other %d", errKeyChanged, len(after), len(t.PrimaryKey))
-	case limit < 1:
-		return "", fmt.Errorf("a chunk of %d rows", limit)
-	}
-	var columns, key, from, where []string
-	for _, c := range t.Columns {
-		columns = append(columns, quoteIdent(c.Name))
-	}
-	for i, c := range t.PrimaryKey {
+// chunkSQL asks for one row more than the limit, to know whether another chunk follows.
+func chunkSQL(t *table, q *change.ChunkQuery) (string, error) {
+	var key, where []string
+	for _, c := range t.PrimaryKey {
 		key = append(key, quoteIdent(c))
 		if t.Index(c) < 0 {
 			return "", tableError(fmt.Sprintf("the publication's column list leaves out %s of the primary key", c))
 		}
-		from = append(from, "$"+strconv.Itoa(i+1)+"::"+t.casts[i])
 	}
-	if len(after) > 0 {
-		// The comparison of rows is what an index on all key columns answers by one range scan.
-		where = append(where, fmt.Sprintf("(%s) > (%s)", strings.Join(key, ", "), strings.Join(from, ", ")))
+	n := 0
+	// The comparison of rows is what an index on all key columns answers by one range scan.
+	bound := func(op string, values []string) error {
+		switch len(values) {
+		case 0:
+			return nil
+		case len(key):
+		default:
+			return fmt.Errorf("%w: %d and %d", errKeyLength, len(values), len(key))
+		}
+		var to []string
+		for i := range values {
+			n++
+			to = append(to, "$"+strconv.Itoa(n)+"::"+t.casts[i])
+		}
+		where = append(where, fmt.Sprintf("(%s) %s (%s)", strings.Join(key, ", "), op, strings.Join(to, ", ")))
+		return nil
 	}
-	if t.filter != "" {
-		where = append(where, "("+t.filter+")")
+	if err := errors.Join(bound(">", q.After), bound("<=", q.Upto)); err != nil {
+		return "", err
 	}
+	sql, err := t.selectSQL(t.columnList(), &q.Selection, where)
+	return sql + " ORDER BY " + strings.Join(key, ", ") + " LIMIT " + strconv.Itoa(q.Limit+1), err
+}
+
+// columnList are the columns of a chunk as SQL.
+func (t *table) columnList() string {
+	var columns []string
+	for _, c := range t.Columns {
+		columns = append(columns, quoteIdent(c.Name))
+	}
+	return strings.Join(columns, ", ")
+}
+
+// from names the table in a FROM clause.
+func (t *table) from() string {
 	only := "ONLY "
 	if t.kind == "p" {
 		only = "" // its rows are all in its partitions
 	}
-	sql := "SELECT " + strings.Join(columns, ", ") + " FROM " + only + quoteIdent(t.Schema) + "." + quoteIdent(t.Name)
+	return only + quoteIdent(t.Schema) + "." + quoteIdent(t.Name)
+}
+
+// selectSQL reads the selected rows that the publication lets through and that meet other conditions as well.
+func (t *table) selectSQL(columns string, sel *change.Selection, where []string) (string, error) {
+	if t.filter != "" {
+		where = append(where, "("+t.filter+")")
+	}
+	cond, err := selectionSQL(sel)
+	if err != nil {
+		return "", err
+	}
+	where = append(where, cond...)
+	sql := "SELECT " + columns + " FROM " + t.from()
 	if len(where) > 0 {
 		sql += " WHERE " + strings.Join(where, " AND ")
 	}
-	return sql + " ORDER BY " + strings.Join(key, ", ") + " LIMIT " + strconv.Itoa(limit+1), nil
+	return sql, nil
 }
 
 // tupleOf copies a row into one allocation for all its bytes.

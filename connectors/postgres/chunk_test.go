@@ -1,12 +1,16 @@
 package postgres_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/connectors/postgres"
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
 // chunks reads a table chunk by chunk and gives the column named v of each row.
@@ -14,7 +18,7 @@ func chunks(t *testing.T, src *postgres.Source, table string, limit int) (values
 	t.Helper()
 	var after []string
 	for {
-		c, err := src.ReadChunk(t.Context(), table, after, limit)
+		c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: table}, After: after, Limit: limit})
 		require.NoError(t, err)
 		for _, row := range c.Rows {
 			values = append(values, string(row[c.Relation.Index("v")].Data))
@@ -81,8 +85,8 @@ func TestChunkLeavesOutInheritedTables(t *testing.T) {
 func TestChunkErrorsThatStayArePermanent(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY, a text)`, `CREATE PUBLICATION shelfwire FOR TABLE k (a)`)
 	src := d.open(d.config())
-	for _, after := range [][]string{nil, {"1", "2"}, {"x"}} {
-		_, err := src.ReadChunk(t.Context(), "public.k", after, 10)
+	for _, after := range [][]string{nil, {"1", "2"}} {
+		_, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.k"}, After: after, Limit: 10})
 		var final interface{ Permanent() bool }
 		require.ErrorAs(t, err, &final)
 		require.True(t, final.Permanent())
@@ -104,4 +108,143 @@ func TestEnsurePublicationLeavesTablesAloneThatItWouldBreak(t *testing.T) {
 	d.exec(`UPDATE bare SET id = 1; UPDATE none SET id = 1; UPDATE p SET id = 1`)
 	d.exec(`ALTER TABLE bare REPLICA IDENTITY FULL; ALTER TABLE none REPLICA IDENTITY FULL; ALTER TABLE p1 REPLICA IDENTITY FULL`)
 	require.NoError(t, src.EnsurePublication(t.Context(), []string{"public.fine", "public.bare", "public.none", "public.p"}))
+}
+
+// ranges reads all ranges of a cut and gives the column named v of each row, in no particular order.
+func ranges(t *testing.T, src *postgres.Source, sel change.Selection, cut change.Cut, limit int) (values []string) {
+	t.Helper()
+	bounds := cut.Bounds
+	if !cut.Closed {
+		bounds = append(slices.Clone(bounds), nil)
+	}
+	var from []string
+	for _, upto := range bounds {
+		for after, done := from, false; !done; {
+			c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: sel, Shape: cut.Shape, After: after, Upto: upto, Limit: limit})
+			require.NoError(t, err)
+			require.Equal(t, cut.Shape, c.Shape)
+			for _, row := range c.Rows {
+				values = append(values, string(row[c.Relation.Index("v")].Data))
+			}
+			after, done = c.LastKey, c.Done
+		}
+		from = upto
+	}
+	slices.Sort(values)
+	return values
+}
+
+// Whatever a table is cut into, its ranges together are the table.
+func TestRangesTogetherAreTheTable(t *testing.T) {
+	d := newDatabase(t)
+	src := d.open(d.config())
+	for _, c := range []struct{ name, columns, after string }{
+		{"number", "v int PRIMARY KEY", ""},
+		{"several", `a text COLLATE "en-x-icu", v int, PRIMARY KEY (a, v)`, ""},
+		{"analyzed", "v int PRIMARY KEY, a text", "ANALYZE k"},
+		{"partitioned", "v int PRIMARY KEY) PARTITION BY RANGE (v", "CREATE TABLE k1 PARTITION OF k FOR VALUES FROM (0) TO (700); CREATE TABLE k2 PARTITION OF k FOR VALUES FROM (700) TO (9000)"},
+		{"blocks", "v int, a text", "ALTER TABLE k REPLICA IDENTITY FULL"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d.exec(`DROP TABLE IF EXISTS k CASCADE; CREATE TABLE k (` + c.columns + `); ` + c.after)
+			insert := `INSERT INTO k SELECT i FROM generate_series(1, 3000) i`
+			if c.name != "number" && c.name != "partitioned" {
+				insert = `INSERT INTO k (v, a) SELECT i, 'x' || i % 7 FROM generate_series(1, 3000) i`
+			}
+			d.exec(insert)
+			d.exec(`VACUUM ANALYZE k`)
+			d.exec(`DELETE FROM k WHERE v % 3 = 0`)
+			sel := change.Selection{Table: "public.k"}
+			cut, err := src.CutTable(t.Context(), sel, 5, 100)
+			require.NoError(t, err)
+			require.InDelta(t, 3000, cut.Rows, 1500)
+			bounds := 4
+			if cut.Closed {
+				bounds = 5
+			}
+			require.Len(t, cut.Bounds, bounds)
+			require.Equal(t, strings.Split(d.text(`SELECT string_agg(v::text, ' ' ORDER BY v::text COLLATE "C") FROM k`), " "), ranges(t, src, sel, cut, 90))
+
+			sel.Where = "v <= 10 -- and no more"
+			cut, err = src.CutTable(t.Context(), sel, 5, 1)
+			require.NoError(t, err)
+			require.Equal(t, strings.Split("1 10 2 4 5 7 8", " "), ranges(t, src, sel, cut, 3))
+		})
+	}
+}
+
+// A key means nothing once the columns of the primary key are others, and a block once the file is.
+func TestKeysOfAnotherShapeAreNotRead(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY); CREATE TABLE b (v int); ALTER TABLE b REPLICA IDENTITY FULL; INSERT INTO k VALUES (1); INSERT INTO b VALUES (1)`)
+	src := d.open(d.config())
+	for table, change1 := range map[string]string{"public.k": `ALTER TABLE k ALTER v TYPE text`, "public.b": `VACUUM FULL b`} {
+		sel := change.Selection{Table: table}
+		cut, err := src.CutTable(t.Context(), sel, 5, 100)
+		require.NoError(t, err)
+		require.Equal(t, []string{"1"}, ranges(t, src, sel, cut, 10))
+		d.exec(change1)
+		c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: sel, Shape: cut.Shape, After: []string{"0"}, Upto: []string{"1"}, Limit: 10})
+		require.NoError(t, err)
+		require.NotEqual(t, cut.Shape, c.Shape)
+		require.Empty(t, c.Rows)
+	}
+}
+
+func TestSelectionByProducts(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE p (v varchar(2) PRIMARY KEY); CREATE TABLE c (v int PRIMARY KEY, p varchar(2)); CREATE TABLE s (v int PRIMARY KEY, c int)`,
+		`INSERT INTO p VALUES ('a'), ('b'), ('''"'); INSERT INTO c VALUES (1, 'a'), (2, 'b'), (3, '''"'); INSERT INTO s VALUES (10, 1), (20, 2), (30, 3)`)
+	src := d.open(d.config())
+	routes := []route.Route{
+		{Table: "public.p", Key: "v"}, {Table: "public.c", Key: "p"},
+		{Table: "public.s", Parent: &route.Parent{Column: "c", Table: "public.c", ID: "v", Key: "p"}},
+	}
+	for table, want := range map[string][]string{"public.p": {`'"`, "a"}, "public.c": {"1", "3"}, "public.s": {"10", "30"}} {
+		sel := change.Selection{Table: table, Products: []string{"a", `'"`, "abc"}, Routes: routes}
+		cut, err := src.CutTable(t.Context(), sel, 5, 100)
+		require.NoError(t, err)
+		require.Equal(t, want, ranges(t, src, sel, cut, 10))
+	}
+	_, err := src.CutTable(t.Context(), change.Selection{Table: "public.p", Products: []string{"a"}}, 5, 100)
+	require.ErrorContains(t, err, "no route")
+}
+
+// A condition is somebody's text: it is tried before it is used, and must not be able to write or to stay for ever.
+func TestConditionsAreTried(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY)`, `INSERT INTO k SELECT generate_series(1, 9)`,
+		`CREATE FUNCTION wipe() RETURNS bool LANGUAGE plpgsql AS 'BEGIN DELETE FROM k; RETURN true; END'`)
+	cfg := d.config()
+	cfg.StatementTimeout = 300 * time.Millisecond
+	src := d.open(cfg)
+	for where, want := range map[string]string{
+		"nonsense = 1": "nonsense", "v >": "syntax", "v": "boolean", "true) OR (true": "parentheses", "1 / 0 = 1": "division by zero",
+	} {
+		_, err := src.CutTable(t.Context(), change.Selection{Table: "public.k", Where: where}, 5, 100)
+		require.ErrorContains(t, err, want)
+	}
+	for where, want := range map[string]string{"wipe()": "read-only", "pg_sleep(v) IS NOT NULL": "statement timeout", "1 / (v - 5) = 1": "division by zero"} {
+		sel := change.Selection{Table: "public.k", Where: where}
+		_, err := src.CutTable(t.Context(), sel, 5, 100)
+		require.NoError(t, err)
+		_, err = src.ReadChunk(t.Context(), change.ChunkQuery{Selection: sel, Limit: 10})
+		require.ErrorContains(t, err, want)
+	}
+	require.Equal(t, "9", d.text(`SELECT count(*)::text FROM k`))
+}
+
+func TestCutNamesWriters(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY)`)
+	src := d.open(d.config())
+	sel := change.Selection{Table: "public.k"}
+	cut, err := src.CutTable(t.Context(), sel, 5, 100)
+	require.NoError(t, err)
+	require.Empty(t, cut.Writers)
+	d.exec(`BEGIN`)
+	d.exec(`INSERT INTO k VALUES (1)`)
+	cut, err = src.CutTable(t.Context(), sel, 5, 100)
+	require.NoError(t, err)
+	require.Len(t, cut.Writers, 1)
+	d.exec(`COMMIT`)
+	cut, err = src.CutTable(t.Context(), sel, 5, 100)
+	require.NoError(t, err)
+	require.Empty(t, cut.Writers)
 }

@@ -25,7 +25,7 @@ func TestChunksReadATableOnceInKeyOrder(t *testing.T) {
 	var after []string
 	var rel *change.Relation
 	for chunks := 1; ; chunks++ {
-		c, err := src.ReadChunk(t.Context(), "public.k", after, 9)
+		c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.k"}, After: after, Limit: 9})
 		require.NoError(t, err)
 		for _, r := range c.Rows {
 			got = append(got, string(r[0].Data))
@@ -44,7 +44,7 @@ func TestChunksReadATableOnceInKeyOrder(t *testing.T) {
 	require.Equal(t, []string{"z", "a"}, rel.PrimaryKey)
 	require.Equal(t, d.text(`SELECT string_agg(b, ' ' ORDER BY z, a) FROM k`), strings.Join(got, " "))
 
-	c, err := src.ReadChunk(t.Context(), "public.k", after, 9)
+	c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.k"}, After: after, Limit: 9})
 	require.NoError(t, err)
 	require.True(t, c.Done)
 	require.Empty(t, c.Rows)
@@ -54,7 +54,7 @@ func TestChunksReadATableOnceInKeyOrder(t *testing.T) {
 func TestIncludedColumnsAreNoKey(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE k (b int NOT NULL, a int, product_id int NOT NULL, PRIMARY KEY (a) INCLUDE (b))`, `INSERT INTO k VALUES (1, 2, 3)`)
 	src := d.open(d.config())
-	c, err := src.ReadChunk(t.Context(), "public.k", nil, 10)
+	c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.k"}, Limit: 10})
 	require.NoError(t, err)
 	require.Equal(t, []string{"a"}, c.Relation.PrimaryKey)
 	require.Equal(t, []string{"2"}, c.LastKey)
@@ -67,13 +67,13 @@ func TestIncludedColumnsAreNoKey(t *testing.T) {
 func TestChunkRefusesWhatItCannotResume(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE nokey (a int); CREATE TABLE k (id int PRIMARY KEY)`)
 	src := d.open(d.config())
-	_, err := src.ReadChunk(t.Context(), "public.nokey", nil, 10)
+	_, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.nokey"}, Limit: 10})
 	require.ErrorIs(t, err, postgres.ErrNoPrimaryKey)
-	_, err = src.ReadChunk(t.Context(), "public.gone", nil, 10)
+	_, err = src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.gone"}, Limit: 10})
 	require.ErrorIs(t, err, postgres.ErrNoTable)
-	_, err = src.ReadChunk(t.Context(), "public.k", []string{"1", "2"}, 10)
+	_, err = src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.k"}, After: []string{"1", "2"}, Limit: 10})
 	require.ErrorContains(t, err, "primary key")
-	_, err = src.ReadChunk(t.Context(), "k", nil, 10)
+	_, err = src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "k"}, Limit: 10})
 	require.ErrorContains(t, err, "want schema.name")
 }
 
@@ -87,7 +87,7 @@ func TestChunkKeepsToThePublication(t *testing.T) {
 	st := stream(t, src, 0)
 	d.exec(`INSERT INTO k VALUES (1, 'x', 's'), (2, 'y', 's')`)
 	rows := d.rows(st)
-	c, err := src.ReadChunk(t.Context(), "public.k", nil, 10)
+	c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.k"}, Limit: 10})
 	require.NoError(t, err)
 	require.Len(t, rows, 1)
 	require.Len(t, c.Rows, 1)
@@ -130,7 +130,7 @@ func TestStreamAndChunkAgree(t *testing.T) {
 	require.Greater(t, len(streamed), 150)
 	values := 0
 	for _, table := range tables {
-		c, err := src.ReadChunk(t.Context(), table, nil, 1000)
+		c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: table}, Limit: 1000})
 		require.NoError(t, err)
 		for _, r := range c.Rows {
 			chunk := images(c.Relation, r)

@@ -235,7 +235,7 @@ func TestStreamedTransactionIsVisible(t *testing.T) {
 			break
 		}
 	}
-	c, err := src.ReadChunk(t.Context(), "public.p", nil, 10)
+	c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.p"}, Limit: 10})
 	require.NoError(t, err)
 	require.True(t, c.Snapshot.Sees(rows[0].XID))
 	require.False(t, c.Snapshot.Sees(rows[0].XID+1000))

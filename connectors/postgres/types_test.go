@@ -189,7 +189,7 @@ func (d *database) compareRows(src *postgres.Source, st *postgres.Stream, tables
 		by[c.Relation.Table()] = append(by[c.Relation.Table()], afterOf(d.t, c))
 	})
 	for _, table := range tables {
-		chunk, err := src.ReadChunk(d.t.Context(), table, nil, 10)
+		chunk, err := src.ReadChunk(d.t.Context(), change.ChunkQuery{Selection: change.Selection{Table: table}, Limit: 10})
 		require.NoError(d.t, err)
 		require.NotEmpty(d.t, by[table])
 		require.Len(d.t, by[table], len(chunk.Rows))

@@ -86,6 +86,7 @@ const (
 // Types of batch events.
 const (
 	BatchAnnounced = "announced" // written by Capture, Replay: all of the batch stands in the topics now
+	BatchReading   = "reading"   // written by Capture every 10 s: how far a snapshot has come
 	BatchOpened    = "opened"    // the state has seen its first item
 	BatchCompleted = "completed"
 	BatchFailed    = "failed"
@@ -107,8 +108,13 @@ type Batch struct {
 	XID        change.XID `json:"xid,omitempty"`
 	CommitLSN  change.LSN `json:"commit_lsn,omitempty"`
 	CommitTime time.Time  `json:"commit_time,omitzero"`
-	// Rows counts the routed rows of the batch (announced).
+	// Rows counts the routed rows of the batch (announced), or the rows read so far (reading).
 	Rows int64 `json:"rows,omitempty"`
+	// Estimate is about how many rows the snapshot has, PerSecond how many it reads, and LeftSeconds what remains to be
+	// waited by that; 0 while unknown (reading).
+	Estimate    int64   `json:"estimate,omitempty"`
+	PerSecond   float64 `json:"per_second,omitempty"`
+	LeftSeconds float64 `json:"left_seconds,omitempty"`
 	// Changes and Fanouts hold, for each partition of catalog.changes and catalog.fanouts that the batch touches,
 	// the offset of its last record there (announced).
 	Changes map[int32]int64 `json:"changes,omitempty"`
@@ -165,10 +171,15 @@ type Position struct {
 	change.Position
 	// Open is the transaction that this Kafka transaction ended in the middle of; nil at a transaction's end.
 	Open *OpenTransaction `json:"open,omitempty"`
-	// Snapshot is how far the running snapshot has come; nil when none runs.
-	Snapshot *SnapshotProgress `json:"snapshot,omitempty"`
+	// Snapshots are those that run, in the order in which they began.
+	Snapshots []SnapshotProgress `json:"snapshots,omitempty"`
+	// Ended are the last snapshots that came to an end, the newest last.
+	Ended []SnapshotEnd `json:"ended_snapshots,omitempty"`
 	// Tables lists the routed tables whose snapshot is complete.
 	Tables []string `json:"tables,omitempty"`
+	// Unseen are, while a snapshot runs, the transactions streamed last that none of its reads has been seen to contain:
+	// the stream may be ahead of what is visible.
+	Unseen []change.XID `json:"unseen,omitempty"`
 	// Healed is the last healing; with a CommitLSN of 0, one that has only begun (capture).
 	Healed *Healing `json:"healed,omitempty"`
 	// Number is the number of the last outbox row (relay), in the state of Incarnation.
@@ -185,18 +196,4 @@ type OpenTransaction struct {
 	Rows    int64           `json:"rows"`
 	Changes map[int32]int64 `json:"changes,omitempty"`
 	Fanouts map[int32]int64 `json:"fanouts,omitempty"`
-}
-
-// SnapshotProgress is the place of a snapshot: all rows of Table up to and with LastKey are in Kafka.
-type SnapshotProgress struct {
-	ID    string `json:"id"`
-	Table string `json:"table"`
-	// LastKey holds the text of the primary key columns of the last row; empty before the first chunk.
-	LastKey []string `json:"last_key,omitempty"`
-	// Pending lists the tables that come after Table.
-	Pending []string        `json:"pending,omitempty"`
-	Rows    int64           `json:"rows"`
-	Changes map[int32]int64 `json:"changes,omitempty"`
-	// Fanouts would be empty: a snapshot row of a query route touches nothing, as the rows of the product tables
-	// themselves touch every product.
 }
