@@ -84,6 +84,8 @@ type CaptureParts struct {
 // CaptureConfig configures the stage. The zero value of every field but Routes is usable.
 type CaptureConfig struct {
 	Routes []route.Route
+	// Mirror writes tables once more, into topics of the Debezium connector's form. Default: none.
+	Mirror MirrorConfig
 	// Prefix stands before the names of the topics. Default "catalog.".
 	Prefix string
 	// PositionPartition is the partition of catalog.positions that is Capture's. Default 0.
@@ -155,7 +157,8 @@ type CaptureStats struct {
 	Lookups, Rereads, SnapshotRows atomic.Int64
 	// Confirmed is the LSN up to which everything is in Kafka. NewestCommit is the commit time, in µs since 1970 by
 	// the source's clock, of the last transaction that is. LastEvent is when the stream last said anything, in ns.
-	Confirmed, NewestCommit, LastEvent atomic.Int64
+	// NewestDurable is when that transaction came to be in Kafka, in ns by the clock of this process.
+	Confirmed, NewestCommit, NewestDurable, LastEvent atomic.Int64
 	// Healings counts gaps that were healed, Healed is when the last one was, in ns; 0: none since the start.
 	Healings, Healed atomic.Int64
 	// Active says whether this process has the slot. Snapshotting says whether a snapshot is running.

@@ -19,6 +19,7 @@ const (
 	captureCommit                      // end, and progress where the transaction calls for a snapshot
 	captureAdvance                     // end: nothing of ours stands before it that has not been seen
 	captureProgress                    // progress: the rows of one snapshot chunk are complete
+	captureMessage                     // mirror, and end where it belongs to no transaction: a logical message for the mirror
 )
 
 // captureStep is one step of the stream or of a snapshot, routed and encoded, in the order in which it becomes
@@ -31,6 +32,7 @@ type captureStep struct {
 	name, admin string
 	row         *captureRowStep
 	progress    *captureSnapshotStep
+	mirror      []event.Record
 }
 
 // captureRowStep is one row change with all the records that it may become.
@@ -52,6 +54,9 @@ type captureRowStep struct {
 	// whole, leave and arrive are the envelope as it is, as the delete for the product that the row leaves, and as the
 	// create for the one that it comes to; nil where the pairs can have no use for it.
 	whole, leave, arrive []byte
+	// mirror are its records for the mirror topics; mirrorOnly says that it has no others.
+	mirror     []event.Record
+	mirrorOnly bool
 }
 
 // captureSnapshotStep says where the snapshots are now: a chunk is complete, one has begun or ended.
@@ -126,15 +131,18 @@ type captureBatcher struct {
 type captureTx struct {
 	open bool
 	change.Transaction
-	// batch: decided; group is its group then. Until then records are held.
-	batch       bool
-	group       int64
-	held        []event.Record
-	heldBytes   int
-	products    map[change.ProductID]struct{}
-	rows        int64
-	name, admin string
-	last        change.Position
+	// batch: decided; group is its group then. Until then records are held. loose: those of the mirror are not; as soon
+	// as a row leads to a product it is a batch.
+	batch, loose bool
+	group        int64
+	held         []event.Record
+	// mirrored are those held for the mirror, messages those that wait for the next event.
+	mirrored, messages []event.Record
+	heldBytes          int
+	products           map[change.ProductID]struct{}
+	rows               int64
+	name, admin        string
+	last               change.Position
 	// id is the header of the batch, once it is one.
 	id []byte
 }
@@ -195,6 +203,7 @@ func (b *captureBatcher) apply(s *captureStep) {
 	case captureRow:
 		b.row(s.row)
 	case captureName:
+		b.mirrorStep(s.mirror)
 		b.tx.last = s.position
 		b.tx.name = s.name
 		if s.admin != "" {
@@ -210,6 +219,8 @@ func (b *captureBatcher) apply(s *captureStep) {
 		b.moveTo(s.end)
 	case captureProgress:
 		b.progress(s.progress)
+	case captureMessage:
+		b.message(s)
 	}
 }
 
@@ -219,9 +230,12 @@ func (b *captureBatcher) begin(tx change.Transaction) {
 	if products == nil {
 		products = map[change.ProductID]struct{}{}
 	}
-	b.tx = captureTx{open: true, Transaction: tx, products: products, held: b.tx.held[:0]}
+	b.tx = captureTx{
+		open: true, Transaction: tx, products: products,
+		held: b.tx.held[:0], mirrored: b.tx.mirrored[:0], messages: b.tx.messages[:0],
+	}
 	if open := b.position.Open; open != nil && b.position.CommitLSN == tx.CommitLSN {
-		b.tx.batch, b.tx.group = open.BatchID != "", captureResumed
+		b.tx.batch, b.tx.loose, b.tx.group = open.BatchID != "", open.BatchID == "", captureResumed
 		b.tx.rows, b.tx.name, b.tx.admin = open.Rows, open.Name, open.Admin
 	}
 }
@@ -233,9 +247,15 @@ func (b *captureBatcher) row(r *captureRowStep) {
 			rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: []byte(r.snapshot)})
 			b.emit(b.snapshotGroup(r.snapshot), rec)
 		})
+		b.mirror(r.mirror)
 		return
 	}
+	b.mirrorStep(r.mirror)
 	b.tx.last = r.position
+	if r.mirrorOnly {
+		b.bound()
+		return
+	}
 	b.tx.rows++
 	if r.admin != "" && b.tx.admin == "" {
 		b.tx.admin = r.admin
@@ -252,9 +272,20 @@ func (b *captureBatcher) row(r *captureRowStep) {
 		}
 	})
 	// Held memory is a reason of its own: a transaction of few but huge rows is let go as a batch.
-	if r.batch || r.fanout != nil || len(b.tx.products) >= b.limits.products ||
-		b.tx.rows >= int64(b.limits.rows) || b.tx.heldBytes >= b.limits.unitBytes {
+	if r.batch || r.fanout != nil || len(b.tx.products) >= b.limits.products || b.tx.loose || b.tx.rows >= int64(b.limits.rows) {
 		b.decide()
+	}
+	b.bound()
+}
+
+// bound lets go what has become too much to hold.
+func (b *captureBatcher) bound() {
+	switch {
+	case b.tx.batch || b.tx.loose || b.tx.heldBytes < b.limits.unitBytes && len(b.tx.mirrored) < max(b.limits.rows, b.limits.unitRows):
+	case b.tx.rows > 0:
+		b.decide()
+	default:
+		b.loosen()
 	}
 }
 
@@ -273,6 +304,7 @@ func (b *captureBatcher) decide() {
 		b.group++
 		b.tx.group = b.group
 	}
+	b.letMirrorGo()
 	for _, rec := range b.tx.held {
 		b.emit(b.tx.group, b.withBatch(rec))
 	}
@@ -288,6 +320,8 @@ func (b *captureBatcher) withBatch(rec event.Record) event.Record {
 }
 
 func (b *captureBatcher) commit(end change.LSN) {
+	b.mirrorStep(nil)
+	b.letMirrorGo()
 	for _, rec := range b.tx.held {
 		b.emit(0, rec)
 	}
@@ -349,10 +383,11 @@ func (b *captureBatcher) seal() *captureUnit {
 		u.snapshots = append(u.snapshots, b.snapshotGroup(u.position.Snapshots[i].ID))
 	}
 	// A transaction that has begun again but brought nothing new yet leaves the position where it was.
-	if b.tx.open && b.tx.batch && b.tx.last.Compare(u.position.Position) > 0 {
+	if b.tx.open && (b.tx.batch || b.tx.loose) && b.tx.last.Compare(u.position.Position) > 0 {
 		u.position.Position = b.tx.last
-		u.position.Open = &event.OpenTransaction{
-			BatchID: b.batchID(b.tx.Transaction), Name: b.tx.name, Admin: b.tx.admin, Rows: b.tx.rows,
+		u.position.Open = &event.OpenTransaction{Name: b.tx.name, Admin: b.tx.admin, Rows: b.tx.rows}
+		if b.tx.batch {
+			u.position.Open.BatchID = b.batchID(b.tx.Transaction)
 		}
 		u.open, u.moved = b.tx.group, true
 	}

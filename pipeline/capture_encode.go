@@ -18,8 +18,9 @@ type captureEncoder struct {
 	envelope change.Envelope
 	// history names the batches.
 	history change.History
-	// tables counts the changes of each table within the open transaction; names are the tables as headers say them.
-	tables map[*change.Relation]uint64
+	// tables counts the changes of each table, by OID, within the open transaction; names are the tables as headers say
+	// them.
+	tables map[uint32]uint64
 	names  map[*change.Relation][]byte
 	memory *captureMemory
 	buf    []byte
@@ -36,29 +37,36 @@ func (e *captureEncoder) begin(tx *change.Transaction) {
 	e.committed = strconv.AppendInt(nil, tx.CommitTime.UnixMicro(), 10)
 }
 
-// row encodes a change of a transaction, or, with tx nil, a row of a snapshot.
-func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r *routed) *captureRowStep {
+// count must see every change of a table whose changes are encoded, also those that are captured already.
+func (e *captureEncoder) count(c *change.Change) { e.tables[c.Relation.OID]++ }
+
+// prepare says what the envelopes of a row have in common, and gives the headers to the step of the row.
+func (e *captureEncoder) prepare(c *change.Change, tx *change.Transaction, row *captureRowStep) (pk []byte) {
 	e.envelope.Transaction, e.envelope.TableOrdinal = tx, 0
-	row := &e.memory.rows.take(1, captureRows)[0]
-	*row = captureRowStep{
-		position: c.Position, pairs: e.memory.copyPairs(r.pairs), batch: r.batch, admin: r.admin, op: c.Op,
-	}
 	if tx != nil {
-		e.tables[c.Relation]++
-		e.envelope.TableOrdinal = e.tables[c.Relation]
+		e.envelope.TableOrdinal = e.tables[c.Relation.OID]
 		row.xid = tx.XID
 	}
 	image := c.After
 	if image == nil {
 		image = c.Before
 	}
-	var pk []byte
 	var ok bool
 	if e.buf, ok = change.AppendKey(e.buf[:0], c.Relation, image); ok {
 		pk = e.memory.copy(e.buf)
 	}
 	row.headers = e.headers(c, tx, pk)
 	e.room = e.cfg.MaxRecordBytes - captureSize(&event.Record{Headers: row.headers}) - routerIDBytes - captureBatchHeaders
+	return pk
+}
+
+// row encodes a change of a transaction, or, with tx nil, a row of a snapshot.
+func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r *routed) *captureRowStep {
+	row := &e.memory.rows.take(1, captureRows)[0]
+	*row = captureRowStep{
+		position: c.Position, pairs: e.memory.copyPairs(r.pairs), batch: r.batch, admin: r.admin, op: c.Op,
+	}
+	pk := e.prepare(c, tx, row)
 	e.forms(c, row)
 	if r.fanout {
 		row.fanout = e.fanout(c, tx, pk)

@@ -115,12 +115,10 @@ func (s *captureSession) merge(t *snapshotTask, a *snapshotAnswer, lsn change.LS
 			Op: change.Read, Relation: chunk.Relation, After: row, LSN: lsn,
 			Position: change.Position{CommitLSN: lsn, Ordinal: uint64(i + 1)},
 		}
-		r := s.router.route(&c, s.pairs)
-		s.pairs = r.pairs
-		if len(r.pairs) == 0 {
+		step := s.row(&c, nil)
+		if step == nil {
 			continue
 		}
-		step := s.encoder.row(&c, nil, &r)
 		step.snapshot = t.request.snapshot
 		s.push(step)
 		s.c.stats.SnapshotRows.Add(1)

@@ -22,6 +22,7 @@ type captureSession struct {
 	stream  captureStream
 	router  *router
 	encoder *captureEncoder
+	mirror  *captureMirror
 	batcher *captureBatcher
 	units   chan *captureUnit
 
@@ -57,6 +58,10 @@ const captureDrain = 2 * time.Second
 // work runs the session: the reader in this goroutine, the writer, the snapshot and the heartbeat beside it.
 func (c *Capture) work(ctx context.Context, stream captureStream, producer captureProducer, pos event.Position) error {
 	s := c.newSession(stream, pos)
+	var err error
+	if s.mirror, err = newCaptureMirror(c.cfg); err != nil {
+		return err
+	}
 	w := newCaptureWriter(c.cfg, producer, pos, &c.stats, func(u *captureUnit) { s.written(u) })
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -81,7 +86,7 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 	s := &captureSession{
 		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
 		encoder: &captureEncoder{
-			cfg: c.cfg, history: names, tables: map[*change.Relation]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
+			cfg: c.cfg, history: names, tables: map[uint32]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
 			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
 		},
 		batcher: newCaptureBatcher(captureLimits{
@@ -106,6 +111,7 @@ func (s *captureSession) written(u *captureUnit) {
 	s.c.stats.setSnapshots(u.position.Snapshots, time.Now())
 	if !u.newest.IsZero() {
 		s.c.stats.NewestCommit.Store(u.newest.UnixMicro())
+		s.c.stats.NewestDurable.Store(time.Now().UnixNano())
 	}
 }
 
@@ -258,9 +264,10 @@ func (s *captureSession) begin(tx change.Transaction) error {
 }
 
 func (s *captureSession) change(c *change.Change) {
-	if !s.router.known(c.Relation) {
+	if !s.router.known(c.Relation) && s.mirror.topic(c.Relation) == "" {
 		return
 	}
+	s.encoder.count(c)
 	if err := s.router.problem(c.Relation); err != nil {
 		s.c.log.Error("table cannot be routed as it should", "error", err)
 	}
@@ -273,21 +280,36 @@ func (s *captureSession) change(c *change.Change) {
 	if s.skip || c.Position.Compare(s.resume.Position) <= 0 {
 		return
 	}
-	r := s.router.route(c, s.pairs)
-	s.pairs = r.pairs
-	switch {
-	case c.Op == change.Truncate && s.router.routed(c.Relation):
-		row := s.encoder.row(c, &s.tx, &r)
-		row.dead = []string{"the table was truncated: which products had rows is not known; all tables are read again"}
-		s.c.log.Warn("routed table truncated", "table", c.Relation.Table(), "position", c.Position.String())
+	if row := s.row(c, &s.tx); row != nil {
 		s.push(row)
-	case len(r.pairs) > 0 || r.fanout:
-		s.push(s.encoder.row(c, &s.tx, &r))
 	}
 }
 
+// row routes and encodes a row of the open transaction or, with tx nil, of a snapshot; nil where it concerns nobody.
+func (s *captureSession) row(c *change.Change, tx *change.Transaction) (row *captureRowStep) {
+	r := s.router.route(c, s.pairs)
+	s.pairs = r.pairs
+	topic := s.mirror.topic(c.Relation)
+	switch {
+	case c.Op == change.Truncate && s.router.routed(c.Relation):
+		row = s.encoder.row(c, tx, &r)
+		row.dead = []string{"the table was truncated: which products had rows is not known; all tables are read again"}
+		s.c.log.Warn("routed table truncated", "table", c.Relation.Table(), "position", c.Position.String())
+	case len(r.pairs) > 0 || r.fanout:
+		row = s.encoder.row(c, tx, &r)
+	case topic != "":
+		row = s.encoder.mirrorRow(c, tx)
+	default:
+		return nil
+	}
+	if topic != "" {
+		s.encoder.mirrored(c, row, topic)
+	}
+	return row
+}
+
 func (s *captureSession) push(row *captureRowStep) {
-	if row.snapshot == "" {
+	if row.snapshot == "" && !row.mirrorOnly {
 		s.c.stats.Rows.Add(1)
 	}
 	if row.pending() {
@@ -298,6 +320,7 @@ func (s *captureSession) push(row *captureRowStep) {
 }
 
 func (s *captureSession) message(m *change.Message) {
+	s.mirrorMessage(m)
 	switch m.Prefix {
 	case MessageBatch:
 		if !m.Transactional || s.skip || m.Position.Compare(s.resume.Position) <= 0 {
@@ -308,9 +331,11 @@ func (s *captureSession) message(m *change.Message) {
 			// The transaction is a batch all the same: somebody meant it to be one.
 			s.c.log.Warn("batch message is no JSON object of texts", "position", m.Position.String(), "error", err)
 		}
-		s.backlog = append(s.backlog, captureStep{
-			kind: captureName, position: m.Position, name: captureLabel(b.Name), admin: captureLabel(b.Admin),
-		})
+		step := captureStep{kind: captureName, position: m.Position, name: captureLabel(b.Name), admin: captureLabel(b.Admin)}
+		if rec, ok := s.encoder.message(m, &s.tx, s.mirror); ok {
+			step.mirror = []event.Record{rec}
+		}
+		s.backlog = append(s.backlog, step)
 	case messageWatermark:
 		if mark, ok := parseSnapshotMark(string(m.Content)); ok && !m.Transactional {
 			s.watermark(mark, m.LSN)

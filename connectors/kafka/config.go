@@ -41,6 +41,9 @@ type Config struct {
 	// workers can share the work, and can never be changed for an existing topic: the place of a product would move,
 	// and its order with it.
 	Partitions int32
+	// Mirrors are the full names of further topics, for rows as another program writes them. They have as many
+	// partitions; how long they keep what is their readers' affair, and their cleanup.policy is not looked at. Default: none.
+	Mirrors []string
 	// Replication is the replication factor of created topics. Default -1: the broker's own default.
 	Replication int16
 	// MaxRecordBytes bounds one record, key, value and headers together, before compression. Default 8 MiB. It is set

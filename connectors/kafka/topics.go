@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -35,17 +36,21 @@ func (c *Cluster) specs() []topicSpec {
 	// The policy is said for each: a broker may have another default.
 	rows := map[string]string{"cleanup.policy": "delete", "max.message.bytes": size}
 	compacted := map[string]string{"cleanup.policy": "compact", "max.message.bytes": size}
-	return []topicSpec{
-		{event.Changes, n, rows},
-		{event.Fanouts, n, rows},
+	specs := []topicSpec{
+		{c.Topic(event.Changes), n, rows},
+		{c.Topic(event.Fanouts), n, rows},
 		// One partition: announcements of one batch and what became of it stay in order, and one worker reads them.
-		{event.Batches, 1, map[string]string{"cleanup.policy": "delete"}},
-		{event.Outcomes, n, rows},
-		{event.Documents, n, compacted},
-		{event.DeadLetters, n, rows},
+		{c.Topic(event.Batches), 1, map[string]string{"cleanup.policy": "delete"}},
+		{c.Topic(event.Outcomes), n, rows},
+		{c.Topic(event.Documents), n, compacted},
+		{c.Topic(event.DeadLetters), n, rows},
 		// 50 positions a second are a gigabyte a day before compaction, which never touches the active segment.
-		{event.Positions, positionPartitions, map[string]string{"cleanup.policy": "compact", "segment.bytes": "16777216"}},
+		{c.Topic(event.Positions), positionPartitions, map[string]string{"cleanup.policy": "compact", "segment.bytes": "16777216"}},
 	}
+	for _, name := range c.cfg.Mirrors {
+		specs = append(specs, topicSpec{name, n, map[string]string{"max.message.bytes": size}})
+	}
+	return specs
 }
 
 // TopicError says that a topic exists with another shape than the one that is needed.
@@ -62,6 +67,16 @@ func (e *TopicError) Error() string {
 
 // Permanent says that trying again does not help.
 func (*TopicError) Permanent() bool { return true }
+
+// TopicTwiceError says that a mirror topic would be one of ours.
+type TopicTwiceError struct{ Topic string }
+
+func (e *TopicTwiceError) Error() string {
+	return fmt.Sprintf("the mirror topic %s is already that of something else: use another mirror.prefix", e.Topic)
+}
+
+// Permanent says that trying again does not help.
+func (*TopicTwiceError) Permanent() bool { return true }
 
 // TopicConfigError says that a topic exists with a setting that would lose or refuse records.
 type TopicConfigError struct {
@@ -84,7 +99,7 @@ func (c *Cluster) checkConfig(ctx context.Context, specs []topicSpec, names []st
 		return fmt.Errorf("describe the settings of topics: %w", err)
 	}
 	for _, s := range specs {
-		name := c.Topic(s.name)
+		name := s.name
 		rc, err := found.On(name, nil)
 		if err != nil || rc.Err != nil {
 			continue // reading settings is a right of its own
@@ -95,7 +110,7 @@ func (c *Cluster) checkConfig(ctx context.Context, specs []topicSpec, names []st
 		}
 		const size, policy = "max.message.bytes", "cleanup.policy"
 		want := s.config[policy]
-		if got := have[policy]; got != "" && got != want {
+		if got := have[policy]; got != "" && want != "" && got != want {
 			why := "loses what a position or a document says once it is old"
 			if want == "delete" {
 				why = "loses all but the last record of a key"
@@ -134,34 +149,37 @@ func (c *Cluster) createTopic(ctx context.Context, partitions int32, config map[
 // EnsureTopics creates the topics that are missing and checks partition counts and settings of those that stand. It
 // changes nothing about an existing topic.
 func (c *Cluster) EnsureTopics(ctx context.Context) error {
-	for _, s := range c.specs() {
+	specs := c.specs()
+	names := make([]string, 0, len(specs))
+	for _, s := range specs {
+		if slices.Contains(names, s.name) {
+			return &TopicTwiceError{Topic: s.name}
+		}
+		names = append(names, s.name)
+	}
+	for _, s := range specs {
 		config := make(map[string]*string, len(s.config))
 		for k, v := range s.config {
 			config[k] = new(v)
 		}
-		name := c.Topic(s.name)
-		if err := c.createTopic(ctx, s.partitions, config, name); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-			return fmt.Errorf("create topic %s: %w", name, err)
+		if err := c.createTopic(ctx, s.partitions, config, s.name); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+			return fmt.Errorf("create topic %s: %w", s.name, err)
 		}
-	}
-	names := make([]string, 0, 8)
-	for _, s := range c.specs() {
-		names = append(names, c.Topic(s.name))
 	}
 	found, err := c.adm.ListTopics(ctx, names...)
 	if err != nil {
 		return fmt.Errorf("describe topics: %w", err)
 	}
-	for _, s := range c.specs() {
-		d := found[c.Topic(s.name)]
+	for _, s := range specs {
+		d := found[s.name]
 		if d.Err != nil {
-			return fmt.Errorf("describe topic %s: %w", c.Topic(s.name), d.Err)
+			return fmt.Errorf("describe topic %s: %w", s.name, d.Err)
 		}
 		if have := int32(len(d.Partitions)); have != s.partitions {
-			return &TopicError{Topic: c.Topic(s.name), Have: have, Want: s.partitions}
+			return &TopicError{Topic: s.name, Have: have, Want: s.partitions}
 		}
 	}
-	return c.checkConfig(ctx, c.specs(), names)
+	return c.checkConfig(ctx, specs, names)
 }
 
 // CopyOffsets commits next offsets of a topic to a consumer group that has no members. Nothing of ours reads them:

@@ -91,6 +91,9 @@ type Config struct {
 	// MessagePrefix selects the logical messages that are yielded and counted. Those of others are passed over. Default:
 	// all are yielded.
 	MessagePrefix string
+	// OtherMessages yields those of other prefixes as well, uncounted: one in a transaction has the position of the event
+	// before it, so that no position depends on this.
+	OtherMessages bool
 	// DecodingMemory is the walsender's logical_decoding_work_mem, as Postgres writes sizes: what a transaction may take
 	// there before it is streamed. Default: the server's own setting.
 	DecodingMemory string
@@ -144,7 +147,7 @@ func sessionSettings() map[string]string {
 type Source struct {
 	cfg     Config
 	pool    *pgxpool.Pool
-	version int // server_version_num
+	version int  // server_version_num
 	ascii   bool // the database has no encoding
 	shapes  shapes
 	types   types

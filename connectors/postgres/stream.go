@@ -456,7 +456,10 @@ func (st *Stream) logical(m *message) (change.Event, bool, error) {
 		if !st.open {
 			return change.Event{}, false, fmt.Errorf("transactional message %q outside a transaction", m.prefix)
 		}
-		st.message.Position = st.position()
+		st.message.Position = change.Position{CommitLSN: st.tx.CommitLSN, Ordinal: st.ordinal}
+		if st.counts(m.prefix) {
+			st.message.Position = st.position()
+		}
 		ev.Transaction = &st.tx
 	}
 	return ev, true, nil
@@ -464,6 +467,11 @@ func (st *Stream) logical(m *message) (change.Event, bool, error) {
 
 // wants reports whether messages of this prefix are yielded.
 func (st *Stream) wants(prefix string) bool {
+	return st.src.cfg.OtherMessages || st.counts(prefix)
+}
+
+// counts reports whether transactional messages of this prefix have an ordinal.
+func (st *Stream) counts(prefix string) bool {
 	return strings.HasPrefix(prefix, st.src.cfg.MessagePrefix)
 }
 

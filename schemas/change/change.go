@@ -269,7 +269,8 @@ type Message struct {
 	LSN           LSN
 	Prefix        string
 	Content       []byte
-	// Position is set for a transactional message, which has its ordinal like a row.
+	// Position is set for a transactional message, which has its ordinal like a row; one that is not counted has the
+	// position of the event before it.
 	Position Position
 }
 

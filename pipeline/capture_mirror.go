@@ -1,0 +1,200 @@
+package pipeline
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// MirrorConfig says what is mirrored: written once more, as the Debezium connector writes it, into a topic for each
+// table, in the Kafka transactions of catalog.changes. The zero value mirrors nothing.
+type MirrorConfig struct {
+	// On mirrors the tables of the routes, their parents, and logical messages of every prefix but our own watermarks and
+	// heartbeats. The stream must yield the messages.
+	On bool
+	// Tables are mirrored beside them; they need no route. A snapshot does not read them: their topics begin with what
+	// changes.
+	Tables []string
+}
+
+// MirrorTables lists, sorted, the tables that are mirrored. They must be published.
+func MirrorTables(cfg CaptureConfig) []string {
+	if !cfg.Mirror.On {
+		return nil
+	}
+	tables := slices.Concat(RoutedTables(cfg.Routes), cfg.Mirror.Tables)
+	slices.Sort(tables)
+	return slices.Compact(tables)
+}
+
+// captureMirror makes the records of the mirror topics. A nil one makes none.
+type captureMirror struct {
+	topics   map[string]string // by table
+	messages string
+	shapes   map[*change.Relation]string // the topic of each shape; empty for a table that is not mirrored
+}
+
+func newCaptureMirror(cfg CaptureConfig) (*captureMirror, error) {
+	if !cfg.Mirror.On {
+		return nil, nil
+	}
+	topics, err := event.MirrorTopics(cfg.Name, MirrorTables(cfg))
+	if err != nil {
+		return nil, &captureError{err.Error()}
+	}
+	return &captureMirror{
+		topics: topics, messages: event.MirrorTopic(cfg.Name, event.MirrorMessages), shapes: map[*change.Relation]string{},
+	}, nil
+}
+
+// topic is where the rows of a relation go; empty for nowhere.
+func (m *captureMirror) topic(rel *change.Relation) string {
+	if m == nil {
+		return ""
+	}
+	topic, ok := m.shapes[rel]
+	if !ok {
+		if len(m.shapes) > 1000 { // a table altered in a loop must not fill the memory
+			clear(m.shapes)
+		}
+		topic = m.topics[rel.Table()]
+		m.shapes[rel] = topic
+	}
+	return topic
+}
+
+// mirrored adds the mirror's records to the step of a row, which the encoder has just made: what happened under the
+// row's key, and a tombstone where the key is gone. A changed key is a delete and a create.
+func (e *captureEncoder) mirrored(c *change.Change, row *captureRowStep, topic string) {
+	rec := func(key, value []byte, headers ...event.Header) event.Record {
+		return event.Record{Topic: topic, Partition: -1, Key: key, Value: value, Headers: headers}
+	}
+	key := func(t change.Tuple) []byte {
+		k, ok := change.AppendMessageKey(nil, c.Relation, t)
+		if !ok {
+			return nil
+		}
+		return k
+	}
+	before, after := key(c.Before), key(c.After)
+	moved := c.Op == change.Update && before != nil && after != nil && !bytes.Equal(before, after)
+	if row.whole == nil && !moved {
+		row.whole = e.encode(c)
+	}
+	switch {
+	case c.Op == change.Truncate:
+		row.mirror = []event.Record{rec(nil, row.whole)}
+	case c.Op == change.Delete:
+		row.mirror = []event.Record{rec(before, row.whole), rec(before, nil)}
+	case moved:
+		d := *c
+		if row.leave == nil {
+			d.Op, d.Before, d.After = change.Delete, c.Before, nil
+			row.leave = e.encode(&d)
+		}
+		if row.arrive == nil {
+			d.Op, d.Before, d.After = change.Create, nil, c.After
+			row.arrive = e.encode(&d)
+		}
+		became := event.Header{Key: event.HeaderNewKey, Value: after}
+		row.mirror = []event.Record{
+			rec(before, row.leave, became), rec(before, nil, became),
+			rec(after, row.arrive, event.Header{Key: event.HeaderOldKey, Value: before}),
+		}
+	default:
+		row.mirror = []event.Record{rec(after, row.whole)}
+	}
+}
+
+// message makes the record of a logical message; false where it is not mirrored.
+func (e *captureEncoder) message(m *change.Message, tx *change.Transaction, mirror *captureMirror) (event.Record, bool) {
+	if mirror == nil || m.Prefix == messageWatermark || m.Prefix == messageHeartbeat {
+		return event.Record{}, false
+	}
+	now := time.Now()
+	e.envelope.Transaction, e.envelope.At, e.envelope.ReadAt = tx, now, now
+	return event.Record{
+		Topic: mirror.messages, Partition: -1,
+		Key: change.AppendMessagePrefix(nil, m), Value: change.AppendMessage(nil, m, &e.envelope),
+	}, true
+}
+
+// mirrorMessage hands a logical message to the mirror. One that Capture itself does not read has the position of the
+// event before it, and so travels with the event behind it; see captureBatcher.
+func (s *captureSession) mirrorMessage(m *change.Message) {
+	switch {
+	case s.mirror == nil || m.Prefix == MessageBatch:
+	case !m.Transactional:
+		if m.LSN <= s.resume.CommitLSN {
+			return
+		}
+		if rec, ok := s.encoder.message(m, nil, s.mirror); ok {
+			s.backlog = append(s.backlog, captureStep{kind: captureMessage, end: m.LSN, mirror: []event.Record{rec}})
+		}
+	case s.skip || m.Position.Compare(s.resume.Position) < 0:
+	default:
+		if rec, ok := s.encoder.message(m, &s.tx, s.mirror); ok {
+			s.backlog = append(s.backlog, captureStep{kind: captureMessage, position: m.Position, mirror: []event.Record{rec}})
+		}
+	}
+}
+
+// mirrorRow makes the step of a row that leads to no product.
+func (e *captureEncoder) mirrorRow(c *change.Change, tx *change.Transaction) *captureRowStep {
+	row := &captureRowStep{position: c.Position, op: c.Op, mirrorOnly: true}
+	e.prepare(c, tx, row)
+	return row
+}
+
+// message takes a logical message for the mirror.
+func (b *captureBatcher) message(s *captureStep) {
+	if !b.tx.open {
+		b.mirror(s.mirror)
+		b.moveTo(s.end)
+		return
+	}
+	// Invariant: a position that names the event before the message says that the message is not written yet. So it waits
+	// for the next event, with which the position goes on.
+	b.tx.messages = append(b.tx.messages, s.mirror...)
+}
+
+// mirrorStep takes what one event of the open transaction gives to the mirror, and the messages before it.
+func (b *captureBatcher) mirrorStep(recs []event.Record) {
+	b.mirror(b.tx.messages)
+	b.tx.messages = b.tx.messages[:0]
+	b.mirror(recs)
+}
+
+// mirror takes records of mirror topics. While their transaction is undecided they are held with its others: what is
+// written of it and its position must go together.
+func (b *captureBatcher) mirror(recs []event.Record) {
+	for _, rec := range recs {
+		if captureSize(&rec) > b.limits.maxRecord {
+			rec = b.tooLarge(rec)
+		}
+		if !b.tx.open || b.tx.batch || b.tx.loose {
+			b.emit(0, rec)
+			continue
+		}
+		b.tx.mirrored = append(b.tx.mirrored, rec)
+		b.tx.heldBytes += captureSize(&rec)
+	}
+}
+
+// loosen lets go what is held for the mirror of a transaction that has grown large and touches no product so far: it is
+// no batch, but its position may stand in its middle from now on.
+func (b *captureBatcher) loosen() {
+	b.tx.loose = true
+	b.letMirrorGo()
+}
+
+func (b *captureBatcher) letMirrorGo() {
+	for _, rec := range b.tx.mirrored {
+		b.emit(0, rec)
+		b.tx.heldBytes -= captureSize(&rec)
+	}
+	b.tx.mirrored = b.tx.mirrored[:0]
+}
