@@ -155,7 +155,7 @@ func TestCaptureSnapshotBeginsATableAgainWhenItsKeyChanges(t *testing.T) {
 	asleep, wake := make(chan struct{}), make(chan struct{})
 	var n atomic.Int32
 	r.faults = func(call string) error {
-		if call == "before commit" && n.Add(1) == 3 {
+		if call == "before commit" && n.Add(1) == 4 { // the first says that a slot is to be made
 			close(asleep)
 			<-wake
 		}

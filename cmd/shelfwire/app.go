@@ -67,6 +67,8 @@ type options struct {
 	acceptSource bool
 	// restartCapture gives up Capture's position and takes a whole snapshot.
 	restartCapture bool
+	// noHeal stops at a gap instead of healing it.
+	noHeal bool
 	// wait makes a start wait for services that are away.
 	wait bool
 }
@@ -86,6 +88,7 @@ type app struct {
 	shops   *shopify.Shops
 
 	capture *pipeline.Capture
+	slot    *slotWatch
 	expand  *pipeline.Expand
 	push    *pipeline.Push
 	batches *pipeline.Batches
@@ -189,7 +192,7 @@ func (a *app) openSource(ctx context.Context) (err error) {
 		a.source, err = postgres.Open(ctx, postgres.Config{
 			URL: c.URL.Reveal(), Slot: c.Slot, Publication: c.Publication, MaxConns: int32(c.MaxConnections),
 			StatementTimeout: c.StatementTimeout, ApplicationName: "shelfwire", MessagePrefix: pipeline.MessagePrefix,
-			Logger: a.log,
+			SenderTimeout: c.SenderTimeout, SpillDir: c.SpillDir, SpillLimit: int64(c.SpillLimitMB) << 20, Logger: a.log,
 		})
 		return err
 	})
@@ -395,6 +398,7 @@ func (a *app) runStages(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if a.capture != nil {
 		g.Go(func() error { return named("capture", a.capture.Run(ctx)) })
+		g.Go(func() error { return a.slot.run(ctx) })
 	}
 	if a.expand != nil {
 		g.Go(func() error { return named("expand", a.expand.Run(ctx)) })

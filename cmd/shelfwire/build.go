@@ -56,6 +56,8 @@ func (a *app) buildCapture(context.Context) error {
 		Version: version(), Database: database, MaxRecordBytes: maxRowBytes,
 		BatchProducts: a.cfg.Batches.Products, BatchRows: a.cfg.Batches.Rows,
 		Restart: a.options.restartCapture, SnapshotChunk: a.cfg.Source.SnapshotChunk, Heartbeat: a.cfg.Source.Heartbeat,
+		NoHeal: a.options.noHeal || a.cfg.Source.Heal.Off, HealMost: a.cfg.Source.Heal.Most,
+		AcceptSource: true, // the state has refused another cluster unless it was told to take it
 	}, pipeline.CaptureParts{
 		Source: a.source,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
@@ -72,9 +74,14 @@ func (a *app) buildCapture(context.Context) error {
 		Position: func(ctx context.Context, writer string) (event.Position, bool, error) {
 			return a.cluster.ReadPosition(ctx, kafka.CapturePartition, writer)
 		},
+		Touch: func(ctx context.Context, back bool) (int64, error) {
+			return a.state.Touch(ctx, a.cluster.Partitions(), back)
+		},
 		Logger: a.log,
 	})
 	s := a.capture.Stats()
+	a.slot = &slotWatch{source: a.source, limit: int64(a.cfg.Source.WALAlertMB) << 20, log: a.log.With("stage", "slot")}
+	a.slot.metrics(a.metrics, s, a.source.SpillStats())
 	a.metrics.counter("capture_transactions_total", "Transactions of the source that passed the routes.", s.Transactions.Load)
 	a.metrics.counter("capture_rows_total", "Rows that passed the routes.", s.Rows.Load)
 	a.metrics.counter("capture_records_total", "Records written to catalog.changes.", s.Records.Load)

@@ -34,6 +34,7 @@ func runCommand() *cobra.Command {
 	only := cmd.Flags().String("only", "", "roles of this process, separated by commas: capture, expand, push, relay, load (default all)")
 	accept := cmd.Flags().Bool("accept-source", false, "take a source with another system id than the state was made for")
 	restart := cmd.Flags().Bool("restart-capture", false, "give up the position on record and take a whole snapshot")
+	noHeal := cmd.Flags().Bool("no-heal", false, "where the slot is lost or the source was set back, stop and say what to run, instead of taking a whole snapshot")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		roles, err := parseRoles(cmd, *only)
 		if err != nil {
@@ -44,7 +45,7 @@ func runCommand() *cobra.Command {
 			return &exitCode{exitUsage, err}
 		}
 		log := newLogger(cmd.ErrOrStderr(), cfg.Log)
-		a := newApp(cfg, options{roles: roles, acceptSource: *accept, restartCapture: *restart, wait: true}, log)
+		a := newApp(cfg, options{roles: roles, acceptSource: *accept, restartCapture: *restart, noHeal: *noHeal, wait: true}, log)
 		defer a.close()
 		return a.openAndRun(cmd.Context())
 	}
