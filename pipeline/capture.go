@@ -100,7 +100,7 @@ type CaptureConfig struct {
 	// BatchRows, so that what is split is a batch.
 	TxRows, TxBytes int
 	// TxEvery is the shortest time between the beginnings of two Kafka transactions. Under load it is how long small
-	// transactions gather; a change after a calm is never delayed. Default 20 ms.
+	// transactions gather; a change that comes almost alone waits for 1 ms at the most. Default 20 ms.
 	TxEvery time.Duration
 	// IdleEvery is how often the position moves when only WAL of others passes. Default 1 s.
 	IdleEvery time.Duration

@@ -33,8 +33,10 @@ type captureEncoder struct {
 
 func (e *captureEncoder) begin(tx *change.Transaction) {
 	clear(e.tables)
-	e.xid = strconv.AppendUint(nil, uint64(tx.XID), 10)
-	e.committed = strconv.AppendInt(nil, tx.CommitTime.UnixMicro(), 10)
+	e.buf = strconv.AppendUint(e.buf[:0], uint64(tx.XID), 10)
+	e.xid = e.memory.copy(e.buf)
+	e.buf = strconv.AppendInt(e.buf[:0], tx.CommitTime.UnixMicro(), 10)
+	e.committed = e.memory.copy(e.buf)
 }
 
 // count must see every change of a table whose changes are encoded, also those that are captured already.

@@ -161,6 +161,9 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 		every := s.c.cfg.TxEvery
 		switch {
 		case !s.batcher.empty():
+			if len(s.batcher.unit.records) < captureCompany {
+				every = min(every, captureLull)
+			}
 		case s.batcher.unit.moved:
 			every = s.c.cfg.IdleEvery
 		default:
@@ -184,6 +187,13 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 
 // captureClock is after how many events that came at once the time is asked for again.
 const captureClock = 32
+
+// captureLull stands for TxEvery while the stream brings little: then a change waits for company no longer than the
+// Kafka transaction before it takes. captureCompany records in a unit say that it brings much.
+const (
+	captureLull    = time.Millisecond
+	captureCompany = 32
+)
 
 // tick sets the time that records are stamped with.
 func (s *captureSession) tick() { s.encoder.envelope.At = time.Now() }
