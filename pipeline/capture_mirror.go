@@ -20,12 +20,13 @@ type MirrorConfig struct {
 	Tables []string
 }
 
-// MirrorTables lists, sorted, the tables that are mirrored. They must be published.
-func MirrorTables(cfg CaptureConfig) []string {
-	if !cfg.Mirror.On {
-		return nil
+// PublishedTables lists, sorted, the tables that must be published: those of the routes and those that are mirrored
+// beside them.
+func PublishedTables(cfg CaptureConfig) []string {
+	tables := RoutedTables(cfg.Routes)
+	if cfg.Mirror.On {
+		tables = slices.Concat(tables, cfg.Mirror.Tables)
 	}
-	tables := slices.Concat(RoutedTables(cfg.Routes), cfg.Mirror.Tables)
 	slices.Sort(tables)
 	return slices.Compact(tables)
 }
@@ -41,7 +42,7 @@ func newCaptureMirror(cfg CaptureConfig) (*captureMirror, error) {
 	if !cfg.Mirror.On {
 		return nil, nil
 	}
-	topics, err := event.MirrorTopics(cfg.Name, MirrorTables(cfg))
+	topics, err := event.MirrorTopics(cfg.Name, PublishedTables(cfg))
 	if err != nil {
 		return nil, &captureError{err.Error()}
 	}

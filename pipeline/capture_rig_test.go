@@ -35,6 +35,8 @@ type captureRig struct {
 	// touch is CaptureParts.Touch. slotName is for servers that are not shared.
 	touch    func(ctx context.Context, back bool) (int64, error)
 	slotName string
+	// published: the test has made the publication.
+	published bool
 	// runs counts the captures so far, streamed the transactions that each took before their commit.
 	runs     int
 	streamed []*atomic.Int64
@@ -134,7 +136,9 @@ func (r *captureRig) giveUp() error {
 func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) {
 	r.t.Helper()
 	r.runs++
-	cfg := postgres.Config{URL: r.url, Slot: r.slot(), MessagePrefix: pipeline.MessagePrefix, SenderTimeout: r.senderTimeout}
+	cfg := postgres.Config{
+		URL: r.url, Slot: r.slot(), MessagePrefix: pipeline.MessagePrefix, OtherMessages: r.cfg.Mirror.On, SenderTimeout: r.senderTimeout,
+	}
 	if r.runs%3 != 0 { // two of three runs take transactions before their commit, the third after it
 		cfg.DecodingMemory = "64kB"
 	} else {
@@ -146,8 +150,10 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 	c := pipeline.NewCapture(r.cfg, pipeline.CaptureParts{
 		Source: src,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
-			if err := src.EnsurePublication(ctx, pipeline.RoutedTables(r.cfg.Routes)); err != nil {
-				return nil, err
+			if !r.published {
+				if err := src.EnsurePublication(ctx, pipeline.PublishedTables(r.cfg)); err != nil {
+					return nil, err
+				}
 			}
 			return src.Stream(ctx, 0)
 		},
