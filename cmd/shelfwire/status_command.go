@@ -162,6 +162,9 @@ func (a *app) status(ctx context.Context, span time.Duration) (statusView, error
 		if err := attempt(ctx, c.Ping); err != nil {
 			return err
 		}
+		if _, err := c.EndOffsets(ctx, c.Topic(event.Positions)); err != nil {
+			return nil //nolint:nilerr // the brokers answer, so it is the topic that is not there: the first run makes it
+		}
 		pos, found, err = c.ReadPosition(ctx, kafka.CapturePartition, "capture/"+a.cfg.Source.Slot)
 		return err
 	})
