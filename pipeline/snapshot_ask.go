@@ -3,6 +3,7 @@ package pipeline
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -87,4 +88,18 @@ func snapshotDead(topic string, a *snapshotAsk, reason string) event.Record {
 		rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderTable, Value: []byte(a.request.Table)})
 	}
 	return rec
+}
+
+// CheckSnapshotRequest says what is wrong with a request before it is sent, and otherwise which tables it reads. A
+// condition it does not look at: only the database can.
+func CheckSnapshotRequest(r *event.SnapshotRequest, routes []route.Route) (tables []string, err error) {
+	content, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("request of a snapshot: %w", err)
+	}
+	a := parseSnapshotAsk(&change.Message{Content: content}, routes)
+	if a.refused != "" {
+		return nil, errors.New(a.refused)
+	}
+	return a.tables, nil
 }

@@ -55,7 +55,8 @@ func (a *app) buildCapture(context.Context) error {
 		Routes: a.cfg.Routes, Prefix: a.cfg.Kafka.Prefix, PositionPartition: kafka.CapturePartition,
 		Version: version(), Database: database, MaxRecordBytes: maxRowBytes,
 		BatchProducts: a.cfg.Batches.Products, BatchRows: a.cfg.Batches.Rows,
-		Restart: a.options.restartCapture, SnapshotChunk: a.cfg.Source.SnapshotChunk, Heartbeat: a.cfg.Source.Heartbeat,
+		Restart: a.options.restartCapture, SnapshotChunk: a.cfg.Source.SnapshotChunk,
+		SnapshotReaders: a.cfg.Source.SnapshotReaders, SnapshotRate: a.cfg.Source.SnapshotRate, Heartbeat: a.cfg.Source.Heartbeat,
 		NoHeal: a.options.noHeal || a.cfg.Source.Heal.Off, HealMost: a.cfg.Source.Heal.Most,
 		AcceptSource: true, // the state has refused another cluster unless it was told to take it
 	}, pipeline.CaptureParts{
@@ -82,6 +83,7 @@ func (a *app) buildCapture(context.Context) error {
 	s := a.capture.Stats()
 	a.slot = &slotWatch{source: a.source, limit: int64(a.cfg.Source.WALAlertMB) << 20, log: a.log.With("stage", "slot")}
 	a.slot.metrics(a.metrics, s, a.source.SpillStats())
+	a.metrics.snapshots(s)
 	a.metrics.counter("capture_transactions_total", "Transactions of the source that passed the routes.", s.Transactions.Load)
 	a.metrics.counter("capture_rows_total", "Rows that passed the routes.", s.Rows.Load)
 	a.metrics.counter("capture_records_total", "Records written to catalog.changes.", s.Records.Load)

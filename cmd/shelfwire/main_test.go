@@ -288,7 +288,7 @@ func (s *site) lists(t *testing.T) {
 			t.Setenv("STATE_URL", "postgres://x@127.0.0.1:1/x")
 			code, out := shelfwire(t, append(args, "-c", s.file)...)
 			require.Equal(t, exitError, code)
-			require.Contains(t, out, "shelfwire.yaml:33:8: ")
+			require.Contains(t, out, "shelfwire.yaml:35:8: ")
 			require.Contains(t, out, "start the service, or correct host and port in state.url")
 		})
 	}

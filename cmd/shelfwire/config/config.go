@@ -59,6 +59,10 @@ type Source struct {
 	Heartbeat time.Duration `yaml:"heartbeat"`
 	// SnapshotChunk is how many rows of a table one chunk of a snapshot reads. Default 2000.
 	SnapshotChunk int `yaml:"snapshot_chunk"`
+	// SnapshotReaders is how many chunks are read at a time, each by a connection of its own. Default 2.
+	SnapshotReaders int `yaml:"snapshot_readers"`
+	// SnapshotRate bounds the rows a second that all of them read together; negative: no bound. Default 20000.
+	SnapshotRate int `yaml:"snapshot_rate"`
 	// SenderTimeout is after what silence the server frees the slot of a process that was stopped or cut off, so that
 	// another takes over. Shorter takes over sooner and forgives shorter pauses. Default 4s.
 	SenderTimeout time.Duration `yaml:"sender_timeout"`
@@ -275,6 +279,8 @@ func (c *Config) defaults() {
 	dur(&c.Source.StatementTimeout, 30*time.Second)
 	dur(&c.Source.Heartbeat, 10*time.Second)
 	num(&c.Source.SnapshotChunk, 2000)
+	num(&c.Source.SnapshotReaders, 2)
+	num(&c.Source.SnapshotRate, 20_000)
 	dur(&c.Source.SenderTimeout, 4*time.Second)
 	num(&c.Source.SpillLimitMB, 10<<10)
 	num(&c.Source.WALAlertMB, 1<<10)
