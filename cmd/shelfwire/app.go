@@ -191,7 +191,7 @@ func (a *app) openSource(ctx context.Context) (err error) {
 	return attempt(ctx, func(ctx context.Context) error {
 		a.source, err = postgres.Open(ctx, postgres.Config{
 			URL: c.URL.Reveal(), Slot: c.Slot, Publication: c.Publication, MaxConns: int32(c.MaxConnections),
-			StatementTimeout: c.StatementTimeout, ApplicationName: "shelfwire", MessagePrefix: pipeline.MessagePrefix,
+			StatementTimeout: c.StatementTimeout, ApplicationName: "shelfwire", MessagePrefix: pipeline.MessagePrefix, OtherMessages: a.cfg.Mirror.On,
 			SenderTimeout: c.SenderTimeout, SpillDir: c.SpillDir, SpillLimit: int64(c.SpillLimitMB) << 20, Logger: a.log,
 		})
 		return err

@@ -36,6 +36,7 @@ func kafkaConfig(cfg *config.Config, log *slog.Logger) kafka.Config {
 		Brokers: c.Brokers, Prefix: c.Prefix, Partitions: int32(c.Partitions), Replication: int16(c.Replication),
 		MaxRecordBytes: maxRecordBytes, Logger: log,
 	}
+	kc.Mirrors, _ = cfg.MirrorTopics() // checked with the configuration
 	if c.TLS {
 		kc.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
@@ -46,12 +47,11 @@ func kafkaConfig(cfg *config.Config, log *slog.Logger) kafka.Config {
 }
 
 func (a *app) buildCapture(context.Context) error {
-	tables := pipeline.RoutedTables(a.cfg.Routes)
 	database, err := databaseName(a.cfg.Source.URL)
 	if err != nil {
 		return err
 	}
-	a.capture = pipeline.NewCapture(pipeline.CaptureConfig{
+	cfg := pipeline.CaptureConfig{
 		Routes: a.cfg.Routes, Prefix: a.cfg.Kafka.Prefix, PositionPartition: kafka.CapturePartition,
 		Version: version(), Database: database, MaxRecordBytes: maxRowBytes,
 		BatchProducts: a.cfg.Batches.Products, BatchRows: a.cfg.Batches.Rows,
@@ -59,7 +59,12 @@ func (a *app) buildCapture(context.Context) error {
 		SnapshotReaders: a.cfg.Source.SnapshotReaders, SnapshotRate: a.cfg.Source.SnapshotRate, Heartbeat: a.cfg.Source.Heartbeat,
 		NoHeal: a.options.noHeal || a.cfg.Source.Heal.Off, HealMost: a.cfg.Source.Heal.Most,
 		AcceptSource: true, // the state has refused another cluster unless it was told to take it
-	}, pipeline.CaptureParts{
+	}
+	if m := a.cfg.Mirror; m.On {
+		cfg.Name, cfg.Mirror = m.Prefix, pipeline.MirrorConfig{On: true, Tables: m.Tables}
+	}
+	tables := pipeline.PublishedTables(cfg)
+	a.capture = pipeline.NewCapture(cfg, pipeline.CaptureParts{
 		Source: a.source,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
 			// The publication must exist before the slot: it is looked up in the catalog of the WAL's own time.

@@ -35,11 +35,13 @@ type Config struct {
 	// them while Shelfwire runs: a list of countries. What does change in them reaches a shop only when something else
 	// touches the product. Default: none, so that check and run name every such table.
 	Unrouted []string `yaml:"unrouted"`
-	Push     Push     `yaml:"push"`
-	Guard    Guard    `yaml:"guard"`
-	Batches  Batches  `yaml:"batches"`
-	Metrics  Metrics  `yaml:"metrics"`
-	Log      Log      `yaml:"log"`
+	// Mirror writes tables once more, into the topics that the Debezium connector would write. Default: off.
+	Mirror  Mirror  `yaml:"mirror"`
+	Push    Push    `yaml:"push"`
+	Guard   Guard   `yaml:"guard"`
+	Batches Batches `yaml:"batches"`
+	Metrics Metrics `yaml:"metrics"`
+	Log     Log     `yaml:"log"`
 
 	files files
 }
@@ -287,6 +289,7 @@ func (c *Config) defaults() {
 	num(&c.Source.Heal.Most, 3)
 	str(&c.Kafka.Prefix, "catalog.")
 	num(&c.Kafka.Partitions, 8)
+	str(&c.Mirror.Prefix, strings.TrimRight(c.Kafka.Prefix, "._-"))
 	num(&c.State.MaxConnections, 8)
 	num(&c.ClickHouse.RetentionDays, 400)
 	for name, s := range c.Shops {
@@ -348,6 +351,9 @@ func (c *Config) check(d *decoder) error {
 		return err
 	}
 	if err := c.checkRoutes(); err != nil {
+		return err
+	}
+	if err := c.checkMirror(d); err != nil {
 		return err
 	}
 	return c.checkUnrouted(d)
