@@ -70,7 +70,7 @@ func (w *slotWatch) take(s *postgres.SlotStatus) {
 	case text == "" || text == w.said && s.At.Sub(w.saidAt) < alertEvery:
 		return
 	default:
-		w.log.Log(context.Background(), level, text, "held_bytes", s.Held(), "lag_bytes", s.Lag(), "lag", w.lag().Round(time.Second),
+		w.log.Log(context.Background(), level, "the slot needs a look", "reason", text, "held_bytes", s.Held(), "lag_bytes", s.Lag(), "lag", w.lag().Round(time.Second),
 			"safe_wal_size", s.SafeWAL, "wal_status", s.WALStatus, "active", s.Active, "oldest_transaction", s.OldestTransaction.Round(time.Second))
 	}
 	w.said, w.saidAt = text, s.At

@@ -83,8 +83,7 @@ func (e *SlotError) Permanent() bool { return e.Kind == SlotForeign }
 // Gone is the kind of trouble where what the slot held cannot be had any more: a new slot is needed, and a snapshot of
 // what was committed in between. It is empty for every other kind.
 func (e *SlotError) Gone() string {
-	switch e.Kind {
-	case SlotMissing, SlotLost, SlotStale:
+	if e.Kind == SlotMissing || e.Kind == SlotLost || e.Kind == SlotStale {
 		return string(e.Kind)
 	}
 	return ""
