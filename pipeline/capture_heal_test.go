@@ -234,6 +234,22 @@ func TestCaptureHealsASourceThatWasSetBack(t *testing.T) {
 	require.Equal(t, 1, h.back)
 }
 
+// A server that cannot decode has lost nothing: the slot must not be given up for that.
+func TestCaptureDoesNotHealAServerWithoutLogicalDecoding(t *testing.T) {
+	dir := embeddedtest.Dir(t)
+	s := ownServer(t, dir, nil)
+	r := newCaptureRigOn(t, s.URL("postgres"))
+	r.slotName = "undecoded"
+	h := newHealRig(t, r)
+	h.exec(`SELECT pg_drop_replication_slot($1)`, h.slot()) // a server with one does not start without logical decoding
+	require.NoError(t, s.Stop())
+	s = ownServer(t, dir, map[string]string{"wal_level": "replica"})
+	h.connect(s.URL("postgres"))
+	require.ErrorContains(t, h.giveUp(), "wal_level")
+	require.Empty(t, h.healings())
+	require.Zero(t, h.touched)
+}
+
 // standbyOf makes a standby of a stopped primary's directory and starts both. keep says whether the slots come along, as
 // those do that are made for a failover.
 func standbyOf(t *testing.T, dir string, keep bool) (primary, standby *postgres.Server) {
@@ -281,6 +297,15 @@ func TestCaptureGoesOnAfterAFailoverWithTheSlot(t *testing.T) {
 	h.wait(c)
 	require.NoError(t, stop())
 	h.exec(`INSERT INTO products VALUES ('p2', 'P', 1)`) // not captured before the failover
+
+	// The address may lead to the standby before it is promoted: that is no reason to heal, nor to give up.
+	onPrimary := h.url
+	h.url = standby.URL("postgres")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	_, done := h.run(ctx)
+	require.NoError(t, <-done, "it waits for the promotion")
+	cancel()
+	h.url = onPrimary
 	promote(t, h.captureRig, standby)
 	require.NoError(t, primary.Stop())
 

@@ -170,7 +170,7 @@ func slotError(slot string, err error) error {
 	case slotInvalid(pg):
 		e.Kind, e.Detail = SlotLost, "the server no longer has the WAL that it needs"
 		e.Mend = mendLost(slot)
-	case pg.Code == "55000" && strings.Contains(pg.Message, "in recovery"):
+	case (pg.Code == "0A000" || pg.Code == "55000") && strings.Contains(pg.Message, "in recovery"):
 		return standbyError(slot)
 	default:
 		return nil
