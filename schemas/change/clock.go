@@ -141,8 +141,8 @@ type interval struct {
 
 // appendInterval gives "1 year 2 mons 3 days 04:05:06.7" as "P1Y2M3DT4H5M6.7S", each part with its own sign.
 func appendInterval(dst, text []byte) []byte {
-	var iv interval
-	if !iv.parse(text) { // infinity
+	iv, ok := parseInterval(text)
+	if !ok { // infinity
 		return appendString(dst, text)
 	}
 	dst = append(dst, '"', 'P')
@@ -162,12 +162,13 @@ func appendInterval(dst, text []byte) []byte {
 	return append(dst, '"')
 }
 
-func (iv *interval) parse(text []byte) bool {
+func parseInterval(text []byte) (iv interval, ok bool) {
 	for len(text) > 0 {
 		var word, unit []byte
 		word, text, _ = bytes.Cut(text, []byte{' '})
 		if bytes.IndexByte(word, ':') > 0 {
-			return len(text) == 0 && iv.clock(word)
+			iv, ok = iv.withClock(word)
+			return iv, ok && len(text) == 0
 		}
 		unit, text, _ = bytes.Cut(text, []byte{' '})
 		field := 0
@@ -179,19 +180,19 @@ func (iv *interval) parse(text []byte) bool {
 		case "day", "days":
 			field = intervalDays
 		default:
-			return false
+			return iv, false
 		}
 		word = bytes.TrimPrefix(word, []byte{'+'})
 		if !isNumber(word) {
-			return false
+			return iv, false
 		}
 		iv.value[field] = word
 	}
-	return true
+	return iv, true
 }
 
-// clock reads "-04:05:06.789".
-func (iv *interval) clock(word []byte) bool {
+// withClock reads "-04:05:06.789".
+func (iv interval) withClock(word []byte) (interval, bool) {
 	negative := word[0] == '-'
 	if negative || word[0] == '+' {
 		word = word[1:]
@@ -199,12 +200,12 @@ func (iv *interval) clock(word []byte) bool {
 	for field := intervalHours; field <= intervalSeconds; field++ {
 		part, rest, more := bytes.Cut(word, []byte{':'})
 		if more != (field < intervalSeconds) || !isDecimal(part) {
-			return false
+			return iv, false
 		}
 		iv.negative[field], iv.value[field] = negative, bytes.TrimLeft(part, "0")
 		word = rest
 	}
-	return true
+	return iv, true
 }
 
 // isDecimal reports whether the text is digits, and after a point more of them.

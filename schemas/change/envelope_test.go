@@ -2,6 +2,8 @@ package change
 
 import (
 	"encoding/json"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +66,14 @@ func TestValuesHaveTheirJSONForm(t *testing.T) {
 		{1231, -1, `{NULL,NaN}`, `[null,"NAN"]`},
 		{1001, -1, `{"\\xdead"}`, `["3q0="]`},
 		{1182, -1, `{infinity,2026-11-21}`, `["infinity","2026-11-21Z"]`},
+		{1020, -1, `{(1,1),(0,0);NULL}`, `[{"wkb":"AQMAAAABAAAABQAAAAAAAAAAAPA/AAAAAAAA8D8AAAAAAADwPwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA8D8AAAAAAADwPwAAAAAAAPA/","srid":null,"extensions":{"type":"box"}},null]`},
+		{oidCircle, -1, `<(0,-0),2.5>`, `{"center":{"x":0,"y":-0,"wkb":"AQEAAAAAAAAAAAAAAAAAAAAAAACA","srid":null},"radius":2.5}`},
+		{oidLine, -1, `{1,-2,Infinity}`, `{"a":1,"b":-2,"c":"Infinity"}`},
+		{oidPoint, -1, `(1)`, `"(1)"`},
+		{oidLseg, -1, `[(0,0),(1,1),(2,2)]`, `"[(0,0),(1,1),(2,2)]"`},
+		{oidMoney, -1, "$1,5", `"$1,5"`},
+		{oidMoney, -1, "1.234.567", `"1.234.567"`},
+		{oidMoney, -1, "$12,34,567.80", `"$12,34,567.80"`},
 		{99999, -1, "(1,\"x\")\x01", `"(1,\"x\")\u0001"`},
 		{25, -1, "e\u0301\U0001F994", "\"e\u0301\\uD83E\\uDD94\""},
 		{25, -1, "<é\u2028>\xff", "\"<é\u2028>\\uDCFF\""},
@@ -170,4 +180,159 @@ func TestArraysComeBack(t *testing.T) {
 			require.Equal(t, items, back)
 		}
 	})
+}
+
+// TestHstore gives the order of a HashMap of Java, and keys of a table that has grown.
+func TestHstore(t *testing.T) {
+	hstore := Form{OID: FormHstore, Mod: -1}
+	for text, want := range map[string]string{
+		``:                                   `"{}"`,
+		`"a"=>"1", "n"=>NULL, "b c"=>"q\"x"`: `"{\"a\":\"1\",\"b c\":\"q\\\"x\",\"n\":null}"`,
+		`"Aa"=>"1", "BB"=>"2"`:               `"{\"Aa\":\"1\",\"BB\":\"2\"}"`, // one hash: in the order of insertion
+		`"🦔"=>"\\ é"`:                        `"{\"\uD83E\uDD94\":\"\\\\ é\"}"`,
+		`"a"=>`:                              `"\"a\"=>"`,
+		`a=>1`:                               `"a=>1"`,
+	} {
+		got := string(appendText(nil, hstore, []byte(text)))
+		require.Equal(t, want, got, text)
+		require.True(t, json.Valid([]byte(got)))
+	}
+	require.EqualValues(t, 2112, javaHash([]byte("BB")), "as String.hashCode")
+	require.EqualValues(t, 33825, javaHash([]byte(`\"\"a`)))
+}
+
+func FuzzHstore(f *testing.F) {
+	for _, s := range []string{`"a"=>"1", "n"=>NULL`, `"`, `"\`, `"a"=>"`, `"a"=>NULL, `, `"a"=>"b"x`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		out := appendText(nil, Form{OID: FormHstore}, []byte(text))
+		require.True(t, json.Valid(out), "%q: %s", text, out)
+	})
+}
+
+// TestPlainCountsBytesThatNeedNoEscape holds the count by eight bytes against one by one.
+func TestPlainCountsBytesThatNeedNoEscape(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := rapid.SliceOfN(rapid.OneOf(rapid.ByteRange('a', 'z'), rapid.ByteRange(0, 255)), 0, 40).Draw(t, "text")
+		n := 0
+		for n < len(s) && s[n] >= ' ' && s[n] != '"' && s[n] != '\\' && s[n] < 0x80 {
+			n++
+		}
+		require.Equal(t, n, plain(s))
+	})
+}
+
+// TestBytesComeBack reads the bytes of a text that is no UTF-8 out of its JSON.
+func TestBytesComeBack(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := rapid.SliceOfN(rapid.OneOf(rapid.Byte(), rapid.SampledFrom([]byte("é\xed\xa0\x80"))), 0, 20).Draw(t, "bytes")
+		var back []byte
+		out := appendString(nil, s)
+		require.True(t, json.Valid(out))
+		for inside := out[1 : len(out)-1]; len(inside) > 0; {
+			if len(inside) >= 6 && string(inside[:4]) == `\uDC` && inside[4] >= '8' {
+				b, err := strconv.ParseUint(string(inside[4:6]), 16, 8)
+				require.NoError(t, err)
+				back, inside = append(back, byte(b)), inside[6:]
+				continue
+			}
+			n := 1
+			if inside[0] == '\\' {
+				for n = 2; n < len(inside) && !json.Valid(append(append([]byte{'"'}, inside[:n]...), '"')); n++ {
+				}
+			}
+			var text string
+			require.NoError(t, json.Unmarshal(append(append([]byte{'"'}, surrogates(inside, &n)...), '"'), &text))
+			if n == 1 && inside[0] >= 0x80 {
+				text = string(inside[:1])
+			}
+			back, inside = append(back, text...), inside[n:]
+		}
+		require.Equal(t, append([]byte{}, s...), append([]byte{}, back...))
+	})
+}
+
+// surrogates takes one escape or, of a character beyond U+FFFF, two off the front.
+func surrogates(inside []byte, n *int) []byte {
+	if len(inside) >= 12 && inside[0] == '\\' && inside[1] == 'u' && inside[2] == 'D' && inside[3] >= '8' && inside[3] < 'C' {
+		*n = 12
+	}
+	return inside[:*n]
+}
+
+// TestNoAllocationForARow encodes a row of every type that has a form, and its key.
+func TestNoAllocationForARow(t *testing.T) {
+	rel := &Relation{Schema: "public", Name: "p", PrimaryKey: []string{"c0"}}
+	var row Tuple
+	for i, c := range []struct {
+		oid  uint32
+		text string
+	}{
+		{oidInt8, "12"}, {25, "a \"text\" \U0001F994"}, {oidBool, "t"}, {oidFloat8, "1.5"}, {oidNumeric, "12.50"}, {oidMoney, "$1,234.50"},
+		{oidBytea, `\xdeadbeef`}, {oidBit, "101"}, {oidDate, "0044-03-15 BC"}, {oidTime, "13:14:15"}, {oidTimetz, "13:14:15+05:30"},
+		{oidTimestamp, "2026-11-21 13:14:15"}, {oidTimestamptz, "2026-11-21 13:14:15+00"}, {oidInterval, "1 year -3 days +04:00:00"},
+		{oidPoint, "(1,2)"}, {oidPolygon, "((0,0),(1,1),(2,0))"}, {oidCircle, "<(0,0),1>"}, {1009, `{a,"b \"c",NULL}`}, {1231, "{1.5,NaN}"},
+	} {
+		rel.Columns = append(rel.Columns, Column{Name: "c" + strconv.Itoa(i), TypeOID: c.oid, TypeMod: -1})
+		row = append(row, text(c.text))
+	}
+	rel.Columns = append(rel.Columns, Column{Name: "h", TypeOID: 99999, TypeMod: -1, Form: Form{OID: FormHstore}})
+	row = append(row, text(`"a"=>"1", "b"=>NULL`))
+	e := Envelope{Version: "1", Name: "n", Database: "d", Transaction: &Transaction{XID: 1, CommitTime: time.UnixMicro(1)}, TableOrdinal: 1, At: time.Now()}
+	c := Change{Op: Update, Relation: rel, Before: row, After: row}
+	buf, key := make([]byte, 0, 1<<14), make([]byte, 0, 64)
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		buf = AppendEnvelope(buf[:0], &c, &e)
+		key, _ = AppendKey(key[:0], rel, row)
+	}))
+	require.True(t, json.Valid(buf))
+}
+
+// TestEnvelopeForgetsTheTransactionBefore changes each thing that the source block is made of.
+func TestEnvelopeForgetsTheTransactionBefore(t *testing.T) {
+	rel := relation()
+	c := Change{Op: Create, Relation: rel, LSN: 5, After: Tuple{text("1"), {}, text("k"), {}, {}}}
+	kept := &Envelope{Version: "1", Name: "n", Database: "d"}
+	rapid.Check(t, func(t *rapid.T) {
+		now := time.UnixMicro(rapid.Int64Range(-5, 1<<50).Draw(t, "at"))
+		kept.LastCommit, kept.At, kept.ReadAt = LSN(rapid.Uint64Range(0, 2).Draw(t, "last")), now, now
+		kept.Name = rapid.SampledFrom([]string{"n", "m"}).Draw(t, "name")
+		kept.Transaction, c.Op = nil, Read
+		if rapid.Bool().Draw(t, "tx") {
+			kept.Transaction, c.Op = &Transaction{XID: XID(rapid.Uint64Range(1, 2).Draw(t, "xid")), CommitLSN: LSN(rapid.Uint64Range(1, 2).Draw(t, "lsn")), CommitTime: now}, Create
+		}
+		fresh := &Envelope{
+			Version: kept.Version, Name: kept.Name, Database: kept.Database, Transaction: kept.Transaction, LastCommit: kept.LastCommit,
+			At: kept.At, ReadAt: kept.ReadAt,
+		}
+		require.Equal(t, string(AppendEnvelope(nil, &c, fresh)), string(AppendEnvelope(nil, &c, kept)))
+	})
+}
+
+// TestMessageKey: a key that every record of the table can have.
+func TestMessageKey(t *testing.T) {
+	rel := relation()
+	row := Tuple{text("1"), text("x"), text("k"), {}, {}}
+	key, _ := AppendMessageKey(nil, rel, row)
+	require.Equal(t, `{"z":"k","id":1}`, string(key))
+	for _, c := range []struct {
+		identity, primary []string
+		want              string
+	}{
+		{[]string{"z"}, []string{"id"}, `{"z":"k"}`},      // old rows lack id
+		{[]string{"id", "z"}, []string{"z"}, `{"z":"k"}`}, // they have all of it
+		{[]string{"id", "z"}, nil, `{"id":1,"z":"k"}`},    // no primary key
+		{[]string{"id"}, []string{"id", "z"}, `{"id":1}`}, // only part of it
+	} {
+		rel := &Relation{Columns: slices.Clone(relation().Columns), ReplicaIdentity: 'i', PrimaryKey: c.primary}
+		for i := range rel.Columns {
+			rel.Columns[i].Identity = slices.Contains(c.identity, rel.Columns[i].Name)
+		}
+		key, ok := AppendMessageKey(nil, rel, row)
+		require.True(t, ok)
+		require.Equal(t, c.want, string(key))
+	}
+	_, ok := AppendMessageKey(nil, &Relation{Columns: relation().Columns, ReplicaIdentity: 'f'}, row)
+	require.False(t, ok)
 }

@@ -10,8 +10,9 @@ import (
 // line the coordinates as WKB (little-endian), which is exact: Postgres writes a double by digits that lead back to it.
 // Text that is none of these is sent as it is.
 func appendGeometry(dst []byte, oid uint32, text []byte) []byte {
-	var g geometry
-	if !g.parse(text) {
+	var room [32]float64
+	g, ok := parseGeometry(text, room[:0])
+	if !ok {
 		return appendString(dst, text)
 	}
 	n := g.points
@@ -51,8 +52,7 @@ const (
 
 // geometry is what stands in a geometric type's text: pairs in parentheses, and numbers beside them.
 type geometry struct {
-	// coordinates holds the points, points says how many there are; those of a large polygon are on the heap.
-	room    [32]float64
+	// all holds the coordinates of the points, of which there are so many.
 	all     []float64
 	points  int
 	scalars [3]scalar
@@ -65,9 +65,10 @@ type scalar struct {
 	value float64
 }
 
-// parse reads "(1,2)", "[(0,0),(1,1)]", "((0,0),(1,1))", "(1,1),(0,0)", "<(0,0),2.5>" and "{1,2,3}".
-func (g *geometry) parse(text []byte) bool {
-	g.all = g.room[:0]
+// parseGeometry reads "(1,2)", "[(0,0),(1,1)]", "((0,0),(1,1))", "(1,1),(0,0)", "<(0,0),2.5>" and "{1,2,3}". All is room
+// for the coordinates.
+func parseGeometry(text []byte, all []float64) (g geometry, ok bool) {
+	g.all = all
 	var pair scalar // the last number, when it may be the first of a pair
 	inside, have := false, false
 	for i := 0; i < len(text); {
@@ -88,7 +89,7 @@ func (g *geometry) parse(text []byte) bool {
 			s := scalar{text: text[at:i]}
 			var err error
 			if s.value, err = strconv.ParseFloat(string(s.text), 64); err != nil {
-				return false
+				return g, false
 			}
 			switch {
 			case inside && have:
@@ -101,14 +102,14 @@ func (g *geometry) parse(text []byte) bool {
 			case inside:
 				pair, have = s, true
 			case g.rest == len(g.scalars):
-				return false
+				return g, false
 			default:
 				g.scalars[g.rest] = s
 				g.rest++
 			}
 		}
 	}
-	return !inside && !have
+	return g, !inside && !have
 }
 
 func (g *geometry) appendPoint(dst []byte) []byte {
@@ -142,7 +143,13 @@ func (g *geometry) appendShape(dst []byte, kind uint32, name string) []byte {
 	return append(append(dst, name...), `"}}`...)
 }
 
-func appendCoordinate(dst, text []byte) []byte { return appendScalar(dst, oidFloat8, -1, text) }
+// appendCoordinate is a float8; called by way of appendScalar, it would have the values of all types on the heap.
+func appendCoordinate(dst, text []byte) []byte {
+	if isNumber(text) {
+		return append(dst, text...)
+	}
+	return appendString(dst, text)
+}
 
 // appendDouble writes NaN as Java does, which has one bit less set than Go's.
 func appendDouble(dst []byte, v float64) []byte {

@@ -11,80 +11,92 @@ import (
 func appendHstore(dst, text []byte) []byte {
 	var room [16]hstorePair
 	pairs := room[:0]
-	for rest := text; len(rest) > 0; {
-		var p hstorePair
-		var ok bool
-		if p, rest, ok = nextPair(rest); !ok {
+	for at := 0; at < len(text); {
+		p, end, ok := nextPair(text, at)
+		if !ok {
 			return appendString(dst, text)
 		}
-		pairs = append(pairs, p)
+		pairs, at = append(pairs, p), end
 	}
 	buckets := uint32(16) // grows when it is three quarters full
 	for len(pairs) > int(buckets)*3/4 {
 		buckets *= 2
 	}
+	// Sorted are buckets with the places of pairs, not the pairs: these would go to the heap.
+	var orders [16]uint64
+	order := orders[:0]
 	for i := range pairs {
-		pairs[i].bucket &= buckets - 1
+		order = append(order, uint64(pairs[i].hash&(buckets-1))<<32|uint64(i))
 	}
-	slices.SortStableFunc(pairs, func(a, b hstorePair) int { return int(a.bucket) - int(b.bucket) })
+	slices.Sort(order)
 	var object [512]byte
 	inner := append(object[:0], '{')
-	for i, p := range pairs {
+	for i, at := range order {
+		p := &pairs[uint32(at)]
 		if i > 0 {
 			inner = append(inner, ',')
 		}
-		inner = append(appendUnescaped(inner, p.key), ':')
-		if p.value == nil {
+		inner = append(appendUnescaped(inner, text[p.key.from:p.key.to]), ':')
+		if p.null {
 			inner = append(inner, "null"...)
 		} else {
-			inner = appendUnescaped(inner, p.value)
+			inner = appendUnescaped(inner, text[p.value.from:p.value.to])
 		}
 	}
 	return appendString(dst, append(inner, '}'))
 }
 
-// hstorePair is a key and a value as they stand between their quotes; a nil value is NULL.
+// hstorePair says where a key and a value stand between their quotes. It holds places and not the bytes, which would
+// have to be on the heap as soon as a list of pairs is.
 type hstorePair struct {
-	key, value []byte
-	bucket     uint32 // the hash that the bucket is taken from
+	key, value span
+	null       bool
+	hash       uint32 // that Java's table takes the bucket from
 }
 
-func nextPair(text []byte) (p hstorePair, rest []byte, ok bool) {
+type span struct{ from, to int }
+
+// nextPair reads the pair at a place, and what separates it from the next, whose place it returns.
+func nextPair(text []byte, at int) (p hstorePair, next int, ok bool) {
 	const arrow, null = "=>", "NULL"
-	if p.key, rest, ok = quoted(text); !ok || len(rest) < len(arrow) || string(rest[:len(arrow)]) != arrow {
-		return p, nil, false
+	if p.key, at, ok = quoted(text, at); !ok || !hasAt(text, at, arrow) {
+		return p, 0, false
 	}
-	rest = rest[len(arrow):]
-	if len(rest) >= len(null) && string(rest[:len(null)]) == null {
-		rest = rest[len(null):]
-	} else if p.value, rest, ok = quoted(rest); !ok {
-		return p, nil, false
+	at += len(arrow)
+	if hasAt(text, at, null) {
+		p.null, at = true, at+len(null)
+	} else if p.value, at, ok = quoted(text, at); !ok {
+		return p, 0, false
 	}
-	if len(rest) > 0 {
-		if len(rest) < 3 || string(rest[:2]) != ", " {
-			return p, nil, false
+	if at < len(text) {
+		if !hasAt(text, at, ", ") || at+2 == len(text) {
+			return p, 0, false
 		}
-		rest = rest[2:]
+		at += 2
 	}
-	h := javaHash(p.key)
-	p.bucket = h ^ h>>16
-	return p, rest, true
+	h := javaHash(text[p.key.from:p.key.to])
+	p.hash = h ^ h>>16
+	return p, at, true
 }
 
-// quoted takes a quoted text off the front. What is between the quotes keeps its backslashes; it is never nil.
-func quoted(text []byte) (inside, rest []byte, ok bool) {
-	if len(text) == 0 || text[0] != '"' {
-		return nil, nil, false
+func hasAt(text []byte, at int, what string) bool {
+	return len(text)-at >= len(what) && string(text[at:at+len(what)]) == what
+}
+
+// quoted finds a quoted text, whose backslashes stay.
+func quoted(text []byte, at int) (inside span, next int, ok bool) {
+	if at >= len(text) || text[at] != '"' {
+		return span{}, 0, false
 	}
-	for i := 1; i < len(text); i++ {
+	for i := at + 1; i < len(text); i++ {
 		switch text[i] {
 		case '\\':
 			i++
 		case '"':
-			return text[1:i], text[i+1:], true
+			return span{at + 1, i}, i + 1, true
 		}
 	}
-	return nil, nil, false
+	return span{}, 0, false
 }
 
 // javaHash is String.hashCode of what stands between quotes.

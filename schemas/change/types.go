@@ -10,12 +10,11 @@ import (
 func appendText(dst []byte, f Form, text []byte) []byte {
 	if f.Array && len(text) > 0 {
 		at := len(dst)
-		var scratch [64]byte
-		a := arrayReader{b: text, oid: f.OID, mod: f.Mod, delimiter: f.Delimiter, elem: scratch[:0]}
-		if dst = a.nested(dst, 0); a.ok() {
-			return dst
+		out, ok := appendArray(dst, f, text)
+		if ok {
+			return out
 		}
-		return appendString(dst[:at], text)
+		return appendString(out[:at], text)
 	}
 	return appendScalar(dst, f.OID, f.Mod, text)
 }
@@ -225,87 +224,70 @@ func appendBit(dst []byte, mod int32, text []byte) []byte {
 	return appendBase64(dst, bytes.TrimRight(raw, "\x00"))
 }
 
-// arrayReader turns the text of an array into a JSON array, nested as the array is. An array whose indexes do not
-// begin at 1 ("[0:2]={1,2,3}") has no JSON form and is left to be sent as text.
-type arrayReader struct {
-	b         []byte
-	oid       uint32
-	mod       int32
-	delimiter byte
-	bad       bool
-	elem      []byte // scratch for an element with escapes
+// maxDepth is what Postgres allows (MAXDIM).
+const maxDepth = 6
+
+// appendArray turns the text of an array into a JSON array, nested as the array is. An array whose indexes do not
+// begin at 1 ("[0:2]={1,2,3}") has no JSON form: ok is false then, and what was appended is to be taken off.
+//
+// It does not call itself, or the scratch for elements with escapes would be on the heap.
+func appendArray(dst []byte, f Form, b []byte) (out []byte, ok bool) {
+	var room [64]byte
+	scratch, depth := room[:0], 0
+	for len(b) > 0 {
+		if b[0] == '{' && depth < maxDepth {
+			depth++
+			dst, b = append(dst, '['), b[1:]
+			if len(b) == 0 || b[0] != '}' {
+				continue
+			}
+		} else if depth == 0 {
+			return dst, false
+		} else if dst, b, scratch, ok = appendElement(dst, f, b, scratch); !ok {
+			return dst, false
+		}
+		for len(b) > 0 && b[0] == '}' {
+			depth--
+			dst, b = append(dst, ']'), b[1:]
+			if depth == 0 {
+				return dst, len(b) == 0
+			}
+		}
+		if len(b) == 0 || b[0] != f.Delimiter {
+			return dst, false
+		}
+		dst, b = append(dst, ','), b[1:]
+	}
+	return dst, false
 }
 
-func (a *arrayReader) ok() bool { return !a.bad && len(a.b) == 0 }
-
-// maxDepth is one more than Postgres allows (MAXDIM).
-const maxDepth = 7
-
-func (a *arrayReader) nested(dst []byte, depth int) []byte {
-	if !a.take('{') || depth > maxDepth {
-		a.bad = true
-		return dst
-	}
-	dst = append(dst, '[')
-	if a.take('}') {
-		return append(dst, ']')
-	}
-	for !a.bad {
-		if len(a.b) > 0 && a.b[0] == '{' {
-			dst = a.nested(dst, depth+1)
-		} else {
-			dst = a.value(dst)
-		}
-		if a.take('}') {
-			return append(dst, ']')
-		}
-		if !a.take(a.delimiter) {
-			a.bad = true
-		}
-		dst = append(dst, ',')
-	}
-	return dst
-}
-
-func (a *arrayReader) take(c byte) bool {
-	if len(a.b) == 0 || a.b[0] != c {
-		return false
-	}
-	a.b = a.b[1:]
-	return true
-}
-
-func (a *arrayReader) value(dst []byte) []byte {
-	if !a.take('"') {
+// appendElement takes one element off the front.
+func appendElement(dst []byte, f Form, b, scratch []byte) (out, rest, again []byte, ok bool) {
+	if len(b) == 0 || b[0] != '"' {
 		n := 0
-		for n < len(a.b) && a.b[n] != a.delimiter && a.b[n] != '}' {
+		for n < len(b) && b[n] != f.Delimiter && b[n] != '}' {
 			n++
 		}
-		if n == 0 || n == len(a.b) {
-			a.bad = true
-			return dst
+		if n == 0 || n == len(b) {
+			return dst, b, scratch, false
 		}
-		text := a.b[:n]
-		a.b = a.b[n:]
-		if string(text) == "NULL" {
-			return append(dst, "null"...)
+		if string(b[:n]) == "NULL" {
+			return append(dst, "null"...), b[n:], scratch, true
 		}
-		return appendScalar(dst, a.oid, a.mod, text)
+		return appendScalar(dst, f.OID, f.Mod, b[:n]), b[n:], scratch, true
 	}
-	a.elem = a.elem[:0]
-	for len(a.b) > 0 {
-		n := bytes.IndexAny(a.b, `"\`)
-		if n < 0 || a.b[n] == '\\' && n+1 == len(a.b) {
+	b, scratch = b[1:], scratch[:0]
+	for len(b) > 0 {
+		n := bytes.IndexAny(b, `"\`)
+		if n < 0 || b[n] == '\\' && n+1 == len(b) {
 			break
 		}
-		a.elem = append(a.elem, a.b[:n]...)
-		if a.b[n] == '"' {
-			a.b = a.b[n+1:]
-			return appendScalar(dst, a.oid, a.mod, a.elem)
+		scratch = append(scratch, b[:n]...)
+		if b[n] == '"' {
+			return appendScalar(dst, f.OID, f.Mod, scratch), b[n+1:], scratch, true
 		}
-		a.elem = append(a.elem, a.b[n+1])
-		a.b = a.b[n+2:]
+		scratch = append(scratch, b[n+1])
+		b = b[n+2:]
 	}
-	a.bad = true
-	return dst
+	return dst, b, scratch, false
 }
