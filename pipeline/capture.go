@@ -182,8 +182,6 @@ type Capture struct {
 	stats CaptureStats
 	// restarted: the position that cfg.Restart asks for is in Kafka, and is the one to go on from.
 	restarted bool
-	// broken is a gap that a session has met in the middle; the next one heals it.
-	broken *captureGap
 }
 
 // NewCapture returns a stage that does nothing until Run.

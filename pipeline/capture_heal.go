@@ -45,7 +45,7 @@ const (
 	gapTimeline = "timeline"  // the source went back to before the position, and on from there
 	gapBehind   = "behind"    // the source's WAL ends before the position
 	gapSystem   = "system"    // the source is another cluster
-	gapHalf     = "half"      // the rest of a transaction does not come
+	gapHalf     = "half"      // the rest of a transaction does not come: the source was set back, and has gone on since
 	gapAsked    = "asked for" // Config.Restart
 )
 
@@ -115,8 +115,6 @@ func (c *Capture) gap(ctx context.Context, h change.History, pos event.Position,
 			"at %s: was the topic made anew?", c.cfg.Prefix, h.Slot, confirmed)}, nil
 	case c.cfg.Restart && !c.restarted:
 		return &captureGap{cause: gapAsked, reason: "a whole snapshot was asked for"}, nil
-	case c.broken != nil && pos.Open != nil: // and nobody else has healed it since
-		return c.broken, nil
 	}
 	if gap, err := c.otherHistory(ctx, h, pos); gap != nil || err != nil {
 		return gap, err
@@ -132,7 +130,7 @@ func (c *Capture) gap(ctx context.Context, h change.History, pos event.Position,
 //
 // A source that was set back without a new timeline (a file system's snapshot that was put back, a copied directory) is
 // known by a WAL that ends before the position. Where it has written more than that since, before Capture looks, it is
-// not known: restore by Postgres' own recovery, which begins a timeline, or give up the position with Config.Restart.
+// known only by a transaction that was half captured; else restore by Postgres' own recovery, which begins a timeline, or give up the position with Config.Restart.
 func (c *Capture) otherHistory(ctx context.Context, h change.History, pos event.Position) (*captureGap, error) {
 	switch {
 	case pos.SystemID != h.SystemID && !c.cfg.AcceptSource:
@@ -176,10 +174,6 @@ func (c *Capture) sameHistory(ctx context.Context, pos event.Position) (bool, er
 // beside the old position, after a kill in between, could take one for the continuation of the other: where the source
 // was set back, the new slot may well stand before the position.
 func (c *Capture) reopen(ctx context.Context, gap *captureGap) error {
-	if !gap.renew {
-		c.broken = gap
-		return nil
-	}
 	producer, err := c.parts.Fence(ctx)
 	if err != nil {
 		return err
@@ -333,7 +327,7 @@ func (c *Capture) heal(ctx context.Context, producer captureProducer, old, pos e
 	if err := w.write(ctx, u); err != nil {
 		return old, fmt.Errorf("heal: %w", err)
 	}
-	c.restarted, c.broken = true, nil
+	c.restarted = true
 	c.stats.Healings.Add(1)
 	c.stats.Healed.Store(now.UnixNano())
 	c.log.ErrorContext(ctx, "capture healed: what was committed in the gap comes from a whole snapshot", "cause", h.Cause,

@@ -375,24 +375,7 @@ func TestCaptureTakesAnotherClusterOnlyWhenItIsMeant(t *testing.T) {
 // Batches that the gap leaves unfinished are ended, with what stands in the topics.
 func TestCaptureEndsBatchesThatItGivesUp(t *testing.T) {
 	h := newHealRig(t, newCaptureRig(t))
-	h.cfg.BatchRows, h.cfg.TxRows = 20, 20
-	written := 0
-	h.faults = func(call string) error {
-		if call == "after commit" {
-			if written++; written > 4 {
-				return errors.New("killed")
-			}
-		}
-		return nil
-	}
-	h.exec(`INSERT INTO products SELECT 'big' || i FROM generate_series(1, 200) i`)
-	_, stop := h.start()
-	require.Eventually(t, func() bool {
-		pos, ok, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/"+h.slot())
-		return err == nil && ok && pos.Open != nil
-	}, time.Minute, 5*time.Millisecond)
-	require.NoError(t, stop())
-	h.faults = nil
+	h.half()
 	require.Eventually(t, func() bool {
 		_, err := h.db.Exec(t.Context(), `SELECT pg_drop_replication_slot($1)`, h.slot())
 		return err == nil
@@ -422,6 +405,51 @@ func TestCaptureEndsBatchesThatItGivesUp(t *testing.T) {
 	}
 	slices.Sort(announced)
 	require.Equal(t, []string{event.KindSnapshot, event.KindTransaction}, announced)
+}
+
+// half captures a part of a large transaction.
+func (h *healRig) half() {
+	h.cfg.BatchRows, h.cfg.TxRows = 20, 20
+	written := 0
+	h.faults = func(call string) error {
+		if call == "after commit" {
+			if written++; written > 4 {
+				return errors.New("killed")
+			}
+		}
+		return nil
+	}
+	h.exec(`INSERT INTO products SELECT 'big' || i FROM generate_series(1, 200) i`)
+	_, stop := h.start()
+	require.Eventually(h.t, func() bool {
+		pos, ok, err := h.kc.ReadPosition(h.t.Context(), kafka.CapturePartition, "capture/"+h.slot())
+		return err == nil && ok && pos.Open != nil
+	}, time.Minute, 5*time.Millisecond)
+	require.NoError(h.t, stop())
+	h.faults = nil
+}
+
+// A source that was set back has written so much since that its WAL is past the position again. A transaction that was
+// half captured does not come to its end then.
+func TestCaptureHealsAHalfTransactionWhoseRestIsGone(t *testing.T) {
+	dir := embeddedtest.Dir(t)
+	s := ownServer(t, dir, nil)
+	r := newCaptureRigOn(t, s.URL("postgres"))
+	r.slotName = "half"
+	h := newHealRig(t, r)
+	require.NoError(t, s.Stop())
+	backup := copyServer(t, dir)
+	s = ownServer(t, dir, nil)
+	h.connect(s.URL("postgres"))
+	h.half()
+	require.NoError(t, s.Stop())
+
+	h.connect(ownServer(t, backup, nil).URL("postgres"))
+	h.exec(`INSERT INTO unrouted SELECT generate_series(1, 50000)`)
+	h.gap()
+	g := h.healed("half")
+	require.True(t, g.Back)
+	require.Greater(t, g.To, g.From)
 }
 
 // A kill at any step of the healing neither loses it nor does it twice.

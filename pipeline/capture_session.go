@@ -265,7 +265,7 @@ func (s *captureSession) begin(tx change.Transaction) error {
 		return nil
 	}
 	if open := s.resume.Open; open != nil && !s.began && tx.CommitLSN != s.resume.CommitLSN {
-		return &captureGap{cause: gapHalf, reason: fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent "+
+		return &captureGap{cause: gapHalf, renew: true, back: true, reason: fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent "+
 			"again: the next one commits at %s", s.resume.CommitLSN, tx.CommitLSN)}
 	}
 	s.began = true
