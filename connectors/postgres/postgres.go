@@ -5,7 +5,7 @@
 // # File map
 //
 //   - postgres.go: Config, Source, the read transaction that all reads share
-//   - slot.go: history, publication, slot
+//   - slot.go, slot_status.go: history, publication, slot; what the slot costs
 //   - stream.go: the replication stream; wire.go frames its bytes, gulp.go says when they are fetched, decode.go decodes
 //     pgoutput
 //   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
