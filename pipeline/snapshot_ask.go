@@ -46,7 +46,7 @@ func parseSnapshotAsk(m *change.Message, routes []route.Route) *snapshotAsk {
 		a.refused = "not the JSON object of a request: " + err.Error()
 		return a
 	}
-	if _, err := dec.Token(); err != io.EOF { //nolint:errorlint // io.EOF is returned as it is
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		a.refused = "something stands behind the JSON object of a request"
 		return a
 	}

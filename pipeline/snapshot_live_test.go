@@ -53,6 +53,22 @@ func (r *captureRig) announced() map[string]event.Batch {
 	return by
 }
 
+// endings counts the snapshots that were asked for and have ended. One without rows is not announced; the position
+// names it only for a while, so that all positions are read.
+func (r *captureRig) endings() int {
+	r.t.Helper()
+	ended := map[string]bool{}
+	for _, rec := range r.records(event.Positions) {
+		var pos event.Position
+		require.NoError(r.t, json.Unmarshal(rec.Value, &pos))
+		for _, e := range pos.Ended {
+			require.Empty(r.t, e.Refused)
+			ended[e.ID] = true
+		}
+	}
+	return len(ended)
+}
+
 func (r *captureRig) ask(transactional bool, request string) {
 	r.t.Helper()
 	r.exec(`SELECT pg_logical_emit_message($1, 'shelfwire.snapshot', $2)`, transactional, request)

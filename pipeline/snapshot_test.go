@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -143,9 +144,7 @@ func (m *snapshotModel) see(q change.ChunkQuery) change.Chunk {
 			c.Snapshot.Running = append(c.Snapshot.Running, tx.xid)
 			continue
 		}
-		for id, v := range tx.rows {
-			rows[id] = v
-		}
+		maps.Copy(rows, tx.rows)
 	}
 	from, upto := -1, 99
 	if len(q.After) > 0 {

@@ -195,7 +195,8 @@ func TestSelectionByProducts(t *testing.T) {
 		`INSERT INTO p VALUES ('a'), ('b'), ('''"'); INSERT INTO c VALUES (1, 'a'), (2, 'b'), (3, '''"'); INSERT INTO s VALUES (10, 1), (20, 2), (30, 3)`)
 	src := d.open(d.config())
 	routes := []route.Route{
-		{Table: "public.p", Key: "v"}, {Table: "public.c", Key: "p"},
+		{Table: "public.p", Key: "v"},
+		{Table: "public.c", Key: "p"},
 		{Table: "public.s", Parent: &route.Parent{Column: "c", Table: "public.c", ID: "v", Key: "p"}},
 	}
 	for table, want := range map[string][]string{"public.p": {`'"`, "a"}, "public.c": {"1", "3"}, "public.s": {"10", "30"}} {

@@ -34,27 +34,27 @@ func selectionSQL(sel *change.Selection) ([]string, error) {
 	if len(sel.Products) == 0 {
 		return all, nil
 	}
-	var any []string
+	var ways []string
 	// A literal takes the type of the column, without its length.
 	ids := quoteLiteral(string(arrayLiteral(sel.Products)))
 	for _, r := range sel.Routes {
 		switch {
 		case r.Table != sel.Table:
 		case r.Key != "":
-			any = append(any, quoteIdent(r.Key)+" = ANY ("+ids+")")
+			ways = append(ways, quoteIdent(r.Key)+" = ANY ("+ids+")")
 		case r.Parent != nil:
 			parent, err := quoteTable(r.Parent.Table)
 			if err != nil {
 				return nil, err
 			}
-			any = append(any, fmt.Sprintf("%s IN (SELECT parent.%s FROM %s parent WHERE parent.%s = ANY (%s))",
+			ways = append(ways, fmt.Sprintf("%s IN (SELECT parent.%s FROM %s parent WHERE parent.%s = ANY (%s))",
 				quoteIdent(r.Parent.Column), quoteIdent(r.Parent.ID), parent, quoteIdent(r.Parent.Key), ids))
 		}
 	}
-	if len(any) == 0 {
+	if len(ways) == 0 {
 		return nil, tableError("no route leads from a row of " + sel.Table + " to one product")
 	}
-	return append(all, "("+strings.Join(any, " OR ")+")"), nil
+	return append(all, "("+strings.Join(ways, " OR ")+")"), nil
 }
 
 // checkCondition makes sure that a text which is put between parentheses stays there: what it opens it closes, and
