@@ -310,8 +310,16 @@ func (d *demoRun) expectations(ctx context.Context, catalogs audit.Shops, marks 
 	return wrong, compared, err
 }
 
-// connections says how to go on by hand.
-func (d *demoRun) connections() {
+// connections says how to go on by hand, with products that the traffic has left on sale.
+func (d *demoRun) connections(ctx context.Context) error {
+	ids, err := query[[]int64](ctx, d.parts.stateURL, `SELECT array(SELECT DISTINCT product_id::bigint AS id FROM products
+		WHERE shop <> '' AND shopify_id <> '' AND NOT off_sale ORDER BY id LIMIT 2)`)
+	if err != nil {
+		return err
+	}
+	for len(ids) < 2 { // nothing is left on sale; any product will do
+		ids = append(ids, int64(len(ids)+1))
+	}
 	d.say("keep       everything goes on until Ctrl-C")
 	for _, l := range []string{
 		"PostgreSQL  " + d.parts.sourceURL,
@@ -320,10 +328,11 @@ func (d *demoRun) connections() {
 		"shops       http://" + d.parts.shopAddr + "/{north,south}  (Admin API, X-Shopify-Access-Token: simulated)",
 		"",
 		"Try, in PostgreSQL, and watch the shop:",
-		"  UPDATE catalog.variants SET price = price * 1.1 WHERE product_id = 1;",
-		"  UPDATE catalog.products SET title = 'Hello, shop' WHERE id = 1;",
-		"  UPDATE catalog.products SET approved_at = NULL WHERE id = 2;",
+		fmt.Sprintf("  UPDATE catalog.variants SET price = price * 1.1 WHERE product_id = %d;", ids[0]),
+		fmt.Sprintf("  UPDATE catalog.products SET title = 'Hello, shop' WHERE id = %d;", ids[0]),
+		fmt.Sprintf("  UPDATE catalog.products SET approved_at = NULL WHERE id = %d;", ids[1]),
 	} {
 		_, _ = fmt.Fprintln(d.out, "         ", l)
 	}
+	return nil
 }

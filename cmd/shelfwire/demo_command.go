@@ -181,7 +181,9 @@ func (d *demoRun) story(ctx context.Context) error {
 	if d.keep {
 		stopScreen := screen.start(ctx, true) // before anybody can try anything
 		defer stopScreen()
-		d.connections()
+		if err := d.connections(ctx); err != nil {
+			return errors.Join(auditErr, err)
+		}
 		<-ctx.Done()
 	}
 	return auditErr
