@@ -26,7 +26,7 @@ import (
 // TestMirrorIsWhatDebeziumWrites runs the catalog of types and operations through capture and compares each record of
 // the mirror topics with what the real connector wrote for the same SQL.
 func TestMirrorIsWhatDebeziumWrites(t *testing.T) {
-	dir := changetest.Dir(t, filepath.Join("..", "..", "shared", "debezium"))
+	dir := changetest.Dir(t, os.Getenv, filepath.Join("..", "..", "shared", "debezium"))
 	want := changetest.Read(t, filepath.Join(dir, "debezium.jsonl"))
 	name, tables := recordedTables(want)
 

@@ -168,7 +168,7 @@ func TestBytesThatAreNoText(t *testing.T) {
 	})
 	d.exec(`INSERT INTO o0 VALUES (1, convert_from('\x4de46e6e65ff20c3a9', 'SQL_ASCII'))`)
 	d.compareRows(src, st, tables, func(_, streamed string) {
-		require.Equal(t, `{"id":1,"v":"M\uDCE4nne\uDCFF é"}`, streamed)
+		require.Contains(t, streamed, `"v":"M\uDCE4nne\uDCFF é"`) // a decoder would see U+FFFD
 	})
 }
 

@@ -10,10 +10,14 @@ func benchmarkRow() (*Relation, Tuple) {
 	rel := &Relation{
 		OID: 1, Schema: "public", Name: "products", ReplicaIdentity: 'd', PrimaryKey: []string{"id"},
 		Columns: []Column{
-			{Name: "id", TypeOID: 20, TypeMod: -1, Identity: true}, {Name: "shop", TypeOID: 23, TypeMod: -1},
-			{Name: "handle", TypeOID: 25, TypeMod: -1}, {Name: "title", TypeOID: 25, TypeMod: -1},
-			{Name: "price", TypeOID: 1700, TypeMod: 786438}, {Name: "n", TypeOID: 23, TypeMod: -1},
-			{Name: "at", TypeOID: 1184, TypeMod: -1}, {Name: "body", TypeOID: 25, TypeMod: -1},
+			{Name: "id", TypeOID: 20, TypeMod: -1, Identity: true},
+			{Name: "shop", TypeOID: 23, TypeMod: -1},
+			{Name: "handle", TypeOID: 25, TypeMod: -1},
+			{Name: "title", TypeOID: 25, TypeMod: -1},
+			{Name: "price", TypeOID: 1700, TypeMod: 786438},
+			{Name: "n", TypeOID: 23, TypeMod: -1},
+			{Name: "at", TypeOID: 1184, TypeMod: -1},
+			{Name: "body", TypeOID: 25, TypeMod: -1},
 		},
 	}
 	return rel, Tuple{

@@ -104,7 +104,7 @@ func (e *Envelope) share(snapshot bool) *shared {
 	case !k.made || k.snapshot != snapshot || k.last != e.LastCommit || k.version != e.Version || k.name != e.Name || k.database != e.Database:
 	case e.Transaction != nil && k.tx == *e.Transaction:
 		return s
-	case e.Transaction == nil && k.tx == (Transaction{}) && k.readAt == e.ReadAt:
+	case e.Transaction == nil && k.tx == (Transaction{}) && k.readAt.Equal(e.ReadAt):
 		return s
 	}
 	*k = shareKey{version: e.Version, name: e.Name, database: e.Database, last: e.LastCommit, snapshot: snapshot, made: true}
@@ -203,13 +203,14 @@ func (p *plan) appendRow(dst []byte, t Tuple) []byte {
 }
 
 func (c *columnPlan) appendValue(dst []byte, v Value) []byte {
-	switch {
-	case v.Kind == Null:
+	switch v.Kind {
+	case Null:
 		return append(dst, "null"...)
-	case v.Kind == Unchanged:
+	case Unchanged:
 		return append(dst, c.unchanged...)
+	default:
+		return appendText(dst, c.form, v.Data)
 	}
-	return appendText(dst, c.form, v.Data)
 }
 
 // AppendKey appends the primary key of a row as a JSON object in key order, with values as in the envelope. It

@@ -102,7 +102,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) error {
 	if v.Type() == reflect.TypeFor[Secret]() && n.Kind == yaml.MappingNode {
 		return d.secretFile(n, v, path)
 	}
-	if m, ok := v.Addr().Interface().(*Mirror); ok {
+	if m, ok := reflect.TypeAssert[*Mirror](v.Addr()); ok {
 		return d.mirror(n, m, func() error { return d.mapping(n, v, path) })
 	}
 	switch v.Kind() {

@@ -5,6 +5,7 @@ package changetest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"maps"
@@ -19,15 +20,12 @@ import (
 // DirVariable names the environment variable that leads to another recording of the same form.
 const DirVariable = "SHELFWIRE_DEBEZIUM"
 
-// Dir is where the recording lies. Where there is none the test is skipped, except in CI.
-func Dir(tb testing.TB, fallback string) string {
+// Dir is where the recording lies. Where there is none the test is skipped, except in CI and where one was named.
+func Dir(tb testing.TB, getenv func(string) string, fallback string) string {
 	tb.Helper()
-	dir := os.Getenv(DirVariable)
-	if dir == "" {
-		dir = fallback
-	}
+	dir := cmp.Or(getenv(DirVariable), fallback)
 	if _, err := os.Stat(filepath.Join(dir, "debezium.jsonl")); err != nil {
-		if os.Getenv("CI") == "true" || os.Getenv(DirVariable) != "" {
+		if getenv("CI") == "true" || getenv(DirVariable) != "" {
 			tb.Fatalf("the Debezium recording: %v", err)
 		}
 		tb.Skip("the Debezium recording is not here")
