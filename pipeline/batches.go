@@ -88,8 +88,12 @@ func (b *Batches) complete(ctx context.Context) error {
 		}
 		for _, e := range ended {
 			b.Completed.Add(1)
-			b.log.InfoContext(ctx, "batch ended", "batch", e.ID, "name", e.Name, "status", e.Status, "total", e.Total,
-				"succeeded", e.Succeeded, "failed", e.Failed, "skipped", e.Skipped)
+			level := slog.LevelInfo
+			if e.Failed > 0 { // somebody should look: shelfwire batches ID says what failed
+				level = slog.LevelWarn
+			}
+			b.log.Log(ctx, level, "batch ended", "batch", e.ID, "name", e.Name, "status", e.Status, "total", e.Total,
+				"succeeded", e.Succeeded, "failed", e.Failed, "skipped", e.Skipped, "errors", e.Errors)
 		}
 	}
 	return nil

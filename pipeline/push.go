@@ -165,6 +165,7 @@ type Push struct {
 	saving  bool
 	health  healthMap
 	busy    shopLoad
+	holds   holdNews
 	rounds  sync.WaitGroup
 	slow    chan struct{} // holds one while a product is read alone
 

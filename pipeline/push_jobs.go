@@ -188,6 +188,7 @@ func (r *round) hold(ctx context.Context, jobs []*job) {
 			}
 			for _, e := range j.plan.Effects {
 				if held[work.GuardRequest{ProductID: j.push.ProductID, Effect: e}] {
+					r.p.holds.say(ctx, r.p.log, shop, e)
 					j.ready = true
 					j.result = work.Result{
 						ProductID: j.push.ProductID, Shop: shop, Status: event.Held, Reason: "GUARD",

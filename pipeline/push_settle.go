@@ -184,6 +184,9 @@ func (s *settlement) repeats(j *job, batches []string) bool {
 // none any more.
 func (s *settlement) documents(j *job, k *work.Known) {
 	k.LastStatus, k.LastReason = j.result.Status, j.result.Reason
+	if k.LastReason == "" && (k.LastStatus == event.Failed || k.LastStatus == event.Retrying) {
+		k.LastReason = headOf(j.result.Message)
+	}
 	if j.push.Shop == "" {
 		return
 	}
@@ -203,6 +206,15 @@ func (s *settlement) documents(j *job, k *work.Known) {
 			Snapshot: s.r.snapshot.String(), ReadAt: s.r.readAt,
 		}))
 	}
+}
+
+// headOf is as much of a message as a record of the product keeps.
+func headOf(message string) string {
+	const most = 300
+	if r := []rune(message); len(r) > most {
+		return string(r[:most-1]) + "…"
+	}
+	return message
 }
 
 func (s *settlement) add(rec event.Record, err error) {

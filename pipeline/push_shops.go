@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -57,6 +58,27 @@ func (l *shopLoad) full(limit int) (shops []string) {
 		}
 	}
 	return shops
+}
+
+// holdNews remembers which holds were told of.
+type holdNews struct {
+	mu   sync.Mutex
+	said map[string]time.Time
+}
+
+// say tells of a hold, once a minute while products join it.
+func (n *holdNews) say(ctx context.Context, log *slog.Logger, shop string, effect work.Effect) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	key, now := shop+"/"+string(effect), time.Now()
+	if at, ok := n.said[key]; ok && now.Sub(at) < time.Minute {
+		return
+	}
+	if n.said == nil {
+		n.said = map[string]time.Time{}
+	}
+	n.said[key] = now
+	log.WarnContext(ctx, "the guard holds pushes until somebody releases or rejects them: shelfwire holds", "hold", key)
 }
 
 // watchShops keeps the picture of the shops' health fresh: other workers and people change it too.

@@ -79,8 +79,8 @@ func auditSentence(r *audit.Report) string {
 	s := fmt.Sprintf("compared %d products in %d shops, %d variants, %d prices, %d stock levels: ",
 		r.Products, r.Shops, r.Variants, r.Prices, r.Levels)
 	switch {
-	case r.Products == 0 || r.Prices == 0:
-		return s + "that proves nothing"
+	case len(r.Drifts) == 0 && (r.Products == 0 || r.Prices == 0):
+		return s + "that proves nothing; do the shops have products, and does the documents query name these shops?"
 	case len(r.Drifts) == 0:
 		return s + "no drift"
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -11,9 +12,27 @@ import (
 	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
+// findBatch takes the id of a batch, or the name of one: of several, the youngest.
+func findBatch(ctx context.Context, st *state.Store, what string) (state.Batch, error) {
+	b, err := st.Batch(ctx, what)
+	if !errors.Is(err, state.ErrNoBatch) {
+		return b, err
+	}
+	list, listErr := st.Batches(ctx, state.BatchFilter{Name: what})
+	if listErr != nil {
+		return b, listErr
+	}
+	for _, named := range list { // the youngest first; the filter also finds parts of names
+		if named.Name == what {
+			return named, nil
+		}
+	}
+	return b, err
+}
+
 func batchesCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "batches [ID]",
+		Use:   "batches [ID or NAME]",
 		Short: "List upload batches, or show one with what failed in it",
 		Long: "Lists the newest 50 batches, or shows one. As JSON a list is an array and one batch an object; times are\n" +
 			"RFC 3339 in UTC and absent while unknown, durations are seconds.",
@@ -29,9 +48,9 @@ func batchesCommand() *cobra.Command {
 		}
 		now := time.Now()
 		if len(args) == 1 {
-			b, err := a.state.Batch(cmd.Context(), args[0])
+			b, err := findBatch(cmd.Context(), a.state, args[0])
 			if errors.Is(err, state.ErrNoBatch) {
-				return fmt.Errorf("there is no batch %q; shelfwire batches lists them", args[0])
+				return fmt.Errorf("there is no batch with the id or the name %q; shelfwire batches lists them", args[0])
 			}
 			if err != nil {
 				return err

@@ -325,7 +325,9 @@ func (d *demoRun) connections(ctx context.Context) error {
 		"PostgreSQL  " + d.parts.sourceURL,
 		"Kafka       " + d.parts.kafkaAddr + "  (topics catalog.*)",
 		"ClickHouse  " + d.parts.clickhouseURL,
-		"shops       http://" + d.parts.shopAddr + "/{north,south}  (Admin API, X-Shopify-Access-Token: simulated)",
+		"shops       http://" + d.parts.shopAddr + "/{north,south}  (Admin API, X-Shopify-Access-Token: simulated), such as",
+		"            curl -s " + d.parts.shopAddr + "/north/admin/api/2026-10/graphql.json -H 'X-Shopify-Access-Token: simulated' " +
+			"-H 'Content-Type: application/json' -d '{\"query\": \"{ products(first: 3, query: \\\"Hello\\\") { nodes { title status updatedAt } } }\"}'",
 		"",
 		"Try, in PostgreSQL, and watch the shop:",
 		fmt.Sprintf("  UPDATE catalog.variants SET price = price * 1.1 WHERE product_id = %d;", ids[0]),

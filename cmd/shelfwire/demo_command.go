@@ -55,10 +55,17 @@ func demoCommand() *cobra.Command {
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
 		go endWithParent(ctx, stop)
-		return runDemo(ctx, f, cmd.OutOrStdout())
+		err := runDemo(ctx, f, cmd.OutOrStdout())
+		if cause := context.Cause(ctx); errors.Is(cause, errParentGone) {
+			return cause // whatever else broke off, it did so because of this
+		}
+		return err
 	}
 	return cmd
 }
+
+// errParentGone ends what is not to outlive a terminal or a make.
+var errParentGone = errors.New("stopped, as the process that started it is gone")
 
 // endWithParent stops the demo when the process that started it is gone: `go run` and make do not pass a kill -9 on.
 func endWithParent(ctx context.Context, stop context.CancelCauseFunc) {
@@ -69,7 +76,7 @@ func endWithParent(ctx context.Context, stop context.CancelCauseFunc) {
 		select {
 		case <-tick.C:
 			if os.Getppid() != parent {
-				stop(errors.New("the process that started the demo is gone"))
+				stop(errParentGone)
 				return
 			}
 		case <-ctx.Done():

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -124,7 +125,7 @@ func (c *Cluster) client(more ...kgo.Opt) (*kgo.Client, error) {
 		kgo.MetadataMinAge(250 * time.Millisecond),
 	}
 	if c.cfg.Logger != nil {
-		opts = append(opts, kgo.WithLogger(logAdapter{c.cfg.Logger}))
+		opts = append(opts, kgo.WithLogger(&logAdapter{log: c.cfg.Logger, last: map[string]*logEvent{}}))
 	}
 	if c.cfg.TLS != nil {
 		opts = append(opts, kgo.DialTLSConfig(c.cfg.TLS))
@@ -155,15 +156,39 @@ func (s SASL) mechanism() (sasl.Mechanism, error) {
 	return nil, fmt.Errorf("kafka: SASL mechanism %q is unknown: want PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", s.Mechanism)
 }
 
-// logAdapter passes on what the client library finds worth a warning. Its lower levels describe every request.
-type logAdapter struct{ log *slog.Logger }
+// logAdapter passes on what the client library finds worth a warning. Its lower levels describe every request. While a
+// broker is away the library says the same of every attempt: of equal events one is passed on in logEvery.
+type logAdapter struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	last map[string]*logEvent
+}
 
-func (logAdapter) Level() kgo.LogLevel { return kgo.LogLevelWarn }
+// logEvent is one kind of event: when it was last passed on, and how often it has come since.
+type logEvent struct {
+	at  time.Time
+	new int
+}
 
-func (a logAdapter) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+const logEvery = 30 * time.Second
+
+func (*logAdapter) Level() kgo.LogLevel { return kgo.LogLevelWarn }
+
+func (a *logAdapter) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e, now := a.last[msg], time.Now()
+	if e == nil {
+		e = &logEvent{}
+		a.last[msg] = e
+	}
+	if e.new++; now.Sub(e.at) < logEvery {
+		return
+	}
 	l := slog.LevelWarn
 	if level == kgo.LogLevelError {
 		l = slog.LevelError
 	}
-	a.log.Log(context.Background(), l, "kafka client", append([]any{slog.String("event", msg)}, keyvals...)...)
+	a.log.Log(context.Background(), l, "kafka client", append([]any{slog.String("event", msg), slog.Int("times", e.new)}, keyvals...)...)
+	e.at, e.new = now, 0
 }
