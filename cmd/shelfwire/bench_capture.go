@@ -227,8 +227,11 @@ func captureFigures(l captureLoad, ratios, raw []float64, runs []captureRun) []f
 	how := fmt.Sprintf("medians of %d rounds by turns, %d rows of about 210 bytes; shelfwire run --only capture into a broker (kfake) in a "+
 		"process of its own, %s to the last; capture %.0f rows/s, "+
 		"pg_recvlogical to /dev/null %.0f rows/s", len(runs), l.rows, since, of(func(r captureRun) float64 { return r.rate }), medianOf(raw))
-	out := []figure{{Name: "capture ÷ pg_recvlogical, " + l.name, Value: round4(medianOf(ratios)), Unit: "ratio", Goal: fmt.Sprintf("≥ %g", l.goal),
-		Holds: medianOf(ratios) >= l.goal, Conditions: how}}
+	ratio := medianOf(ratios)
+	out := []figure{{
+		Name: "capture ÷ pg_recvlogical, " + l.name, Value: round4(ratio), Unit: "ratio", Goal: fmt.Sprintf("≥ %g", l.goal),
+		Holds: ratio >= l.goal, Conditions: how,
+	}}
 	if l.perRow > 0 {
 		out = append(out,
 			atMost("CPU of capture, "+l.name, of(func(r captureRun) float64 { return r.cpu }), "µs/row", l.perRow, "the same runs, from the first record on"),

@@ -275,7 +275,7 @@ func (s *site) lists(t *testing.T) {
 	require.Equal(t, list[0].ID, one.ID)
 	code, out = shelfwire(t, "batches", "-c", s.file, "nowhere")
 	require.Equal(t, exitError, code)
-	require.Contains(t, out, `there is no batch "nowhere"`)
+	require.Contains(t, out, `there is no batch with the id or the name "nowhere"`)
 
 	code, out = shelfwire(t, "holds", "-c", s.file)
 	require.Equal(t, exitOK, code)

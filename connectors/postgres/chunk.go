@@ -55,7 +55,7 @@ func (s *Source) ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chu
 	if q.Limit < 1 {
 		return c, fmt.Errorf("a chunk of %d rows", q.Limit)
 	}
-	m, err := s.read(ctx, "read a chunk of "+q.Table, func(pg *pgconn.PgConn) error {
+	m, err := s.readTable(ctx, "read a chunk of "+q.Table, q.Table, func(pg *pgconn.PgConn) error {
 		t, err := s.describe(ctx, pg, q.Table)
 		if err != nil {
 			return err

@@ -82,6 +82,30 @@ func TestChunkLeavesOutInheritedTables(t *testing.T) {
 }
 
 // What a second try does not mend must not be tried for ever.
+// A table that is rewritten looks empty to a snapshot from before the rewrite (PostgreSQL, "Caveats" of concurrency
+// control). A chunk that waits for the rewrite's lock must not have its snapshot yet.
+func TestChunkSeesTheRowsOfATableThatIsRewritten(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE p (id int PRIMARY KEY, n int)`, `INSERT INTO p SELECT i, i FROM generate_series(1, 50) i`)
+	src := d.capture("public.p")
+	d.exec(`BEGIN; ALTER TABLE p ALTER n TYPE bigint`)
+	type answer struct {
+		chunk change.Chunk
+		err   error
+	}
+	read := make(chan answer, 1)
+	go func() {
+		c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.p"}, Limit: 100})
+		read <- answer{c, err}
+	}()
+	require.Eventually(t, func() bool {
+		return d.text(`SELECT count(*)::text FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`) == "1"
+	}, time.Minute, 10*time.Millisecond)
+	d.exec(`COMMIT`)
+	got := <-read
+	require.NoError(t, got.err)
+	require.Len(t, got.chunk.Rows, 50)
+}
+
 func TestChunkErrorsThatStayArePermanent(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY, a text)`, `CREATE PUBLICATION shelfwire FOR TABLE k (a)`)
 	src := d.open(d.config())

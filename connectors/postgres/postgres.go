@@ -281,15 +281,24 @@ type moment struct {
 // read runs f in one REPEATABLE READ READ ONLY transaction on the primary and says what that transaction saw. The
 // snapshot is taken by the statement that reports it, so every row that f reads belongs to it.
 func (s *Source) read(ctx context.Context, op string, f func(*pgconn.PgConn) error) (moment, error) {
+	return s.readTable(ctx, op, "", f)
+}
+
+// readTable is read with the table, "schema.name", locked against a change of its shape before the snapshot is taken:
+// to an older snapshot, a table that has been rewritten looks empty. The lock is that of any SELECT.
+func (s *Source) readTable(ctx context.Context, op, table string, f func(*pgconn.PgConn) error) (moment, error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return moment{}, wrap(ctx, op, err)
 	}
 	defer conn.Release()
 	pg := conn.Conn().PgConn()
-	m, err := begin(ctx, pg)
+	m, err := begin(ctx, pg, table)
 	if err != nil {
 		rollback(ctx, pg)
+		if table != "" && sqlstate(err) == "42P01" {
+			return moment{}, fmt.Errorf("%s: %w", op, ErrNoTable)
+		}
 		return moment{}, wrap(ctx, op, err)
 	}
 	if err := f(pg); err != nil {
@@ -305,8 +314,16 @@ func (s *Source) read(ctx context.Context, op string, f func(*pgconn.PgConn) err
 // errStandby is temporary: after a failover the address leads to the primary again.
 var errStandby = &QueryError{Op: "read", SQLSTATE: "25006", Err: errors.New("the server is a standby; reads need the primary, whose snapshots tell which transactions they saw")}
 
-func begin(ctx context.Context, pg *pgconn.PgConn) (moment, error) {
-	res, err := pg.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+func begin(ctx context.Context, pg *pgconn.PgConn, table string) (moment, error) {
+	lock := ""
+	if table != "" {
+		q, err := quoteTable(table)
+		if err != nil {
+			return moment{}, err
+		}
+		lock = "LOCK TABLE " + q + " IN ACCESS SHARE MODE;"
+	}
+	res, err := pg.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;`+lock+`
 		SELECT pg_current_snapshot(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_is_in_recovery()`).ReadAll()
 	if err != nil {
 		return moment{}, err
