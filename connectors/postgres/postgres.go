@@ -213,9 +213,9 @@ func (s *Source) Slot() string { return s.cfg.Slot }
 // SpillStats are live.
 func (s *Source) SpillStats() *SpillStats { return &s.spillStats }
 
-// streaming reports whether the next stream takes transactions before their end. After one that was too large it does
-// not, once: by the time of the next, that transaction may be gone.
-func (s *Source) streaming() bool { return s.cfg.SpillLimit > 0 && !s.whole.Swap(false) }
+// streaming reports whether the next stream takes transactions before their end. After one that had to be left to the
+// server it does not, once: by the time of the next, that transaction may be gone.
+func (s *Source) streaming() bool { return s.cfg.SpillLimit > 0 && !s.whole.Load() }
 
 // nextTimeout is the wal_sender_timeout of the next stream.
 func (s *Source) nextTimeout() time.Duration { return s.cfg.SenderTimeout << s.patience.Load() }

@@ -89,13 +89,17 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 		st.interval = min(st.interval, timeout/3)
 	}
 	st.spill = newSpill(s.cfg.SpillDir, s.cfg.SpillLimit, &s.spillStats)
-	err = st.start(ctx, from)
+	streaming := s.streaming()
+	err = st.start(ctx, from, streaming)
 	if err == nil {
 		err = st.settle(ctx, from)
 	}
 	if err != nil {
 		_ = raw.Close() // the error at hand says more
 		return nil, err
+	}
+	if !streaming { // only a stream that stands has had its turn
+		s.whole.Store(false)
 	}
 	return st, nil
 }
@@ -135,11 +139,11 @@ func takeOver(ctx context.Context, conn *pgconn.PgConn) (net.Conn, error) {
 }
 
 // start sends START_REPLICATION and waits for the copy to begin.
-func (st *Stream) start(ctx context.Context, from change.LSN) error {
+func (st *Stream) start(ctx context.Context, from change.LSN, streaming bool) error {
 	cfg := st.src.cfg
 	options := fmt.Sprintf("proto_version '%d', publication_names %s, messages 'true'",
 		protocol(st.src.version), quoteOption(quoteIdent(cfg.Publication)))
-	if st.src.streaming() {
+	if streaming {
 		options += ", streaming 'on'"
 	}
 	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (%s)", quoteIdent(cfg.Slot), from, options)

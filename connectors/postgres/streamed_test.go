@@ -225,6 +225,10 @@ func TestMessageBesideARolledBackSavepointIsReadWhole(t *testing.T) {
 	}
 	require.ErrorContains(t, broken(t, st), "savepoint")
 	require.NoError(t, st.Close(t.Context()))
+	other := again(t, d.open(d.config())) // somebody else has the slot for a moment, and a try fails
+	_, err := src.Stream(t.Context(), 0)
+	require.Equal(t, postgres.SlotActive, slotKind(t, err))
+	require.NoError(t, other.Close(t.Context()))
 	st = again(t, src)
 	defer func() { _ = st.Close(t.Context()) }()
 	var got []string
