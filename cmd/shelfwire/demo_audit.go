@@ -78,7 +78,11 @@ func remaining(elapsed time.Duration, done, total int64) string {
 	if done < 500 || done >= total {
 		return ""
 	}
-	return fmt.Sprintf(", %s left at this speed", (elapsed * time.Duration(total-done) / time.Duration(done)).Round(10*time.Second))
+	left := (elapsed * time.Duration(total-done) / time.Duration(done)).Round(10 * time.Second)
+	if left == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %s left at this speed", left)
 }
 
 // parked counts the products that wait in the state. What only waits for a late answer to be ruled out is done.
