@@ -209,10 +209,7 @@ func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
 			Topic: b.limits.changes, Partition: -1, Key: b.memory.text(string(product)), Value: r.whole,
 			Headers: append(r.headers, event.Header{Key: event.HeaderOp, Value: captureOps[r.op]}), // nobody else has them
 		}
-		if captureSize(&rec) > b.limits.maxRecord {
-			rec = b.tooLarge(rec)
-		}
-		emit(rec)
+		emit(b.bounded(rec))
 		return
 	}
 	type made struct {
@@ -259,32 +256,35 @@ func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
 		}
 	}
 	for _, m := range list {
-		rec := event.Record{Topic: b.limits.changes, Partition: -1, Key: b.memory.text(string(m.product)), Value: m.value, Headers: r.with(m.op)}
-		if captureSize(&rec) > b.limits.maxRecord {
-			emit(b.tooLarge(rec))
-			continue
-		}
-		emit(rec)
+		emit(b.bounded(event.Record{
+			Topic: b.limits.changes, Partition: -1, Key: b.memory.text(string(m.product)), Value: m.value, Headers: r.with(m.op),
+		}))
 	}
 	for _, reason := range reasons {
 		b.stats.DeadLetters.Add(1)
 		rec := event.Record{Topic: b.limits.deadletters, Partition: -1, Value: r.whole, Headers: r.with(r.op)}
 		rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderReason, Value: []byte(reason)})
-		if captureSize(&rec) > b.limits.maxRecord {
-			rec = b.tooLarge(rec)
-		}
-		emit(rec)
+		emit(b.bounded(rec))
 	}
 	if r.fanout != nil {
 		rec := *r.fanout
 		rec.Headers = r.with(r.op)
-		if captureSize(&rec) > b.limits.maxRecord {
-			emit(b.tooLarge(rec))
-			return
+		if b.fits(&rec) {
+			b.stats.Fanouts.Add(1)
 		}
-		b.stats.Fanouts.Add(1)
-		emit(rec)
+		emit(b.bounded(rec))
 	}
+}
+
+// fits reports whether Kafka takes a record.
+func (b *captureBatcher) fits(rec *event.Record) bool { return captureSize(rec) <= b.limits.maxRecord }
+
+// bounded is the record, or the dead letter that it becomes when Kafka would not take it.
+func (b *captureBatcher) bounded(rec event.Record) event.Record {
+	if b.fits(&rec) {
+		return rec
+	}
+	return b.tooLarge(rec)
 }
 
 // single is the product of a row that leads to one by one route, and does not move it: nearly all rows do.

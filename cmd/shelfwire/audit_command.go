@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -14,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/audit"
-	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/sinks/shopify"
@@ -32,11 +29,10 @@ func auditCommand() *cobra.Command {
 	products := cmd.Flags().StringSlice("product", nil, "audit only these products")
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
+		a, err := loadApp(*file)
 		if err != nil {
-			return &exitCode{exitUsage, err}
+			return err
 		}
-		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
 		defer a.close()
 		if err := a.reach(cmd.Context(), "source.url", a.openSource); err != nil {
 			return err

@@ -279,16 +279,12 @@ func (r *captureRig) capture(ctx context.Context, base string, l captureLoad) (r
 	if err != nil {
 		return run, err
 	}
-	prefix := slot + "."
-	cluster, err := kafka.New(kafka.Config{Brokers: []string{r.broker}, Prefix: prefix, Partitions: 8})
+	cluster, err := r.topics(ctx, slot)
 	if err != nil {
 		return run, err
 	}
 	defer cluster.Close()
-	if err := r.prepare(ctx, cluster, slot); err != nil {
-		return run, err
-	}
-	file, listen, err := r.writeConfig(ctx, slot, prefix)
+	file, listen, err := r.writeConfig(ctx, slot)
 	if err != nil {
 		return run, err
 	}
@@ -342,6 +338,19 @@ func (r *captureRig) capture(ctx context.Context, base string, l captureLoad) (r
 	})
 }
 
+// topics opens topics of the slot's own.
+func (r *captureRig) topics(ctx context.Context, slot string) (*kafka.Cluster, error) {
+	cluster, err := kafka.New(kafka.Config{Brokers: []string{r.broker}, Prefix: slot + ".", Partitions: 8})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.prepare(ctx, cluster, slot); err != nil {
+		cluster.Close()
+		return nil, err
+	}
+	return cluster, nil
+}
+
 // prepare makes the topics, and a position that knows both tables, so that no snapshot is taken.
 func (r *captureRig) prepare(ctx context.Context, cluster *kafka.Cluster, slot string) error {
 	if err := cluster.EnsureTopics(ctx); err != nil {
@@ -386,14 +395,14 @@ func freeAddress(ctx context.Context) (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-func (r *captureRig) writeConfig(ctx context.Context, slot, prefix string) (file, listen string, err error) {
+func (r *captureRig) writeConfig(ctx context.Context, slot string) (file, listen string, err error) {
 	l, err := freeAddress(ctx)
 	if err != nil {
 		return "", "", err
 	}
 	text, err := yaml.Marshal(map[string]any{
 		"source":    map[string]any{"url": r.url, "slot": slot, "publication": "bench"},
-		"kafka":     map[string]any{"brokers": []string{r.broker}, "prefix": prefix, "partitions": 8},
+		"kafka":     map[string]any{"brokers": []string{r.broker}, "prefix": slot + ".", "partitions": 8},
 		"state":     map[string]any{"url": r.state},
 		"shops":     map[string]any{"one": map[string]any{"url": "http://127.0.0.1:9", "token": "none"}},
 		"documents": "SELECT id::text AS product_id, 'one' AS shop, '{}'::jsonb AS document FROM products WHERE id::text = ANY ($1)",

@@ -20,12 +20,17 @@ func (r *captureRig) readable(ctx context.Context) ([]figure, error) {
 	const rate = 1000
 	seconds := r.b.few(10, 1)
 	r.b.say("capture: %d transactions a second for %d s", rate, seconds)
-	slot, prefix, cluster, err := r.fresh(ctx)
+	r.runs++
+	slot := fmt.Sprintf("run_%d", r.runs)
+	if err := r.exec(ctx, fmt.Sprintf(`SELECT pg_create_logical_replication_slot('%s', 'pgoutput')`, slot)); err != nil {
+		return nil, err
+	}
+	cluster, err := r.topics(ctx, slot)
 	if err != nil {
 		return nil, err
 	}
 	defer cluster.Close()
-	file, _, err := r.writeConfig(ctx, slot, prefix)
+	file, _, err := r.writeConfig(ctx, slot)
 	if err != nil {
 		return nil, err
 	}
@@ -47,24 +52,6 @@ func (r *captureRig) readable(ctx context.Context) ([]figure, error) {
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// fresh makes a slot and topics of its own, with a position that knows all tables.
-func (r *captureRig) fresh(ctx context.Context) (slot, prefix string, cluster *kafka.Cluster, err error) {
-	r.runs++
-	slot = fmt.Sprintf("run_%d", r.runs)
-	prefix = slot + "."
-	if err := r.exec(ctx, fmt.Sprintf(`SELECT pg_create_logical_replication_slot('%s', 'pgoutput')`, slot)); err != nil {
-		return slot, prefix, nil, err
-	}
-	if cluster, err = kafka.New(kafka.Config{Brokers: []string{r.broker}, Prefix: prefix, Partitions: 8}); err != nil {
-		return slot, prefix, nil, err
-	}
-	if err := r.prepare(ctx, cluster, slot); err != nil {
-		cluster.Close()
-		return slot, prefix, nil, err
-	}
-	return slot, prefix, cluster, nil
-}
 
 // read reads while others write, and returns how old each record was when it came. The first second warms up.
 func (r *captureRig) read(ctx context.Context, cluster *kafka.Cluster, rate, seconds int) (took []time.Duration, err error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -39,15 +38,14 @@ func checkCommand() *cobra.Command {
 	}
 	file := configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
+		a, err := loadApp(*file)
 		if err != nil {
-			return &exitCode{exitUsage, err}
+			return err
 		}
-		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
 		defer a.close()
 		r := &checkReport{out: cmd.OutOrStdout(), width: width(cmd.OutOrStdout())}
 		tables := "clickhouse"
-		if cfg.ClickHouse.URL == "" {
+		if a.cfg.ClickHouse.URL == "" {
 			tables += " (none is configured: nothing is kept for analysis)"
 		}
 		for _, part := range []struct {

@@ -62,14 +62,22 @@ func (d documents) Documents(ctx context.Context, ids []change.ProductID) ([]doc
 	return d.source.Documents(ctx, d.sql, ids)
 }
 
+// loadApp reads the configuration of a command that works in silence. Nothing is opened yet.
+func loadApp(file string) (*app, error) {
+	cfg, err := config.Load(file, os.LookupEnv)
+	if err != nil {
+		return nil, &exitCode{exitUsage, err}
+	}
+	return newApp(cfg, options{}, slog.New(slog.DiscardHandler)), nil
+}
+
 // openState reads the configuration and opens its state, for a command that looks at it once. close must be called
 // also after an error.
 func openState(ctx context.Context, file string) (*app, error) {
-	cfg, err := config.Load(file, os.LookupEnv)
+	a, err := loadApp(file)
 	if err != nil {
-		return &app{}, &exitCode{exitUsage, err}
+		return &app{}, err
 	}
-	a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
 	if err := a.reach(ctx, "state.url", a.checkState); err != nil {
 		return a, err
 	}

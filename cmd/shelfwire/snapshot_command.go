@@ -7,15 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/pipeline"
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -43,20 +40,19 @@ func snapshotCommand() *cobra.Command {
 	wait := cmd.Flags().Bool("wait", false, "show how far it is, until its batch is complete")
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
+		a, err := loadApp(*file)
 		if err != nil {
-			return &exitCode{exitUsage, err}
+			return err
 		}
+		defer a.close()
 		r := event.SnapshotRequest{ID: "cli-" + rand.Text(), All: *all, Where: *where, Products: *products}
 		if len(args) == 1 {
 			r.Table = args[0]
 		}
-		tables, err := pipeline.CheckSnapshotRequest(&r, cfg.Routes)
+		tables, err := pipeline.CheckSnapshotRequest(&r, a.cfg.Routes)
 		if err != nil {
 			return usageError(cmd, "%s", err)
 		}
-		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
-		defer a.close()
 		v, err := a.askSnapshot(cmd.Context(), &r, tables)
 		if err != nil || !*wait {
 			return errors.Join(err, showSnapshot(cmd.OutOrStdout(), *asJSON, &v, err))

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/connectors/postgres"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -30,11 +27,10 @@ func statusCommand() *cobra.Command {
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
 	span := cmd.Flags().Duration("for", time.Second, "how long the rate is measured")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
+		a, err := loadApp(*file)
 		if err != nil {
-			return &exitCode{exitUsage, err}
+			return err
 		}
-		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
 		defer a.close()
 		v, err := a.status(cmd.Context(), *span)
 		if err != nil {

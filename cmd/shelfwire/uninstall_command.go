@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -32,17 +30,16 @@ func uninstallCommand() *cobra.Command {
 	yes := cmd.Flags().Bool("yes", false, "remove it")
 	withState := cmd.Flags().Bool("state", false, "also what stands in the state database")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, os.LookupEnv)
+		a, err := loadApp(*file)
 		if err != nil {
-			return &exitCode{exitUsage, err}
+			return err
 		}
-		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
 		defer a.close()
 		u, err := a.planUninstall(cmd.Context(), *withState)
 		if err != nil {
 			return err
 		}
-		u.describe(cmd.OutOrStdout(), cfg, *yes)
+		u.describe(cmd.OutOrStdout(), a.cfg, *yes)
 		if !*yes || u.empty() {
 			return nil
 		}

@@ -8,6 +8,7 @@
 //   - slot.go, slot_status.go: history, publication, slot; what the slot costs
 //   - stream.go: the replication stream; wire.go frames its bytes, gulp.go says when they are fetched, decode.go decodes
 //     pgoutput
+//   - keepalive.go: what the server is told, and when
 //   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
 //   - catalog.go, types.go, chunk.go: what a table and its types look like, and its rows in chunks
 //   - lookup.go, documents.go: parent keys, fan-out pages, documents
