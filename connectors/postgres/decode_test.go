@@ -25,6 +25,9 @@ import (
 // every kind of tuple. go test -run TestRecordCorpus -record writes it anew.
 var corpus = filepath.Join("testdata", "pgoutput.hex")
 
+// padding is what a ~ stands for in a recording.
+var padding = hex.EncodeToString(bytes.Repeat([]byte("x"), 1000))
+
 var record = flag.Bool("record", false, "write the corpus of the decoder anew")
 
 const corpusSQL = `
@@ -64,6 +67,12 @@ func TestRecordCorpus(t *testing.T) {
 	run(`INSERT INTO e VALUES ('ok'); SELECT pg_logical_emit_message(false, '', '\x00'::bytea)`)
 	run(`SELECT pg_logical_emit_message(true, 'end', '')`)
 
+	recordTo(t, st, corpus)
+}
+
+// recordTo writes the messages of a stream up to the logical message "end" into a file.
+func recordTo(t *testing.T, st *Stream, path string) {
+	t.Helper()
 	var lines strings.Builder
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -75,21 +84,26 @@ func TestRecordCorpus(t *testing.T) {
 			continue
 		}
 		if typ == 'd' && body[0] == 'w' {
-			lines.WriteString(hex.EncodeToString(body[25:]) + "\n")
+			lines.WriteString(strings.ReplaceAll(hex.EncodeToString(body[25:]), padding, "~") + "\n")
 			end = bytes.Contains(body, []byte("end\x00"))
 		}
 	}
 	require.NoError(t, os.MkdirAll("testdata", 0o755))
-	require.NoError(t, os.WriteFile(corpus, []byte(lines.String()), 0o644))
+	require.NoError(t, os.WriteFile(path, []byte(lines.String()), 0o644))
 }
 
 func readCorpus(tb testing.TB) [][]byte {
 	tb.Helper()
-	text, err := os.ReadFile(corpus)
+	return readRecording(tb, corpus)
+}
+
+func readRecording(tb testing.TB, path string) [][]byte {
+	tb.Helper()
+	text, err := os.ReadFile(path)
 	require.NoError(tb, err)
 	var all [][]byte
 	for line := range strings.Lines(string(text)) {
-		b, err := hex.DecodeString(strings.TrimSpace(line))
+		b, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(line), "~", padding))
 		require.NoError(tb, err)
 		all = append(all, b)
 	}
@@ -119,10 +133,10 @@ func agree(t *testing.T, theirs pglogrepl.Message, m *message) {
 	case *pglogrepl.BeginMessage:
 		require.Equal(t, x.FinalLSN, pglogrepl.LSN(m.lsn))
 		require.Equal(t, x.Xid, m.xid)
-		require.True(t, x.CommitTime.Equal(m.at))
+		sameTime(t, x.CommitTime, m.at)
 	case *pglogrepl.CommitMessage:
 		require.Equal(t, x.TransactionEndLSN, pglogrepl.LSN(m.lsn))
-		require.True(t, x.CommitTime.Equal(m.at))
+		sameTime(t, x.CommitTime, m.at)
 	case *pglogrepl.RelationMessage:
 		require.Equal(t, x.RelationID, m.relation.OID)
 		require.Equal(t, cmp.Or(x.Namespace, "pg_catalog")+"."+x.RelationName, m.relation.Table())
@@ -134,6 +148,9 @@ func agree(t *testing.T, theirs pglogrepl.Message, m *message) {
 		agreeTuple(t, x.Tuple, m.after, nil, m.relation)
 	case *pglogrepl.UpdateMessage:
 		agreeTuple(t, x.NewTuple, m.after, m.before, m.relation)
+		if x.OldTuple != nil {
+			agreeTuple(t, x.OldTuple, m.before, nil, m.relation)
+		}
 	case *pglogrepl.DeleteMessage:
 		agreeTuple(t, x.OldTuple, m.before, nil, m.relation)
 	case *pglogrepl.TruncateMessage:
@@ -148,14 +165,20 @@ func agree(t *testing.T, theirs pglogrepl.Message, m *message) {
 	}
 }
 
+// sameTime compares in nanoseconds, where pglogrepl's times overflow after the year 2262 and ours do not.
+func sameTime(t *testing.T, theirs, ours time.Time) {
+	t.Helper()
+	require.Equal(t, theirs.UnixNano(), ours.UnixNano())
+}
+
 func agreeTuple(t *testing.T, theirs *pglogrepl.TupleData, ours, before change.Tuple, rel *change.Relation) {
 	t.Helper()
 	require.Len(t, ours, len(theirs.Columns))
 	for i, c := range theirs.Columns {
 		switch {
 		case ours[i].Kind == change.Missing:
-			require.Equal(t, byte('n'), c.DataType)
-			require.False(t, rel.Columns[i].Identity)
+			require.Contains(t, "nt", string(c.DataType), "outside of a key, or NULL")
+			require.True(t, c.DataType == 'n' || !rel.Columns[i].Identity)
 		case c.DataType == 'u' && before != nil && before[i].Kind != change.Missing:
 			require.Equal(t, before[i], ours[i])
 		default:
@@ -212,7 +235,8 @@ func FuzzDecode(f *testing.F) {
 					require.Len(t, row, len(m.relation.Columns))
 				}
 			}
-			if theirs, err := parse(b); err == nil && m.relation != nil && m.kind == msgRelation {
+			flags := m.kind == msgMessage && b[1] > 1 // of which pglogrepl takes the whole byte for one
+			if theirs, err := parse(b); err == nil && !flags {
 				agree(t, theirs, &m)
 			}
 		}
