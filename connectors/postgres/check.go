@@ -167,6 +167,15 @@ func (c *checker) server(ctx context.Context) {
 			Mend: "give the address of the primary: reads must tell which transactions they saw",
 		})
 	}
+	if may && !replica && level == "logical" && walSender < senders {
+		// Only a try tells what stands between.
+		conn, err := c.replication(ctx)
+		if err != nil {
+			c.failed("replication", err)
+			return
+		}
+		_ = conn.Close(ctx) // nothing was asked of it
+	}
 	if !may {
 		c.add("server", "role "+role+" may not replicate", "ALTER ROLE "+quoteIdent(role)+" REPLICATION;")
 	}

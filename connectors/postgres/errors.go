@@ -110,6 +110,9 @@ func (e *QueryError) Temporary() bool {
 	if e.SQLSTATE == "" {
 		return true // no answer: connection trouble
 	}
+	if refusedParameter(e.Err) {
+		return false // a pooler's word, in a class of codes that it uses for everything
+	}
 	switch e.SQLSTATE[:2] {
 	case "08", "40", "53", "57", "58":
 		return true

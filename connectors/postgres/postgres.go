@@ -14,7 +14,7 @@
 //   - lookup.go, documents.go: parent keys, fan-out pages, documents
 //   - check.go, check_documents.go, check_reads.go, identity.go, setup.go: what is wrong with a source, and the SQL that
 //     sets one up
-//   - errors.go: SlotError and QueryError
+//   - errors.go: SlotError and QueryError; pooler.go: what stands between us and the server
 //
 // # Non-obvious
 //
@@ -183,7 +183,11 @@ func Open(ctx context.Context, cfg Config) (*Source, error) {
 	err = pool.QueryRow(ctx, "SELECT current_setting('server_version_num'), current_setting('server_encoding')").Scan(&version, &encoding)
 	if err != nil {
 		pool.Close()
-		return nil, wrap(ctx, "connect to the source database", err)
+		return nil, s.connectError(ctx, "connect to the source database", err)
+	}
+	if err := s.settingsKept(ctx); err != nil {
+		pool.Close()
+		return nil, err
 	}
 	s.ascii = encoding == noEncoding
 	if s.version, err = strconv.Atoi(version); err != nil || s.version < minVersion {
@@ -268,7 +272,11 @@ func (s *Source) replication(ctx context.Context) (*pgconn.PgConn, error) {
 	}
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, wrap(ctx, "connect for replication", err)
+		return nil, s.connectError(ctx, "connect for replication", err)
+	}
+	if err := passedOn(ctx, conn); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx)) // the error at hand says more
+		return nil, err
 	}
 	return conn, nil
 }
