@@ -73,6 +73,10 @@ func atMost(name string, value float64, unit string, limit float64, conditions s
 	return figure{Name: name, Value: round4(value), Unit: unit, Goal: fmt.Sprintf("≤ %g", round4(limit)), Holds: value <= limit, Conditions: conditions}
 }
 
+func atLeast(name string, value float64, unit string, limit float64, conditions string) figure {
+	return figure{Name: name, Value: round4(value), Unit: unit, Goal: fmt.Sprintf("≥ %g", round4(limit)), Holds: value >= limit, Conditions: conditions}
+}
+
 func exactly(name string, value int, unit string, goal int, conditions string) figure {
 	return figure{Name: name, Value: float64(value), Unit: unit, Goal: fmt.Sprintf("= %d", goal), Holds: value == goal, Conditions: conditions}
 }
@@ -100,6 +104,7 @@ func benchMeasures() []benchMeasure {
 		{name: "points", rig: measurePoints},
 		{name: "memory", alone: measureMemory},
 		{name: "capture", alone: measureCapture},
+		{name: "snapshot", alone: measureSnapshot},
 	}
 }
 

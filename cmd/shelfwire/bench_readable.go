@@ -25,12 +25,12 @@ func (r *captureRig) readable(ctx context.Context) ([]figure, error) {
 	if err := r.exec(ctx, fmt.Sprintf(`SELECT pg_create_logical_replication_slot('%s', 'pgoutput')`, slot)); err != nil {
 		return nil, err
 	}
-	cluster, err := r.topics(ctx, slot)
+	cluster, err := r.topics(ctx, slot, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer cluster.Close()
-	file, _, err := r.writeConfig(ctx, slot)
+	file, _, err := r.writeConfig(ctx, slot, nil)
 	if err != nil {
 		return nil, err
 	}

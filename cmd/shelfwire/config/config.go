@@ -63,7 +63,8 @@ type Source struct {
 	SnapshotChunk int `yaml:"snapshot_chunk"`
 	// SnapshotReaders is how many chunks are read at a time, each by a connection of its own. Default 2.
 	SnapshotReaders int `yaml:"snapshot_readers"`
-	// SnapshotRate bounds the rows a second that all of them read together; negative: no bound. Default 20000.
+	// SnapshotRate bounds the rows a second that all of them read together. One that no server reaches, such as
+	// 1000000000, is no bound. Default 20000.
 	SnapshotRate int `yaml:"snapshot_rate"`
 	// SenderTimeout is after what silence the server frees the slot of a process that was stopped or cut off, so that
 	// another takes over. Shorter takes over sooner and forgives shorter pauses. Default 4s.
