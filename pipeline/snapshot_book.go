@@ -13,7 +13,7 @@ import (
 // snapshotBook keeps the snapshots that run, and which of their parts are being read. It is pure; one goroutine uses it.
 type snapshotBook struct {
 	run     string
-	readers int // parts that are read at a time
+	readers int // that read a part each, at a time
 	routes  []route.Route
 
 	running  []event.SnapshotProgress
@@ -36,6 +36,10 @@ type snapshotTask struct {
 
 // snapshotEnds is how many snapshots that have ended the position names.
 const snapshotEnds = 16
+
+// snapshotAhead is how many parts may wait beside those that are being read: for a reader, or, read, for their mark to
+// come with the stream. Without them the readers would do nothing meanwhile.
+const snapshotAhead = 2
 
 // snapshotTasks bounds the parts that are read or wait to be read again.
 const snapshotTasks = 64
@@ -81,7 +85,7 @@ func (b *snapshotBook) next() (snapshotRequest, bool) {
 			busy++
 		}
 	}
-	if busy >= b.readers || len(b.tasks) >= snapshotTasks {
+	if busy >= b.readers+snapshotAhead || len(b.tasks) >= snapshotTasks {
 		return snapshotRequest{}, false
 	}
 	var best snapshotRequest

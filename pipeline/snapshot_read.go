@@ -16,7 +16,7 @@ import (
 type snapshotSource interface {
 	// CutTable divides a table into at most so many ranges, none of them for fewer than least rows.
 	CutTable(ctx context.Context, sel change.Selection, ranges, least int) (change.Cut, error)
-	// ReadChunk reads the next rows of a range.
+	// ReadChunk writes the low mark and then reads the next rows of a range.
 	ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chunk, error)
 	// EmitMessage writes a non-transactional logical message and flushes it.
 	EmitMessage(ctx context.Context, prefix string, content []byte) (change.LSN, error)
@@ -118,9 +118,8 @@ func (r *snapshotReader) read(ctx context.Context, req snapshotRequest, attempt 
 		}
 		return r.answer(ctx, req, &snapshotAnswer{attempt: attempt, cut: &cut})
 	}
-	if err := r.mark(ctx, req, attempt, false); err != nil {
-		return err
-	}
+	// The high mark, which is flushed, brings the low one with it.
+	req.query.MarkPrefix, req.query.Mark = messageWatermark, r.mark(req, attempt, false)
 	req.query.Limit = r.limit
 	chunk, err := r.source.ReadChunk(ctx, req.query)
 	if err != nil {
@@ -138,13 +137,12 @@ func (r *snapshotReader) answer(ctx context.Context, req snapshotRequest, a *sna
 	r.mu.Lock()
 	r.answers[req.number] = a
 	r.mu.Unlock()
-	return r.mark(ctx, req, a.attempt, true)
+	_, err := r.source.EmitMessage(ctx, messageWatermark, []byte(r.mark(req, a.attempt, true)))
+	return err
 }
 
-func (r *snapshotReader) mark(ctx context.Context, req snapshotRequest, attempt int, high bool) error {
-	m := snapshotMark{run: r.run, number: req.number, attempt: attempt, high: high}
-	_, err := r.source.EmitMessage(ctx, messageWatermark, []byte(m.String()))
-	return err
+func (r *snapshotReader) mark(req snapshotRequest, attempt int, high bool) string {
+	return snapshotMark{run: r.run, number: req.number, attempt: attempt, high: high}.String()
 }
 
 // take returns the answer that a mark announces, once; nil when there is none, or not any more that of this attempt.

@@ -70,9 +70,9 @@ type captureRig struct {
 	// brokerPID is the process of the broker.
 	brokerPID int
 	conn      *pgx.Conn
-	recv   string // pg_recvlogical
-	stops  []func()
-	runs   int
+	recv      string // pg_recvlogical
+	stops     []func()
+	runs      int
 }
 
 func measureCapture(ctx context.Context, b *bench) (out []figure, err error) {

@@ -70,3 +70,42 @@ func readStream(b *testing.B, cfg postgres.Config) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "rows/s")
 	b.ReportMetric(float64(bytes)/float64(b.N), "B/record")
 }
+
+// BenchmarkChunk reads chunks of rows of about 200 bytes; one of a row shows what a chunk costs by itself.
+func BenchmarkChunk(b *testing.B) {
+	url := embeddedtest.NewDatabase(b, embeddedtest.Postgres(b))
+	conn, err := pgx.Connect(b.Context(), url)
+	require.NoError(b, err)
+	defer func() { _ = conn.Close(context.WithoutCancel(b.Context())) }()
+	_, err = conn.PgConn().Exec(b.Context(), `
+		CREATE TABLE p (id bigint PRIMARY KEY, shop int, handle text, title text, price numeric(12,2), n int, at timestamptz DEFAULT now(), body text);
+		INSERT INTO p SELECT i, 1, 'handle-' || i, 'A title of a product ' || i, 12.50, i, now(), repeat('body ', 16) FROM generate_series(1, 300000) i;
+		ANALYZE p`).ReadAll()
+	require.NoError(b, err)
+	src, err := postgres.Open(b.Context(), postgres.Config{URL: url, Slot: "bench"})
+	require.NoError(b, err)
+	defer src.Close()
+	require.NoError(b, src.EnsurePublication(b.Context(), []string{"public.p"}))
+	for _, limit := range []int{1, 1000, 2000, 10_000} {
+		b.Run(fmt.Sprintf("limit=%d", limit), func(b *testing.B) {
+			b.ReportAllocs()
+			rows := 0
+			q := change.ChunkQuery{Selection: change.Selection{Table: "public.p"}, Limit: limit}
+			for b.Loop() {
+				c, err := src.ReadChunk(b.Context(), q)
+				require.NoError(b, err)
+				rows += len(c.Rows)
+				if q.After = c.LastKey; c.Done {
+					q.After = nil
+				}
+			}
+			b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
+		})
+	}
+	b.Run("mark", func(b *testing.B) {
+		for b.Loop() {
+			_, err := src.EmitMessage(b.Context(), "shelfwire.watermark", []byte("x"))
+			require.NoError(b, err)
+		}
+	})
+}

@@ -33,18 +33,16 @@ const keySQL = `key AS (
 	SELECT indrelid, indisprimary, indisreplident, (indkey::int2[])[0:indnkeyatts - 1] AS cols FROM pg_index WHERE indisprimary OR indisreplident
 )`
 
-// describe reads the columns that the stream has as well: no generated ones, and those of the publication's column
-// list where it has one. It returns nil when there is no such table.
-func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (*table, error) {
-	schema, rel, err := splitTable(name)
-	if err != nil {
-		return nil, err
-	}
+// describeStatement names the statement of describe where a connection has it prepared.
+const describeStatement = "shelfwire_describe"
+
+// describeSQL reads a table from the catalog, given its schema, its name and the publication.
+func (s *Source) describeSQL() string {
 	list := "NULL::name[], NULL::text"
 	if s.version >= 150000 { // column lists and row filters
 		list = "p.attnames, p.rowfilter"
 	}
-	sql := `
+	return `
 		WITH t AS (
 			SELECT c.oid, c.relreplident, c.relkind, ` + list + `,
 				CASE c.relkind WHEN 'p' THEN l.pages ELSE c.relpages END, CASE c.relkind WHEN 'p' THEN l.tuples ELSE c.reltuples END,
@@ -66,13 +64,29 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 		LEFT JOIN key ri ON ri.indrelid = u.oid AND ri.indisreplident
 		WHERE u.attnames IS NULL OR a.attname = ANY (u.attnames)
 		ORDER BY a.attnum`
+}
+
+// describe reads the columns that the stream has as well: no generated ones, and those of the publication's column
+// list where it has one. It returns nil when there is no such table.
+func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (*table, error) {
+	schema, rel, err := splitTable(name)
+	if err != nil {
+		return nil, err
+	}
 	var t *table
 	type keyed struct {
 		place                 int
 		name, cast, collation string
 	}
 	var key []keyed
-	err = query(ctx, pg, sql, [][]byte{[]byte(schema), []byte(rel), []byte(s.cfg.Publication)}, func(_ []string, v [][]byte) error {
+	args := [][]byte{[]byte(schema), []byte(rel), []byte(s.cfg.Publication)}
+	var result *pgconn.ResultReader
+	if pg.CustomData()[describeStatement] != nil {
+		result = pg.ExecPrepared(ctx, describeStatement, args, nil, nil)
+	} else {
+		result = pg.ExecParams(ctx, s.describeSQL(), args, nil, nil, nil)
+	}
+	err = eachRow(ctx, result, func(_ []string, v [][]byte) error {
 		if t == nil {
 			oid, err := strconv.ParseUint(string(v[0]), 10, 32)
 			if err != nil {
@@ -141,6 +155,24 @@ func columnType(ctx context.Context, pg *pgconn.PgConn, name, column string) (ty
 type shapes struct {
 	mu sync.Mutex
 	m  map[uint32]*change.Relation
+	// wide is the widest row of each table's last chunk, in bytes.
+	wide map[uint32]int
+}
+
+// widest is the widest row of the last chunk of a table, in bytes; 0 for none.
+func (s *shapes) widest(oid uint32) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wide[oid]
+}
+
+func (s *shapes) setWidest(oid uint32, bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.wide == nil {
+		s.wide = map[uint32]int{}
+	}
+	s.wide[oid] = bytes
 }
 
 // intern returns the relation that was kept for an equal one.

@@ -38,8 +38,8 @@ var (
 // chunkBytes is about how much of a table a chunk holds: it lies in memory as a whole, and once more as records.
 const chunkBytes = 8 << 20
 
-// chunkFirst is how many rows are fetched before their width is known, and chunkStep the most at a time after that, as
-// the next ones may be wider.
+// chunkFirst is how many rows are fetched of a table whose width is not known, and chunkStep the most at a time where
+// nothing stops the server once too much has come.
 const chunkFirst, chunkStep = 8, 64
 
 // ReadChunk reads the next rows of a range in one REPEATABLE READ READ ONLY transaction: in the order of the primary
@@ -55,7 +55,7 @@ func (s *Source) ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chu
 	if q.Limit < 1 {
 		return c, fmt.Errorf("a chunk of %d rows", q.Limit)
 	}
-	m, err := s.readTable(ctx, "read a chunk of "+q.Table, q.Table, func(pg *pgconn.PgConn) error {
+	m, err := s.readTable(ctx, "read a chunk of "+q.Table, readAhead{table: q.Table, mark: q.Mark, prefix: q.MarkPrefix}, func(pg *pgconn.PgConn) error {
 		t, err := s.describe(ctx, pg, q.Table)
 		if err != nil {
 			return err
@@ -71,7 +71,7 @@ func (s *Source) ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chu
 		case blocks:
 			return s.readBlocks(ctx, pg, t, q, &c)
 		}
-		return readKeys(ctx, pg, t, q, &c)
+		return s.readKeys(ctx, pg, t, q, &c)
 	})
 	if err != nil {
 		return change.Chunk{}, conditionError(ctx, &q.Selection, err)
@@ -81,7 +81,7 @@ func (s *Source) ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chu
 }
 
 // readKeys reads rows in the order of the primary key.
-func readKeys(ctx context.Context, pg *pgconn.PgConn, t *table, q change.ChunkQuery, c *change.Chunk) error {
+func (s *Source) readKeys(ctx context.Context, pg *pgconn.PgConn, t *table, q change.ChunkQuery, c *change.Chunk) error {
 	sql, err := chunkSQL(t, &q)
 	if err != nil {
 		return err
@@ -90,9 +90,15 @@ func readKeys(ctx context.Context, pg *pgconn.PgConn, t *table, q change.ChunkQu
 	for _, k := range slices.Concat(q.After, q.Upto) {
 		args = append(args, []byte(k))
 	}
-	if err := fillChunk(ctx, pg, sql, args, q.Limit, c, func(v [][]byte) { c.Rows = append(c.Rows, tupleOf(v)) }); err != nil {
+	f := chunkFill{limit: q.Limit, step: chunkStep, widest: s.shapes.widest(t.OID)}
+	if q.All() {
+		f.step = q.Limit + 1
+	}
+	var rows tuples
+	if err := f.read(ctx, pg, sql, args, c, func(v [][]byte) { c.Rows = append(c.Rows, rows.of(v)) }); err != nil {
 		return err
 	}
+	s.shapes.setWidest(t.OID, f.seen)
 	if !c.Done {
 		c.Rows = c.Rows[:min(q.Limit, len(c.Rows))]
 	}
@@ -102,24 +108,56 @@ func readKeys(ctx context.Context, pg *pgconn.PgConn, t *table, q change.ChunkQu
 	return nil
 }
 
-// fillChunk reads rows by a cursor, as many at a time as their width allows, and says whether none is left behind them.
-// It asks for one row more than limit, to know.
-func fillChunk(ctx context.Context, pg *pgconn.PgConn, sql string, args [][]byte, limit int, c *change.Chunk, add func([][]byte)) error {
+// chunkFill reads the rows of a chunk by a cursor.
+type chunkFill struct {
+	// limit is how many rows are wanted.
+	limit int
+	// step is the most rows that are fetched at a time. The server's statement timeout is for each step.
+	step int
+	// widest is the widest row that the table had the last time, in bytes, 0 while unknown; seen is that of this time.
+	widest, seen int
+}
+
+// read fetches as many rows at a time as their width allows, and says whether none is left behind them. It asks for one
+// row more than limit, to know.
+//
+// Rows may be wider than all before them: a step of many rows is cancelled once it has brought twice of what a chunk may
+// hold. The rows that have come are the first ones of the query, and as good as any; the transaction can only be ended.
+func (f *chunkFill) read(ctx context.Context, pg *pgconn.PgConn, sql string, args [][]byte, c *change.Chunk, add func([][]byte)) error {
 	err := query(ctx, pg, "DECLARE chunk NO SCROLL CURSOR FOR "+sql, args, func([]string, [][]byte) error { return nil })
 	if err != nil {
 		return err
 	}
-	rows, bytes, step := 0, 0, min(chunkFirst, limit+1)
+	rows, bytes, step := 0, 0, min(chunkFirst, f.limit+1)
+	if f.widest > 0 {
+		step = min(f.step, f.limit+1, max(1, chunkBytes/f.widest))
+	}
 	for step > 0 {
-		before := rows
+		before, cancelled := rows, false
 		err := query(ctx, pg, "FETCH "+strconv.Itoa(step)+" FROM chunk", nil, func(_ []string, v [][]byte) error {
+			if cancelled {
+				return nil
+			}
 			add(v)
 			rows++
+			n := 0
 			for _, b := range v {
-				bytes += len(b)
+				n += len(b)
+			}
+			bytes, f.seen = bytes+n, max(f.seen, n)
+			if bytes > 2*chunkBytes && step > chunkStep {
+				cancelled = true
+				return pg.CancelRequest(ctx)
 			}
 			return nil
 		})
+		if cancelled {
+			c.Done = false
+			if sqlstate(err) == "57014" { // unless it was done by then
+				err = nil
+			}
+			return err
+		}
 		if err != nil {
 			return err
 		}
@@ -127,7 +165,7 @@ func fillChunk(ctx context.Context, pg *pgconn.PgConn, sql string, args [][]byte
 			break // the last row has come
 		}
 		each := bytes/rows + 1
-		step = min(chunkStep, limit+1-rows, (chunkBytes-bytes)/each)
+		step = min(f.step, chunkFirst*step, f.limit+1-rows, (chunkBytes-bytes)/each)
 		if step <= 0 {
 			c.Done = false
 			return nil
@@ -206,22 +244,37 @@ func (t *table) selectSQL(columns string, sel *change.Selection, where []string)
 	return sql, nil
 }
 
-// tupleOf copies a row into one allocation for all its bytes.
-func tupleOf(v [][]byte) change.Tuple {
+// tuples copies the rows of one chunk into large pieces of memory, which go when the chunk does.
+type tuples struct {
+	values []change.Value
+	bytes  []byte
+}
+
+// The pieces: 32 KiB of values, and of bytes.
+const tupleValues, tupleBytes = 1024, 32 << 10
+
+// of copies a row.
+func (p *tuples) of(v [][]byte) change.Tuple {
 	n := 0
 	for _, b := range v {
 		n += len(b)
 	}
-	data := make([]byte, 0, n)
-	t := make(change.Tuple, len(v))
+	if n > cap(p.bytes)-len(p.bytes) {
+		p.bytes = make([]byte, 0, max(n, tupleBytes))
+	}
+	if len(v) > len(p.values) {
+		p.values = make([]change.Value, max(len(v), tupleValues))
+	}
+	t := change.Tuple(p.values[:len(v):len(v)])
+	p.values = p.values[len(v):]
 	for i, b := range v {
 		if b == nil {
 			t[i].Kind = change.Null
 			continue
 		}
-		at := len(data)
-		data = append(data, b...)
-		t[i] = change.Value{Kind: change.Text, Data: data[at:len(data):len(data)]}
+		at := len(p.bytes)
+		p.bytes = append(p.bytes, b...)
+		t[i] = change.Value{Kind: change.Text, Data: p.bytes[at:len(p.bytes):len(p.bytes)]}
 	}
 	return t
 }

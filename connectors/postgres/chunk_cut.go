@@ -203,13 +203,15 @@ func (s *Source) readBlocks(ctx context.Context, pg *pgconn.PgConn, t *table, q 
 	var blocks []int
 	var bad error
 	// More rows than any limit: the blocks bound them, and the bytes.
-	err = fillChunk(ctx, pg, sql+" ORDER BY ctid", nil, 1<<30, c, func(v [][]byte) {
+	var rows tuples
+	f := chunkFill{limit: 1 << 30, step: chunkStep}
+	err = f.read(ctx, pg, sql+" ORDER BY ctid", nil, c, func(v [][]byte) {
 		b, _, _ := strings.Cut(strings.TrimPrefix(string(v[len(v)-1]), "("), ",")
 		n, err := strconv.Atoi(b)
 		if err != nil {
 			bad = fmt.Errorf("place of a row: %w", err)
 		}
-		c.Rows, blocks = append(c.Rows, tupleOf(v[:len(v)-1])), append(blocks, n)
+		c.Rows, blocks = append(c.Rows, rows.of(v[:len(v)-1])), append(blocks, n)
 	})
 	if err != nil || bad != nil {
 		return errors.Join(err, bad)
@@ -239,8 +241,9 @@ func (s *Source) readBlock(ctx context.Context, pg *pgconn.PgConn, t *table, q c
 		return err
 	}
 	c.Rows = nil
+	var rows tuples
 	err = query(ctx, pg, sql, nil, func(_ []string, v [][]byte) error {
-		c.Rows = append(c.Rows, tupleOf(v))
+		c.Rows = append(c.Rows, rows.of(v))
 		return nil
 	})
 	c.LastKey, c.Done = []string{strconv.Itoa(block + 1)}, block+1 >= upto

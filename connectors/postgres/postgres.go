@@ -290,22 +290,33 @@ type moment struct {
 // read runs f in one REPEATABLE READ READ ONLY transaction on the primary and says what that transaction saw. The
 // snapshot is taken by the statement that reports it, so every row that f reads belongs to it.
 func (s *Source) read(ctx context.Context, op string, f func(*pgconn.PgConn) error) (moment, error) {
-	return s.readTable(ctx, op, "", f)
+	return s.readTable(ctx, op, readAhead{}, f)
 }
 
-// readTable is read with the table, "schema.name", locked against a change of its shape before the snapshot is taken:
-// to an older snapshot, a table that has been rewritten looks empty. The lock is that of any SELECT.
-func (s *Source) readTable(ctx context.Context, op, table string, f func(*pgconn.PgConn) error) (moment, error) {
+// readAhead is what comes before the snapshot of a read.
+type readAhead struct {
+	// table, "schema.name", is locked against a change of its shape: to an older snapshot, a table that has been rewritten
+	// looks empty. The lock is that of any SELECT. Empty: none.
+	table string
+	// mark is the text of a logical message with this prefix; empty: none.
+	prefix, mark string
+}
+
+// readTable is read with something done ahead of it.
+func (s *Source) readTable(ctx context.Context, op string, ahead readAhead, f func(*pgconn.PgConn) error) (moment, error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return moment{}, wrap(ctx, op, err)
 	}
 	defer conn.Release()
 	pg := conn.Conn().PgConn()
-	m, err := begin(ctx, pg, table)
+	if err := s.before(ctx, conn.Conn(), ahead); err != nil {
+		return moment{}, wrap(ctx, op, err)
+	}
+	m, err := begin(ctx, pg, ahead.table)
 	if err != nil {
 		rollback(ctx, pg)
-		if table != "" && sqlstate(err) == "42P01" {
+		if ahead.table != "" && sqlstate(err) == "42P01" {
 			return moment{}, fmt.Errorf("%s: %w", op, ErrNoTable)
 		}
 		return moment{}, wrap(ctx, op, err)
@@ -318,6 +329,23 @@ func (s *Source) readTable(ctx context.Context, op, table string, f func(*pgconn
 		return moment{}, wrap(ctx, op, err)
 	}
 	return m, nil
+}
+
+// before writes the mark, and has the server keep the plan of what describes a table: to make it takes longer than to
+// read some hundred rows. Where the URL says that connections are not the server's own (default_query_exec_mode), the
+// plan is made each time.
+func (s *Source) before(ctx context.Context, conn *pgx.Conn, ahead readAhead) error {
+	if ahead.table != "" && conn.Config().DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		if _, err := conn.Prepare(ctx, describeStatement, s.describeSQL()); err != nil {
+			return err
+		}
+		conn.PgConn().CustomData()[describeStatement] = true
+	}
+	if ahead.mark == "" {
+		return nil
+	}
+	return query(ctx, conn.PgConn(), "SELECT pg_logical_emit_message(false, $1, $2::text)", [][]byte{[]byte(ahead.prefix), []byte(ahead.mark)},
+		func([]string, [][]byte) error { return nil })
 }
 
 // errStandby is temporary: after a failover the address leads to the primary again.
@@ -365,7 +393,11 @@ func rollback(ctx context.Context, pg *pgconn.PgConn) {
 // query runs one statement with text parameters, whose types the server infers, and text results. each gets values
 // that are valid only during the call.
 func query(ctx context.Context, pg *pgconn.PgConn, sql string, args [][]byte, each func([]string, [][]byte) error) error {
-	rr := pg.ExecParams(ctx, sql, args, nil, nil, nil)
+	return eachRow(ctx, pg.ExecParams(ctx, sql, args, nil, nil, nil), each)
+}
+
+// eachRow reads a result to its end.
+func eachRow(ctx context.Context, rr *pgconn.ResultReader, each func([]string, [][]byte) error) error {
 	var names []string
 	var failed error
 	for rr.NextRow() {

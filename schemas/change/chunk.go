@@ -42,6 +42,9 @@ type ChunkQuery struct {
 	Shape string
 	// The rows behind the key After, up to and with Upto; empty: from the first, to the last.
 	After, Upto []string
+	// Mark is written before the snapshot is taken, as a logical message with this prefix that is flushed with whatever is
+	// flushed next; empty: none.
+	MarkPrefix, Mark string
 	// Limit is the most rows to read, at least 1. A table that is read by blocks may give as many more as one block has.
 	Limit int
 }
