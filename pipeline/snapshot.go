@@ -150,6 +150,9 @@ func (w *snapshotWindow) close(c *change.Chunk) (rows []change.Tuple, ok bool) {
 	if !ok {
 		return nil, false
 	}
+	if len(w.touched) == 0 {
+		return c.Rows, true
+	}
 	// Without a key, equal rows may be many, and which of them was changed is not known: none may be dropped.
 	alike := len(c.Relation.PrimaryKey) == 0 && c.Relation.ReplicaIdentity != 'i'
 	for _, row := range c.Rows {

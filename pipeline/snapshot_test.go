@@ -360,3 +360,16 @@ func TestSnapshotWaitsForWritersOfBefore(t *testing.T) {
 	_, ok := b.cut(b.tasks[req.number], &change.Cut{Shape: "s", Writers: []string{"3/1"}})
 	require.True(t, ok, "3/1 came later")
 }
+
+// While the marks of what was read are on their way, the readers have something to read; how much is bounded.
+func TestSnapshotPartsWaitForTheReaders(t *testing.T) {
+	b := newSnapshotBook("r", 1, nil, event.Position{Snapshots: snapshotPlan(event.Position{}, []string{"a"}, time.Unix(0, 0))})
+	req, _ := b.next()
+	_, ok := b.cut(b.tasks[req.number], &change.Cut{Shape: "s", Bounds: [][]string{{"1"}, {"2"}, {"3"}, {"4"}}})
+	require.True(t, ok)
+	places := map[int]bool{}
+	for req, ok := b.next(); ok; req, ok = b.next() {
+		places[req.place] = true
+	}
+	require.Len(t, places, 1+snapshotAhead, "one is read, the others wait, none twice")
+}

@@ -95,10 +95,15 @@ func (s *Source) readKeys(ctx context.Context, pg *pgconn.PgConn, t *table, q ch
 		f.step = q.Limit + 1
 	}
 	var rows tuples
+	if f.widest > 0 {
+		c.Rows = make([]change.Tuple, 0, min(q.Limit, chunkBytes/f.widest)+1)
+	}
 	if err := f.read(ctx, pg, sql, args, c, func(v [][]byte) { c.Rows = append(c.Rows, rows.of(v)) }); err != nil {
 		return err
 	}
-	s.shapes.setWidest(t.OID, f.seen)
+	if f.seen > 0 {
+		s.shapes.setWidest(t.OID, f.seen)
+	}
 	if !c.Done {
 		c.Rows = c.Rows[:min(q.Limit, len(c.Rows))]
 	}
@@ -259,7 +264,7 @@ func (p *tuples) of(v [][]byte) change.Tuple {
 	for _, b := range v {
 		n += len(b)
 	}
-	if n > cap(p.bytes)-len(p.bytes) {
+	if p.bytes == nil || n > cap(p.bytes)-len(p.bytes) {
 		p.bytes = make([]byte, 0, max(n, tupleBytes))
 	}
 	if len(v) > len(p.values) {

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,34 @@ func TestChunksOfWideRowsAreShort(t *testing.T) {
 }
 
 // The stream names rows of inherited tables by their own table.
+// A table may be narrow for long and then wide: what comes at once must not be bounded by the rows that were narrow.
+func TestChunkStopsWhereRowsBecomeWide(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY, a text)`,
+		`INSERT INTO k SELECT i, CASE WHEN i <= 5000 OR i > 5200 THEN 'x' ELSE repeat('y', 1 << 20) END FROM generate_series(1, 8000) i`)
+	src := d.capture("public.k")
+	n, most := 0, 0
+	q := change.ChunkQuery{Selection: change.Selection{Table: "public.k"}, Limit: 3000, MarkPrefix: "mark", Mark: "low"}
+	for done := false; !done; {
+		c, err := src.ReadChunk(t.Context(), q)
+		require.NoError(t, err)
+		bytes := 0
+		for _, row := range c.Rows {
+			n++
+			require.Equal(t, strconv.Itoa(n), string(row[0].Data))
+			bytes += len(row[1].Data)
+		}
+		require.NotEmpty(t, c.Rows)
+		q.After, done, most = c.LastKey, c.Done, max(most, bytes)
+	}
+	require.Equal(t, 8000, n)
+	require.Less(t, most, 17<<20+1)
+	_, err := src.EmitMessage(t.Context(), "mark", []byte("high"))
+	require.NoError(t, err)
+	rows := d.rows(stream(t, src, 0))
+	require.Equal(t, "mark=low", rows[0].Message)
+	require.Equal(t, "mark=high", rows[len(rows)-1].Message)
+}
+
 func TestChunkLeavesOutInheritedTables(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY); CREATE TABLE heir () INHERITS (k)`, `INSERT INTO k VALUES (1), (3); INSERT INTO heir VALUES (1), (2)`)
 	got, _ := chunks(t, d.open(d.config()), "public.k", 10)
