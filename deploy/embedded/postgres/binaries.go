@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,20 +23,22 @@ import (
 const (
 	oldestMajor = 14
 	newestMajor = 18
-	pinnedMajor = 17 // of what is fetched, from either source
+	pinnedMajor = 17 // of what is fetched when any will do
 )
 
 // resolve returns a directory with initdb and postgres. The first hit wins:
 //
 //  1. Config.BinDir, and then nothing else;
-//  2. what has been fetched before;
-//  3. an installed server, the newest of those accepted;
-//  4. the pinned version from Config.Jar, the user's local Maven repository,
+//  2. an installed server, the newest of those accepted. It comes before the next,
+//     so that tests that fetch another version do not change what others run on;
+//  3. what has been fetched before;
+//  4. a pinned version from Config.Jar, the user's local Maven repository,
 //     mvn, Config.RepositoryURL, npm. mvn and npm honour the user's mirrors,
 //     proxies and credentials.
 //
-// major is the version that made the data; 0 accepts any. Another version
-// cannot read it, and data is never deleted.
+// major is the version that made the data or, where there is none yet, the one
+// that Config asks for; 0 accepts any. Another version cannot read data, and data
+// is never deleted.
 func resolve(ctx context.Context, c Config, major int) (string, error) {
 	if c.BinDir != "" {
 		return named(ctx, c.BinDir, major)
@@ -51,31 +54,42 @@ func resolve(ctx context.Context, c Config, major int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	fits := major == 0 || major == pinnedMajor
-	if fits {
-		for _, dir := range []string{mavenDir(cache), npmDir(cache)} {
-			bin := filepath.Join(dir, "bin")
-			if _, err := probe(ctx, bin); err == nil {
-				return bin, nil
-			}
-		}
-	}
 	if !c.Pinned {
 		if bin := installed(ctx, major); bin != "" {
 			return bin, nil
 		}
 	}
-	if !fits {
-		return "", fmt.Errorf("the data was made by PostgreSQL %d, which is not installed any more: install it again, or begin with an empty directory", major)
+	rel, ok := releases[cmp.Or(major, pinnedMajor)]
+	if !ok {
+		return "", fmt.Errorf("%w: PostgreSQL %d, which the data was made by or which was asked for, is not installed: install it, "+
+			"or begin with an empty directory", ErrNoBinaries, major)
 	}
-	return fetched(ctx, c, cache)
+	for _, dir := range fetchedDirs(cache, rel) {
+		bin := filepath.Join(dir, "bin")
+		if _, err := probe(ctx, bin); err == nil {
+			return bin, nil
+		}
+	}
+	return fetched(ctx, c, cache, rel)
 }
 
-// fetched installs the pinned version below cache, from Maven or, where nothing
-// of that kind is to be had, from npm.
-func fetched(ctx context.Context, c Config, cache string) (string, error) {
-	dir := mavenDir(cache)
-	err := installMaven(ctx, c, dir, sums[artifact()])
+// fetchedDirs are where a pinned version may have been unpacked to.
+func fetchedDirs(cache string, r release) []string {
+	dirs := []string{mavenDir(cache, r)}
+	if r.version == releases[pinnedMajor].version {
+		dirs = append(dirs, npmDir(cache))
+	}
+	return dirs
+}
+
+// fetched installs a pinned version below cache, from Maven or, where nothing of
+// that kind is to be had, from npm, which is asked for pinnedMajor only.
+func fetched(ctx context.Context, c Config, cache string, r release) (string, error) {
+	dir := mavenDir(cache, r)
+	err := installMaven(ctx, c, r, dir)
+	if errors.Is(err, errNoJar) && r.version != releases[pinnedMajor].version {
+		return "", fmt.Errorf("%w: install Maven (Debian: apt-get install maven), or PostgreSQL %s: %w", ErrNoBinaries, r.version, err)
+	}
 	if errors.Is(err, errNoJar) {
 		noJar := err
 		dir = npmDir(cache)
@@ -108,7 +122,7 @@ func named(ctx context.Context, dir string, major int) (string, error) {
 		return "", fmt.Errorf("no PostgreSQL in %s: %w", bin, err)
 	}
 	if major != 0 && got != major {
-		return "", fmt.Errorf("the data was made by PostgreSQL %d, and %s is %d", major, bin, got)
+		return "", fmt.Errorf("the data was made by PostgreSQL %d, or that was asked for, and %s is %d", major, bin, got)
 	}
 	return bin, nil
 }

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -36,6 +37,11 @@ func jar(t *testing.T) (content []byte, sum string) {
 	return b.Bytes(), hex.EncodeToString(digest[:])
 }
 
+// of is the pinned release with another checksum for this machine.
+func of(sum string) release {
+	return release{releases[pinnedMajor].version, map[string]string{artifact(): sum}}
+}
+
 // alone makes a machine without package tools and without a local repository.
 func alone(t *testing.T) {
 	t.Helper()
@@ -46,7 +52,8 @@ func alone(t *testing.T) {
 func repository(t *testing.T, content []byte) (url string, asked *atomic.Int32) {
 	t.Helper()
 	asked = new(atomic.Int32)
-	path := "/base/io/zonky/test/postgres/" + artifact() + "/" + pinned + "/" + artifact() + "-" + pinned + ".jar"
+	version := releases[pinnedMajor].version
+	path := "/base/io/zonky/test/postgres/" + artifact() + "/" + version + "/" + artifact() + "-" + version + ".jar"
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		if r.URL.Path != path {
@@ -64,7 +71,7 @@ func TestInstallFromARepository(t *testing.T) {
 	content, sum := jar(t)
 	url, asked := repository(t, content)
 	dst := filepath.Join(t.TempDir(), "new", "pg")
-	require.NoError(t, installMaven(t.Context(), Config{RepositoryURL: url}, dst, sum))
+	require.NoError(t, installMaven(t.Context(), Config{RepositoryURL: url}, of(sum), dst))
 	major, err := probe(t.Context(), filepath.Join(dst, "bin"))
 	require.NoError(t, err)
 	require.Equal(t, 17, major)
@@ -76,7 +83,7 @@ func TestInstallFromARepository(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, mode, fi.Mode().Perm()&0o755, name)
 	}
-	require.NoError(t, installMaven(t.Context(), Config{RepositoryURL: url}, dst, sum))
+	require.NoError(t, installMaven(t.Context(), Config{RepositoryURL: url}, of(sum), dst))
 	require.EqualValues(t, 1, asked.Load(), "the second time it is there")
 }
 
@@ -89,7 +96,7 @@ func TestConcurrentInstallsFetchOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
-		wg.Go(func() { errs[i] = installMaven(t.Context(), Config{RepositoryURL: url}, dst, sum) })
+		wg.Go(func() { errs[i] = installMaven(t.Context(), Config{RepositoryURL: url}, of(sum), dst) })
 	}
 	wg.Wait()
 	for _, err := range errs {
@@ -107,7 +114,7 @@ func TestAnotherChecksumIsRefused(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	for source, c := range map[string]Config{url: {RepositoryURL: url}, file: {Jar: file}} {
 		cache := t.TempDir()
-		err := installMaven(t.Context(), c, filepath.Join(cache, "pg"), sum)
+		err := installMaven(t.Context(), c, of(sum), filepath.Join(cache, "pg"))
 		require.ErrorContains(t, err, "is not the pinned one")
 		require.ErrorContains(t, err, source)
 		left, err := filepath.Glob(filepath.Join(cache, "pg*"))
@@ -123,7 +130,7 @@ func TestInstallBeginsAnewAfterAKill(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	dst := filepath.Join(t.TempDir(), "pg")
 	require.NoError(t, os.MkdirAll(filepath.Join(dst+".partial", "bin", "postgres"), 0o700))
-	require.NoError(t, installMaven(t.Context(), Config{Jar: file}, dst, sum))
+	require.NoError(t, installMaven(t.Context(), Config{Jar: file}, of(sum), dst))
 	_, err := probe(t.Context(), filepath.Join(dst, "bin"))
 	require.NoError(t, err)
 	require.NoDirExists(t, dst+".partial")
@@ -154,7 +161,7 @@ func TestNothingToBeHadSaysWhatToInstall(t *testing.T) {
 	alone(t)
 	_, err := resolve(t.Context(), Config{Pinned: true, CacheDir: t.TempDir()}, 0)
 	require.ErrorIs(t, err, ErrNoBinaries)
-	for _, hint := range []string{"apt-get install postgresql", "apt-get install maven", "apt-get install npm", "SHELFWIRE_POSTGRES_URL", pinned} {
+	for _, hint := range []string{"apt-get install postgresql", "apt-get install maven", "apt-get install npm", "SHELFWIRE_POSTGRES_URL", releases[pinnedMajor].version} {
 		require.ErrorContains(t, err, hint)
 	}
 }
@@ -174,12 +181,31 @@ func TestResolveTakesWhatTheUserNames(t *testing.T) {
 // read it.
 func TestResolveFitsTheData(t *testing.T) {
 	cache := t.TempDir()
-	require.NoError(t, os.Rename(filepath.Dir(fakeBinaries(t)), mavenDir(cache)))
-	got, err := resolve(t.Context(), Config{CacheDir: cache}, 17)
+	dir := mavenDir(cache, releases[17])
+	require.NoError(t, os.Rename(filepath.Dir(fakeBinaries(t)), dir))
+	got, err := resolve(t.Context(), Config{CacheDir: cache, Pinned: true}, 17)
 	require.NoError(t, err)
-	require.Equal(t, filepath.Join(mavenDir(cache), "bin"), got)
+	require.Equal(t, filepath.Join(dir, "bin"), got)
 	_, err = resolve(t.Context(), Config{CacheDir: cache, Pinned: true}, 16)
-	require.ErrorContains(t, err, "PostgreSQL 16, which is not installed any more")
+	require.ErrorIs(t, err, ErrNoBinaries)
+	require.ErrorContains(t, err, "PostgreSQL 16")
+}
+
+// A version that is asked for is that one, and nothing else will do.
+func TestResolveGivesTheVersionAskedFor(t *testing.T) {
+	alone(t)
+	cache := t.TempDir()
+	require.NoError(t, os.Rename(filepath.Dir(fakeBinaries(t)), mavenDir(cache, releases[17])))
+	_, err := resolve(t.Context(), Config{CacheDir: cache, Pinned: true}, 18)
+	require.ErrorIs(t, err, ErrNoBinaries, "not the 17 that is there")
+	require.ErrorContains(t, err, releases[18].version)
+	require.ErrorContains(t, err, "apt-get install maven")
+	for major, r := range releases {
+		require.Equal(t, strconv.Itoa(major), r.version[:2])
+		for name, sum := range r.sums {
+			require.Len(t, sum, 64, "%s %s", name, r.version)
+		}
+	}
 }
 
 func fakeBinaries(t *testing.T) (bin string) {
@@ -188,6 +214,6 @@ func fakeBinaries(t *testing.T) (bin string) {
 	file := filepath.Join(t.TempDir(), "binaries.jar")
 	require.NoError(t, os.WriteFile(file, content, 0o600))
 	dst := filepath.Join(t.TempDir(), "pg")
-	require.NoError(t, installMaven(context.Background(), Config{Jar: file}, dst, sum))
+	require.NoError(t, installMaven(context.Background(), Config{Jar: file}, of(sum), dst))
 	return filepath.Join(dst, "bin")
 }

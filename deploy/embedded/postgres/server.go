@@ -8,6 +8,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,12 +43,16 @@ type Config struct {
 	Progress func(message string)
 
 	// BinDir names the directory with initdb and postgres. Nothing else is
-	// tried then. Empty: the pinned version where it was unpacked before, else an
-	// installed one (14 to 18), else the pinned one is fetched.
+	// tried then. Empty: an installed one (14 to 18), else a pinned one from where
+	// it was unpacked before, else that is fetched.
 	BinDir string
+	// Major is the version to run: 14 to 18 where it is installed, else 15, 17 or
+	// 18, which are fetched. 0 takes what is there. Data keeps the version that made
+	// it: another one asked for is an error.
+	Major int
 	// Pinned takes the pinned version even where another one is installed.
 	Pinned bool
-	// Jar is a file with the pinned binaries, instead of fetching them.
+	// Jar is a file with the binaries of the pinned version, instead of fetching them.
 	Jar string
 	// RepositoryURL is the base of a Maven repository, asked when mvn is not
 	// there or gives nothing. Empty: none.
@@ -109,7 +114,10 @@ func start(ctx context.Context, c Config, account *host.Account, lock *host.Lock
 	if err != nil {
 		return nil, err
 	}
-	bin, err := resolve(ctx, c, major)
+	if major != 0 && c.Major != 0 && major != c.Major {
+		return nil, fmt.Errorf("the data was made by PostgreSQL %d, and %d was asked for", major, c.Major)
+	}
+	bin, err := resolve(ctx, c, cmp.Or(major, c.Major))
 	if err != nil {
 		return nil, err
 	}
