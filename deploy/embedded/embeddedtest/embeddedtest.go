@@ -2,6 +2,12 @@
 // ClickHouse for a test binary, started by the first test that asks, and Kafka
 // brokers in memory.
 //
+// Two variables of the environment choose others, so that the same tests run on
+// what a user may have:
+//
+//	SHELFWIRE_TEST_POSTGRES  major version: 14 to 18; default: what is there
+//	SHELFWIRE_TEST_KAFKA     kfake (default), or apache for a real broker
+//
 //	func TestMain(m *testing.M) { embeddedtest.Main(m) }
 //
 //	func TestCapture(t *testing.T) {
@@ -21,7 +27,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,9 +38,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded"
+	"github.com/shelfwire/shelfwire/deploy/embedded/apachekafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/clickhouse"
 	"github.com/shelfwire/shelfwire/deploy/embedded/internal/host"
-	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
 )
 
@@ -48,6 +53,7 @@ var shared struct {
 	scratch  *host.Scratch
 	postgres *postgres.Server
 	engine   *clickhouse.Server
+	broker   *apachekafka.Broker
 }
 
 // Main runs the tests of a package and stops what they have shared. It belongs
@@ -70,6 +76,9 @@ func stop() error {
 	}
 	if shared.postgres != nil {
 		err = errors.Join(err, shared.postgres.Stop())
+	}
+	if shared.broker != nil {
+		shared.broker.Kill() // its directory goes too
 	}
 	if shared.scratch != nil {
 		err = errors.Join(err, shared.scratch.Remove())
@@ -137,12 +146,23 @@ func Postgres(tb testing.TB) *postgres.Server {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	s, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(dir, "postgres"), Progress: func(m string) { tb.Log(m) }})
+	s, err := StartPostgres(ctx, postgres.Config{Dir: filepath.Join(dir, "postgres"), Progress: func(m string) { tb.Log(m) }})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	shared.postgres = s
 	return s
+}
+
+// StartPostgres starts a server of the caller's own, which stops it, with the
+// version that tests are to run on.
+func StartPostgres(ctx context.Context, c postgres.Config) (*postgres.Server, error) {
+	major, err := postgresMajor()
+	if err != nil {
+		return nil, err
+	}
+	c.Major = major
+	return postgres.Start(ctx, c)
 }
 
 // NewDatabase creates an empty database and returns its connection string. After
@@ -267,19 +287,4 @@ func statement(s *clickhouse.Server, sql string) error {
 		return errors.Join(fmt.Errorf("%s: %s: %s", sql, resp.Status, answer), err)
 	}
 	return nil
-}
-
-// Kafka is a broker in memory, for this test alone.
-func Kafka(tb testing.TB, topics ...map[string]int32) *kafka.Broker {
-	tb.Helper()
-	all := map[string]int32{}
-	for _, some := range topics {
-		maps.Copy(all, some)
-	}
-	b, err := kafka.Start(context.Background(), kafka.Config{Topics: all})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(b.Close)
-	return b
 }

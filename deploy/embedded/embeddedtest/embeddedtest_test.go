@@ -1,14 +1,20 @@
 package embeddedtest_test
 
 import (
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
 	"testing"
 
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
 )
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
@@ -34,12 +40,58 @@ func TestNewDatabaseIsDroppedWithItsSlots(t *testing.T) {
 	require.Zero(t, slots)
 }
 
+// A test's own topics are there for it, and gone for the next.
 func TestKafka(t *testing.T) {
-	b := embeddedtest.Kafka(t, map[string]int32{"topic": 3})
-	c, err := kgo.NewClient(kgo.SeedBrokers(b.Addr()), kgo.DefaultProduceTopic("topic"))
+	var name, addr string
+	t.Run("write", func(t *testing.T) {
+		b := embeddedtest.Kafka(t, map[string]int32{"topic": 3})
+		name, addr = b.Prefix()+"topic", b.Addr()
+		c, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.DefaultProduceTopic(name))
+		require.NoError(t, err)
+		defer c.Close()
+		require.NoError(t, c.ProduceSync(t.Context(), kgo.StringRecord("x")).FirstErr())
+	})
+	if !embeddedtest.NeedsJava(t) {
+		return // the broker is gone
+	}
+	c, err := kgo.NewClient(kgo.SeedBrokers(addr))
 	require.NoError(t, err)
 	defer c.Close()
-	require.NoError(t, c.ProduceSync(t.Context(), kgo.StringRecord("x")).FirstErr())
+	topics, err := kadm.NewClient(c).ListTopics(t.Context())
+	require.NoError(t, err)
+	require.NotContains(t, topics, name)
+}
+
+// Several brokers of a test's own come back on their data and address.
+func TestStartKafka(t *testing.T) {
+	dir := filepath.Join(embeddedtest.Dir(t), "kafka")
+	s, err := embeddedtest.StartKafka(t.Context(), dir, 0)
+	require.NoError(t, err)
+	_, port, err := net.SplitHostPort(s.Addr())
+	require.NoError(t, err)
+	s.Kill()
+	<-s.Done()
+	number, err := strconv.Atoi(port)
+	require.NoError(t, err)
+	again, err := embeddedtest.StartKafka(t.Context(), dir, number)
+	require.NoError(t, err)
+	require.Equal(t, s.Addr(), again.Addr())
+	require.NoError(t, again.Stop())
+}
+
+func TestPostgresIsTheVersionAskedFor(t *testing.T) {
+	s := embeddedtest.Postgres(t)
+	c, err := pgx.Connect(t.Context(), s.URL("postgres"))
+	require.NoError(t, err)
+	defer c.Close(t.Context())
+	var got string
+	require.NoError(t, c.QueryRow(t.Context(), "SELECT current_setting('server_version_num')::int / 10000 || ''").Scan(&got))
+	if want := os.Getenv("SHELFWIRE_TEST_POSTGRES"); want != "" {
+		require.Equal(t, want, got)
+	}
+	t.Setenv("SHELFWIRE_TEST_POSTGRES", "newest")
+	_, err = embeddedtest.StartPostgres(t.Context(), postgres.Config{Dir: embeddedtest.Dir(t)})
+	require.ErrorContains(t, err, "SHELFWIRE_TEST_POSTGRES=newest")
 }
 
 func TestClickHouse(t *testing.T) {

@@ -57,6 +57,10 @@ func WaitLock(ctx context.Context, path string, waiting func()) (*Lock, error) {
 	}
 }
 
+// File is to be inherited by a child that shall hold the lock too: it is then free
+// when Unlock was called and the child has ended. The lock's owner alone closes it.
+func (l *Lock) File() *os.File { return l.f }
+
 // Unlock gives the lock up. Nil is accepted, and so is a second call.
 func (l *Lock) Unlock() {
 	if l != nil {
