@@ -174,7 +174,7 @@ func TestCaptureHealsASlotThatIsOlderThanItsPublication(t *testing.T) {
 // ownServer starts a Postgres of the test's own, in dir.
 func ownServer(t *testing.T, dir string, params map[string]string) *postgres.Server {
 	t.Helper()
-	s, err := postgres.Start(t.Context(), postgres.Config{Dir: dir, Params: params})
+	s, err := embeddedtest.StartPostgres(t.Context(), postgres.Config{Dir: dir, Params: params})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Stop() })
 	return s

@@ -116,13 +116,13 @@ func (r *captureRig) script(c *pipeline.Capture, file string) {
 	}
 }
 
-// mirrorTopics makes the topics of the rig's configuration.
+// mirrorTopics makes, where no others are, the topics of the rig's configuration.
 func (r *captureRig) mirrorTopics(partitions int32) {
 	r.t.Helper()
 	topics, err := event.MirrorTopics(r.cfg.Name, pipeline.PublishedTables(r.cfg))
 	require.NoError(r.t, err)
 	mirrors := append(slices.Sorted(maps.Values(topics)), event.MirrorTopic(r.cfg.Name, event.MirrorMessages))
-	r.kc, err = kafka.New(kafka.Config{Brokers: []string{embeddedtest.Kafka(r.t).Addr()}, Partitions: partitions, Mirrors: mirrors})
+	r.kc, err = kafka.New(kafka.Config{Brokers: []string{embeddedtest.OwnKafka(r.t).Addr()}, Partitions: partitions, Mirrors: mirrors})
 	require.NoError(r.t, err)
 	r.t.Cleanup(r.kc.Close)
 	require.NoError(r.t, r.kc.EnsureTopics(r.t.Context()))

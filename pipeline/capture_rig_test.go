@@ -75,10 +75,11 @@ func (r *captureRig) connect(url string) {
 	r.url, r.db = url, db
 }
 
-// newCaptureTopics starts a broker.
+// newCaptureTopics makes topics that nobody else uses.
 func newCaptureTopics(t *testing.T) *kafka.Cluster {
 	t.Helper()
-	kc, err := kafka.New(kafka.Config{Brokers: []string{embeddedtest.Kafka(t).Addr()}, Partitions: 4})
+	b := embeddedtest.Kafka(t)
+	kc, err := kafka.New(kafka.Config{Brokers: []string{b.Addr()}, Prefix: b.Prefix(), Partitions: 4})
 	require.NoError(t, err)
 	t.Cleanup(kc.Close)
 	require.NoError(t, kc.EnsureTopics(t.Context()))
@@ -144,6 +145,7 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 	} else {
 		cfg.SpillLimit = -1
 	}
+	r.cfg.Prefix = r.kc.Topic("")
 	src, err := postgres.Open(r.t.Context(), cfg)
 	require.NoError(r.t, err)
 	r.streamed = append(r.streamed, &src.SpillStats().Transactions)

@@ -124,12 +124,12 @@ func (r loadCounted) Poll(ctx context.Context, n int) ([]event.Record, error) {
 
 func newLoadWorld(t *testing.T) *loadWorld {
 	t.Helper()
-	broker := embeddedtest.Kafka(t).Addr()
-	c, err := kafka.New(kafka.Config{Brokers: []string{broker}, Partitions: 3})
+	broker := embeddedtest.Kafka(t)
+	c, err := kafka.New(kafka.Config{Brokers: []string{broker.Addr()}, Prefix: broker.Prefix(), Partitions: 3})
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
 	require.NoError(t, c.EnsureTopics(t.Context()))
-	cl, err := kgo.NewClient(kgo.SeedBrokers(broker))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(broker.Addr()))
 	require.NoError(t, err)
 	t.Cleanup(cl.Close)
 

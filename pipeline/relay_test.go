@@ -97,11 +97,12 @@ func (m *relayMemory) DeleteOutbox(_ context.Context, l *relayMemoryLock, upTo i
 	return nil
 }
 
-// relayCluster is a cluster in memory with our topics under a prefix of their own.
-func relayCluster(t *testing.T, prefix string) *kafka.Cluster {
+// relayCluster is a cluster with our topics.
+func relayCluster(t *testing.T) *kafka.Cluster {
 	t.Helper()
+	b := embeddedtest.Kafka(t)
 	c, err := kafka.New(kafka.Config{
-		Brokers: []string{embeddedtest.Kafka(t).Addr()}, Prefix: prefix, Partitions: 3, TransactionTimeout: 10 * time.Second,
+		Brokers: []string{b.Addr()}, Prefix: b.Prefix(), Partitions: 3, TransactionTimeout: 10 * time.Second,
 	})
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
@@ -201,14 +202,14 @@ func (p *relayStopping) Commit(ctx context.Context) error {
 }
 
 func TestRelaySendsEachRowOnceWhereverItIsStopped(t *testing.T) {
-	broker := embeddedtest.Kafka(t).Addr()
+	broker := embeddedtest.Kafka(t)
 	examples := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		examples++
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		c, err := kafka.New(kafka.Config{
-			Brokers: []string{broker}, Prefix: fmt.Sprintf("relay%d.", examples), Partitions: 3, TransactionTimeout: 10 * time.Second,
+			Brokers: []string{broker.Addr()}, Prefix: fmt.Sprintf("%srelay%d.", broker.Prefix(), examples), Partitions: 3, TransactionTimeout: 10 * time.Second,
 		})
 		require.NoError(rt, err)
 		defer c.Close()
@@ -321,7 +322,7 @@ func relayOpen(c *kafka.Cluster) func(context.Context) (relayProducer, func(), e
 }
 
 func TestRelayStandsByAndTakesOver(t *testing.T) {
-	c := relayCluster(t, "catalog.")
+	c := relayCluster(t)
 	outbox := &relayMemory{incarnation: "one"}
 	cfg := RelayConfig{Standby: 5 * time.Millisecond, Idle: time.Millisecond}
 	first := NewRelay(cfg, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler))
@@ -342,7 +343,7 @@ func TestRelayStandsByAndTakesOver(t *testing.T) {
 }
 
 func TestRelayOfAnotherStateSendsWhatHasLowerNumbers(t *testing.T) {
-	c := relayCluster(t, "catalog.")
+	c := relayCluster(t)
 	for i, name := range []string{"one", "two"} {
 		outbox := &relayMemory{incarnation: name}
 		stop := relayRun(t, NewRelay(RelayConfig{Limit: 4}, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler)))
@@ -354,7 +355,7 @@ func TestRelayOfAnotherStateSendsWhatHasLowerNumbers(t *testing.T) {
 }
 
 func TestRelayContinuesAboveKafkaAfterARestoreOfTheState(t *testing.T) {
-	c := relayCluster(t, "catalog.")
+	c := relayCluster(t)
 	outbox := &relayMemory{incarnation: "one"}
 	stop := relayRun(t, NewRelay(RelayConfig{}, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler)))
 	outbox.add(relayRows(c, 0, 10)...)
@@ -368,7 +369,7 @@ func TestRelayContinuesAboveKafkaAfterARestoreOfTheState(t *testing.T) {
 }
 
 func TestRelayPutsAsideWhatNoBrokerTakes(t *testing.T) {
-	c := relayCluster(t, "catalog.")
+	c := relayCluster(t)
 	outbox := &relayMemory{incarnation: "one"}
 	to := relayTo(c, relayOpen(c))
 	to.MaxRecordBytes = 4096

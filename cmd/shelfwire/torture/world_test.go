@@ -130,7 +130,7 @@ func (w *world) build(ctx context.Context) error {
 }
 
 func (w *world) launchPostgres(ctx context.Context) (running, error) {
-	s, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(w.dir, "postgres"), Port: w.postgresPort})
+	s, err := embeddedtest.StartPostgres(ctx, postgres.Config{Dir: filepath.Join(w.dir, "postgres"), Port: w.postgresPort})
 	if err != nil {
 		return nil, err // not s, which would be a running that is not nil
 	}

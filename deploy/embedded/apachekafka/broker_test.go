@@ -40,6 +40,7 @@ func needJava(t *testing.T) {
 
 func start(t *testing.T, c apachekafka.Config) *apachekafka.Broker {
 	t.Helper()
+	c.JVM = []string{"-XX:TieredStopAtLevel=1"}
 	b, err := apachekafka.Start(t.Context(), c)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Stop()) })

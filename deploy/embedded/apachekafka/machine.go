@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,17 +48,17 @@ func findJava(ctx context.Context, named string) (string, error) {
 // machine is a Java machine with Kafka's classes.
 type machine struct {
 	java, classPath string
-	heapMB          int
+	options         []string
 }
 
 // args run a class.
 func (m machine) args(class string, more ...string) []string {
-	return append([]string{
-		"-Xmx" + strconv.Itoa(m.heapMB) + "m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
+	return slices.Concat(m.options, []string{
+		"-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
 		"-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
 		"-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
 		"-cp", m.classPath, class,
-	}, more...)
+	}, more)
 }
 
 // format prepares the log directory, once, and returns the id of its cluster.

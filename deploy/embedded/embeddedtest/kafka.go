@@ -85,6 +85,9 @@ func inMemory(tb testing.TB, topics map[string]int32) *Broker {
 	return &Broker{addr: b.Addr()}
 }
 
+// quickStart is for brokers that are not asked for much, and not for long.
+var quickStart = []string{"-XX:TieredStopAtLevel=1"}
+
 // KafkaServer is a broker in a process of its own.
 type KafkaServer interface {
 	Addr() string
@@ -103,7 +106,7 @@ func StartKafka(ctx context.Context, dir string, port int) (KafkaServer, error) 
 		return nil, err
 	}
 	if is {
-		s, err := apachekafka.Start(ctx, apachekafka.Config{Dir: dir, Port: port})
+		s, err := apachekafka.Start(ctx, apachekafka.Config{Dir: dir, Port: port, JVM: quickStart})
 		if err != nil {
 			return nil, err // not s, which would be a server that is not nil
 		}
@@ -130,7 +133,7 @@ func realBroker(tb testing.TB) *apachekafka.Broker {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	b, err := apachekafka.Start(ctx, apachekafka.Config{Dir: filepath.Join(dir, "kafka"), Progress: func(m string) { tb.Log(m) }})
+	b, err := apachekafka.Start(ctx, apachekafka.Config{Dir: filepath.Join(dir, "kafka"), JVM: quickStart, Progress: func(m string) { tb.Log(m) }})
 	if err != nil {
 		tb.Fatal(err)
 	}
