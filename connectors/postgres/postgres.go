@@ -260,6 +260,7 @@ func (s *Source) replication(ctx context.Context) (*pgconn.PgConn, error) {
 		cfg.RuntimeParams["client_encoding"] = noEncoding
 	}
 	cfg.RuntimeParams["statement_timeout"] = "0"
+	cfg.RuntimeParams["client_min_messages"] = "warning" // one of them tells of a loss, see Stream.notice
 	if cfg.RuntimeParams["wal_sender_timeout"] == "" {
 		cfg.RuntimeParams["wal_sender_timeout"] = strconv.FormatInt(s.nextTimeout().Milliseconds(), 10)
 	}

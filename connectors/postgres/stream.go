@@ -337,8 +337,10 @@ func (st *Stream) take(typ byte, body []byte) (change.Event, bool, error) {
 		return change.Event{}, false, st.ended(serverError(body))
 	case 'c', 'C', 'Z':
 		return change.Event{}, false, errors.New("the server has ended the stream")
-	case 'N', 'S':
-		return change.Event{}, false, nil // notices and parameter changes
+	case 'N':
+		return change.Event{}, false, st.notice(body)
+	case 'S':
+		return change.Event{}, false, nil // a parameter has changed
 	default:
 		return change.Event{}, false, fmt.Errorf("unexpected message %q", typ)
 	}
@@ -371,12 +373,29 @@ func (st *Stream) ended(err error) error {
 		return typed
 	}
 	if strings.Contains(err.Error(), "publication") && sqlstate(err) == "42704" {
-		return &SlotError{
-			Slot: st.src.cfg.Slot, Kind: SlotStale, Err: err, Mend: mendLost(st.src.cfg.Slot),
-			Detail: fmt.Sprintf("the slot is older than publication %q and can never be read through it", st.src.cfg.Publication),
-		}
+		return st.stale(err)
 	}
 	return &QueryError{Op: "read", SQLSTATE: sqlstate(err), Err: err}
+}
+
+func (st *Stream) stale(err error) error {
+	return &SlotError{
+		Slot: st.src.cfg.Slot, Kind: SlotStale, Err: err, Mend: mendLost(st.src.cfg.Slot),
+		Detail: fmt.Sprintf("the slot is older than publication %q and can never be read through it", st.src.cfg.Publication),
+	}
+}
+
+// notice looks for the one that tells of a loss. Where the publication does not exist yet at a place of the WAL, a
+// server before 18 ends the stream; a newer one warns, leaves the rows out and goes on.
+func (st *Stream) notice(body []byte) error {
+	var m pgproto3.NoticeResponse
+	if err := m.Decode(body); err != nil {
+		return fmt.Errorf("notice of the server: %w", err)
+	}
+	if m.Code == "55000" && m.Routine == "LoadPublications" { // the message itself may be translated
+		return st.stale(pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(&m)))
+	}
+	return nil
 }
 
 func (st *Stream) keepalive(end change.LSN, ask bool) (change.Event, bool, error) {

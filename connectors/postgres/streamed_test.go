@@ -246,6 +246,22 @@ func TestMessageBesideARolledBackSavepointIsReadWhole(t *testing.T) {
 	require.Equal(t, []string{"stays"}, got)
 }
 
+// PostgreSQL 18 sees that a transaction has been rolled back before it streams it, and streams nothing; but it goes on to
+// tell of the end of its savepoints.
+func TestAbortOfATransactionThatWasNeverStreamed(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE p (id int PRIMARY KEY, s text)`)
+	src := d.captureWith(func(c *postgres.Config) { c.DecodingMemory = "64kB" }, "public.p")
+	d.exec(`BEGIN; SAVEPOINT s; INSERT INTO p SELECT i, repeat('x', 300) FROM generate_series(1, 1000) i; ROLLBACK`)
+	d.exec(`BEGIN; SAVEPOINT s; INSERT INTO p SELECT i, repeat('y', 300) FROM generate_series(1, 1000) i; ROLLBACK TO s;
+		INSERT INTO p SELECT i, repeat('z', 300) FROM generate_series(1, 1000) i; COMMIT`)
+	st := stream(t, src, 0) // reads it when it is over
+	rows := d.rows(st)
+	require.Equal(t, 1000, len(rows)) //nolint:testifylint // not all of them
+	for _, r := range rows {
+		require.Equal(t, byte('z'), r.After["s"][0])
+	}
+}
+
 // again opens the stream while the server may still be ending the last one.
 func again(t *testing.T, src *postgres.Source) *postgres.Stream {
 	t.Helper()
