@@ -110,31 +110,48 @@ func TestChunkLeavesOutInheritedTables(t *testing.T) {
 	require.Equal(t, []string{"1", "3"}, got)
 }
 
-// What a second try does not mend must not be tried for ever.
 // A table that is rewritten looks empty to a snapshot from before the rewrite (PostgreSQL, "Caveats" of concurrency
-// control). A chunk that waits for the rewrite's lock must not have its snapshot yet.
-func TestChunkSeesTheRowsOfATableThatIsRewritten(t *testing.T) {
+// control). Who waits for the rewrite's lock must not have a snapshot yet.
+func TestReadsSeeTheRowsOfATableThatIsRewritten(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE p (id int PRIMARY KEY, n int)`, `INSERT INTO p SELECT i, i FROM generate_series(1, 50) i`)
 	src := d.capture("public.p")
-	d.exec(`BEGIN; ALTER TABLE p ALTER n TYPE bigint`)
-	type answer struct {
-		chunk change.Chunk
-		err   error
+	for name, read := range map[string]func() (int, error){
+		"chunk": func() (int, error) {
+			c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.p"}, Limit: 100})
+			return len(c.Rows), err
+		},
+		"parents": func() (int, error) {
+			ids := make([]string, 50)
+			for i := range ids {
+				ids[i] = strconv.Itoa(i + 1)
+			}
+			rows, _, err := src.ParentKeys(t.Context(), route.Parent{Column: "p_id", Table: "public.p", ID: "id", Key: "n"}, ids)
+			return len(rows), err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d.exec(`BEGIN; ALTER TABLE p ALTER n TYPE text; ALTER TABLE p ALTER n TYPE int USING n::int`)
+			type answer struct {
+				rows int
+				err  error
+			}
+			got := make(chan answer, 1)
+			go func() {
+				rows, err := read()
+				got <- answer{rows, err}
+			}()
+			require.Eventually(t, func() bool {
+				return d.text(`SELECT count(*)::text FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`) == "1"
+			}, time.Minute, 10*time.Millisecond)
+			d.exec(`COMMIT`)
+			a := <-got
+			require.NoError(t, a.err)
+			require.Equal(t, 50, a.rows)
+		})
 	}
-	read := make(chan answer, 1)
-	go func() {
-		c, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.p"}, Limit: 100})
-		read <- answer{c, err}
-	}()
-	require.Eventually(t, func() bool {
-		return d.text(`SELECT count(*)::text FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`) == "1"
-	}, time.Minute, 10*time.Millisecond)
-	d.exec(`COMMIT`)
-	got := <-read
-	require.NoError(t, got.err)
-	require.Len(t, got.chunk.Rows, 50)
 }
 
+// What a second try does not mend must not be tried for ever.
 func TestChunkErrorsThatStayArePermanent(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE k (v int PRIMARY KEY, a text)`, `CREATE PUBLICATION shelfwire FOR TABLE k (a)`)
 	src := d.open(d.config())

@@ -21,7 +21,7 @@ func (s *Source) ParentKeys(ctx context.Context, p route.Parent, ids []string) (
 	if err != nil {
 		return nil, change.Snapshot{}, err
 	}
-	m, err := s.read(ctx, fmt.Sprintf("look up %d rows of %s", len(ids), p.Table), func(pg *pgconn.PgConn) error {
+	m, err := s.readTable(ctx, fmt.Sprintf("look up %d rows of %s", len(ids), p.Table), readAhead{table: p.Table}, func(pg *pgconn.PgConn) error {
 		typ, err := columnType(ctx, pg, p.Table, p.ID)
 		if err != nil {
 			return err
