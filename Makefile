@@ -18,8 +18,8 @@ test: ## Run all tests that need no JVM, with the race detector
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m $(ARGS) ./...
 
-torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run)
-	SHELFWIRE_TORTURE=1 SEED=$(SEED) $(GO) test -run TestTorture -timeout 30m -v $(ARGS) ./cmd/shelfwire/torture
+torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run, SCHEDULES= says how many of capture)
+	SHELFWIRE_TORTURE=1 SEED=$(SEED) SCHEDULES=$(SCHEDULES) $(GO) test -run Torture -timeout 120m -v $(ARGS) ./cmd/shelfwire/torture
 
 bench: ## Measure speed and points; prints a table and writes bench.json
 	$(GO) run ./cmd/shelfwire bench --out bench.json $(ARGS)

@@ -11,10 +11,18 @@
 //   - the source against the shops, by `shelfwire audit` and by SQL that shares nothing with the documents query;
 //   - the state against itself: nothing open, nothing waiting.
 //
+// Capture alone is tortured harder, by schedules of a few seconds each (trial_test.go): captures are killed, frozen and
+// cut off, take over from each other, start with other settings; the server is killed, restored from a copy, failed over;
+// the slot is dropped, read by others, lost; the broker errs; tables are changed. Then the topics are compared with a
+// history that triggers in the source have written, in the order of commits that a slot of the test's own tells. Nothing
+// of Shelfwire's decoding is in that.
+//
 // An ordinary `go test` kills each part once. `make torture` kills thirty times; the seed is printed and SEED repeats it.
 //
 //	SEED                            seed of the schedule, the traffic and the shops' faults
+//	SCHEDULES                       how many schedules of capture, with seeds from SEED on
 //	SHELFWIRE_TORTURE=1             the long run
+//	SHELFWIRE_TORTURE_RESULTS       file to which the result of each schedule of capture is appended
 //	SHELFWIRE_TORTURE_KEEP          directory to which the logs of all parts are copied
 //	SHELFWIRE_KAFKA_BROKER_COMMAND  program that runs a real broker when called with: start --data DIR --port N
 package torture

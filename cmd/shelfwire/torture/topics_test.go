@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
@@ -28,18 +29,22 @@ func (f *findings) count(what string, n int) {
 
 // topic reads all committed records of a topic, partition by partition, each in order.
 func (w *world) topic(ctx context.Context, name string) ([]event.Record, error) {
-	full := w.cluster.Topic(name)
-	starts, err := w.cluster.StartOffsets(ctx, full)
+	return readTopic(ctx, w.cluster, name)
+}
+
+func readTopic(ctx context.Context, cluster *kafka.Cluster, name string) ([]event.Record, error) {
+	full := cluster.Topic(name)
+	starts, err := cluster.StartOffsets(ctx, full)
 	if err != nil {
 		return nil, err
 	}
-	ends, err := w.cluster.EndOffsets(ctx, full)
+	ends, err := cluster.EndOffsets(ctx, full)
 	if err != nil {
 		return nil, err
 	}
 	var out []event.Record
 	for _, part := range slices.Sorted(maps.Keys(ends)) {
-		_, err := w.cluster.Scan(ctx, full, part, starts[part], ends[part], func(r event.Record) bool {
+		_, err := cluster.Scan(ctx, full, part, starts[part], ends[part], func(r event.Record) bool {
 			r.Key, r.Value, r.Headers = slices.Clone(r.Key), slices.Clone(r.Value), slices.Clone(r.Headers)
 			for i := range r.Headers {
 				r.Headers[i].Value = slices.Clone(r.Headers[i].Value)
