@@ -93,6 +93,8 @@ type captureUnit struct {
 	moved bool
 	// newest is the commit time of the last transaction in it, for the measured lag.
 	newest time.Time
+	// memory is what its records lie in, if nothing else does that is not in Kafka by then.
+	memory *captureMemory
 }
 
 // captureAnnounce is a batch whose last record stands in the unit.
@@ -112,7 +114,7 @@ type captureLimits struct {
 // captureBatcher turns steps into units: it decides what is a batch before the first record of a transaction is let
 // go, and where a large transaction is split. It is pure; one goroutine uses it.
 type captureBatcher struct {
-	memory  captureMemory
+	memory  *captureMemory
 	limits  captureLimits
 	history change.History
 	writer  string
@@ -150,7 +152,7 @@ type captureTx struct {
 // newCaptureBatcher goes on from a position. Its Open transaction, if any, will be begun again by the stream.
 func newCaptureBatcher(limits captureLimits, pos event.Position, stats *CaptureStats) *captureBatcher {
 	b := &captureBatcher{
-		limits: limits, history: captureNames(pos), writer: pos.Writer, stats: stats,
+		memory: newCaptureMemory(), limits: limits, history: captureNames(pos), writer: pos.Writer, stats: stats,
 		group: captureResumed, snapshots: map[string]int64{}, position: pos,
 	}
 	for _, p := range pos.Snapshots {
@@ -243,7 +245,7 @@ func (b *captureBatcher) begin(tx change.Transaction) {
 func (b *captureBatcher) row(r *captureRowStep) {
 	if r.snapshot != "" {
 		b.unit.snapshot = true
-		b.records(r, func(rec event.Record) {
+		b.records(r, func(_ change.ProductID, rec event.Record) {
 			rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: []byte(r.snapshot)})
 			b.emit(b.snapshotGroup(r.snapshot), rec)
 		})
@@ -260,7 +262,7 @@ func (b *captureBatcher) row(r *captureRowStep) {
 	if r.admin != "" && b.tx.admin == "" {
 		b.tx.admin = r.admin
 	}
-	b.records(r, func(rec event.Record) {
+	b.records(r, func(product change.ProductID, rec event.Record) {
 		if b.tx.batch {
 			b.emit(b.tx.group, b.withBatch(rec))
 			return
@@ -268,7 +270,7 @@ func (b *captureBatcher) row(r *captureRowStep) {
 		b.tx.held = append(b.tx.held, rec)
 		b.tx.heldBytes += captureSize(&rec)
 		if rec.Topic == b.limits.changes {
-			b.tx.products[change.ProductID(rec.Key)] = struct{}{}
+			b.tx.products[product] = struct{}{}
 		}
 	})
 	// Held memory is a reason of its own: a transaction of few but huge rows is let go as a batch.
@@ -394,13 +396,31 @@ func (b *captureBatcher) seal() *captureUnit {
 	return u
 }
 
-// renew begins the next unit where this one, which is on its way, ends.
-func (b *captureBatcher) renew() {
+// holds reports whether records of the open transaction are held back for a later unit.
+func (b *captureBatcher) holds() bool {
+	return len(b.tx.held) > 0 || len(b.tx.mirrored) > 0 || len(b.tx.messages) > 0
+}
+
+// renew begins the next unit where this one, which is on its way, ends. spare is a unit that is in Kafka, whose memory
+// may be used again; nil where there is none.
+func (b *captureBatcher) renew(spare *captureUnit) {
 	b.position = b.unit.position
-	b.unit = &captureUnit{
-		position: b.position, records: make([]event.Record, 0, len(b.unit.records)), groups: make([]int64, 0, len(b.unit.groups)),
+	gone := b.unit.memory != nil
+	b.unit = &captureUnit{position: b.position}
+	if spare != nil && cap(spare.records) <= captureUnitKept {
+		b.unit.records, b.unit.groups = spare.records[:0], spare.groups[:0]
+	}
+	if !gone {
+		return
+	}
+	if b.memory = newCaptureMemory(); spare != nil && spare.memory != nil {
+		b.memory = spare.memory
+		b.memory.reset()
 	}
 }
+
+// captureUnitKept is how long a list of records may be to be used again: more than a busy stream needs.
+const captureUnitKept = 16 << 10
 
 func (b *captureBatcher) emit(group int64, rec event.Record) {
 	b.unit.records = append(b.unit.records, rec)

@@ -155,14 +155,14 @@ func (s testSource) play(pos event.Position, cut func() (hand, stop bool)) (unit
 		hand, stop := cut()
 		if hand || b.full() {
 			units = append(units, b.seal())
-			b.renew()
+			b.renew(nil)
 		}
 		if stop {
 			return units
 		}
 	}
 	u := b.seal()
-	b.renew()
+	b.renew(nil)
 	return append(units, u)
 }
 

@@ -23,6 +23,7 @@ type captureEncoder struct {
 	tables map[uint32]uint64
 	names  map[*change.Relation][]byte
 	memory *captureMemory
+	row1   captureRowStep // the step of a row that nothing waits for
 	buf    []byte
 	// xid and committed are headers of the open transaction.
 	xid, committed []byte
@@ -37,6 +38,12 @@ func (e *captureEncoder) begin(tx *change.Transaction) {
 	e.xid = e.memory.copy(e.buf)
 	e.buf = strconv.AppendInt(e.buf[:0], tx.CommitTime.UnixMicro(), 10)
 	e.committed = e.memory.copy(e.buf)
+}
+
+// use goes on with other memory, in the middle of a transaction perhaps.
+func (e *captureEncoder) use(m *captureMemory) {
+	e.memory = m
+	e.xid, e.committed = m.copy(e.xid), m.copy(e.committed)
 }
 
 // count must see every change of a table whose changes are encoded, also those that are captured already.
@@ -62,12 +69,15 @@ func (e *captureEncoder) prepare(c *change.Change, tx *change.Transaction, row *
 	return pk
 }
 
-// row encodes a change of a transaction, or, with tx nil, a row of a snapshot.
-func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r *routed) *captureRowStep {
-	row := &e.memory.rows.take(1, captureRows)[0]
-	*row = captureRowStep{
-		position: c.Position, pairs: e.memory.copyPairs(r.pairs), batch: r.batch, admin: r.admin, op: c.Op,
+// row encodes a change of a transaction, or, with tx nil, a row of a snapshot. Unless it is for later, the step and the
+// pairs of r in it are valid until the next row.
+func (e *captureEncoder) row(c *change.Change, tx *change.Transaction, r routed, later bool) *captureRowStep {
+	row := &e.row1
+	if later {
+		row = &e.memory.rows.take(1)[0]
+		r.pairs = e.memory.copyPairs(r.pairs)
 	}
+	*row = captureRowStep{position: c.Position, pairs: r.pairs, batch: r.batch, admin: r.admin, op: c.Op}
 	pk := e.prepare(c, tx, row)
 	e.forms(c, row)
 	if r.fanout {
@@ -202,14 +212,14 @@ func (e *captureEncoder) fanout(c *change.Change, tx *change.Transaction, pk []b
 	}
 }
 
-// records gives the records of a row whose products are known.
-func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
+// records gives the records of a row whose products are known, with the product that each is for, if any.
+func (b *captureBatcher) records(r *captureRowStep, emit func(change.ProductID, event.Record)) {
 	if product, ok := r.single(); ok && len(r.dead) == 0 && r.fanout == nil {
 		rec := event.Record{
 			Topic: b.limits.changes, Partition: -1, Key: b.memory.text(string(product)), Value: r.whole,
 			Headers: append(r.headers, event.Header{Key: event.HeaderOp, Value: captureOps[r.op]}), // nobody else has them
 		}
-		emit(b.bounded(rec))
+		emit(product, b.bounded(rec))
 		return
 	}
 	type made struct {
@@ -256,7 +266,7 @@ func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
 		}
 	}
 	for _, m := range list {
-		emit(b.bounded(event.Record{
+		emit(m.product, b.bounded(event.Record{
 			Topic: b.limits.changes, Partition: -1, Key: b.memory.text(string(m.product)), Value: m.value, Headers: r.with(m.op),
 		}))
 	}
@@ -264,7 +274,7 @@ func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
 		b.stats.DeadLetters.Add(1)
 		rec := event.Record{Topic: b.limits.deadletters, Partition: -1, Value: r.whole, Headers: r.with(r.op)}
 		rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderReason, Value: []byte(reason)})
-		emit(b.bounded(rec))
+		emit("", b.bounded(rec))
 	}
 	if r.fanout != nil {
 		rec := *r.fanout
@@ -272,7 +282,7 @@ func (b *captureBatcher) records(r *captureRowStep, emit func(event.Record)) {
 		if b.fits(&rec) {
 			b.stats.Fanouts.Add(1)
 		}
-		emit(b.bounded(rec))
+		emit("", b.bounded(rec))
 	}
 }
 

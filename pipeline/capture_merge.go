@@ -170,7 +170,7 @@ func (s *captureSession) begun(asked []*snapshotAsk) []event.Record {
 func (s *captureSession) commit(end change.LSN) {
 	step := captureStep{kind: captureCommit, end: end}
 	if !s.truncated && len(s.asked) == 0 {
-		s.backlog = append(s.backlog, step)
+		s.step(step)
 		return
 	}
 	if s.truncated {
@@ -181,16 +181,6 @@ func (s *captureSession) commit(end change.LSN) {
 	step.progress = s.snapshotStep(nil, dead)
 	s.backlog = append(s.backlog, step)
 	s.dispatch()
-}
-
-// pending reports whether the row waits for a look-up.
-func (r *captureRowStep) pending() bool {
-	for i := range r.pairs {
-		if r.pairs[i].old.kind == routerPending || r.pairs[i].new.kind == routerPending {
-			return true
-		}
-	}
-	return false
 }
 
 // targets calls f for each image of the backlog that waits for a look-up.

@@ -133,12 +133,12 @@ func (s *captureSession) mirrorMessage(m *change.Message) {
 			return
 		}
 		if rec, ok := s.encoder.message(m, nil, s.mirror); ok {
-			s.backlog = append(s.backlog, captureStep{kind: captureMessage, end: m.LSN, mirror: []event.Record{rec}})
+			s.step(captureStep{kind: captureMessage, end: m.LSN, mirror: []event.Record{rec}})
 		}
 	case s.skip || m.Position.Compare(s.resume.Position) < 0:
 	default:
 		if rec, ok := s.encoder.message(m, &s.tx, s.mirror); ok {
-			s.backlog = append(s.backlog, captureStep{kind: captureMessage, position: m.Position, mirror: []event.Record{rec}})
+			s.step(captureStep{kind: captureMessage, position: m.Position, mirror: []event.Record{rec}})
 		}
 	}
 }

@@ -25,6 +25,8 @@ type captureSession struct {
 	mirror  *captureMirror
 	batcher *captureBatcher
 	units   chan *captureUnit
+	// spare are units that are in Kafka, whose memory may be used again.
+	spare chan *captureUnit
 
 	// resume is what the session began with: everything at or below it is in Kafka.
 	resume event.Position
@@ -32,8 +34,8 @@ type captureSession struct {
 	// skip: the open transaction is in Kafka as a whole. began: a transaction has come that is not.
 	skip, began bool
 
-	// backlog holds steps while a row among them waits for the product of its parent; waiting counts these rows, and
-	// waitingBytes is about what the backlog takes.
+	// backlog holds steps while a row among them waits for the product of its parent, and those of a snapshot chunk;
+	// waiting counts the rows that wait, and waitingBytes is about what the backlog takes.
 	backlog      []captureStep
 	waiting      int
 	waitingBytes int
@@ -85,6 +87,7 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 	names := captureNames(pos)
 	s := &captureSession{
 		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
+		spare: make(chan *captureUnit, 2), // one is being filled, and one written
 		encoder: &captureEncoder{
 			cfg: c.cfg, history: names, tables: map[uint32]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
 			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
@@ -94,7 +97,7 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 			maxRecord: c.cfg.MaxRecordBytes, changes: c.cfg.Prefix + event.Changes, deadletters: c.cfg.Prefix + event.DeadLetters,
 		}, pos, &c.stats),
 	}
-	s.encoder.memory = &s.batcher.memory
+	s.encoder.memory = s.batcher.memory
 	s.tick()
 	run := rand.Text()
 	s.snapshots = newSnapshotReader(c.parts.Source, run, c.cfg, c.log)
@@ -112,6 +115,10 @@ func (s *captureSession) written(u *captureUnit) {
 	if !u.newest.IsZero() {
 		s.c.stats.NewestCommit.Store(u.newest.UnixMicro())
 		s.c.stats.NewestDurable.Store(time.Now().UnixNano())
+	}
+	select {
+	case s.spare <- u:
+	default:
 	}
 }
 
@@ -132,10 +139,16 @@ func (s *captureSession) read(ctx context.Context) error {
 		if err := s.take(&ev); err != nil {
 			return err
 		}
-		if s.waiting == 0 || len(s.backlog) >= captureBacklog || s.waitingBytes >= s.c.cfg.TxBytes {
-			if err := s.drain(ctx); err != nil {
-				return err
+		switch {
+		case len(s.backlog) == 0:
+			if s.batcher.full() {
+				err = s.handOver(ctx)
 			}
+		case s.waiting == 0, len(s.backlog) >= captureBacklog, s.waitingBytes >= s.c.cfg.TxBytes:
+			err = s.drain(ctx)
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
@@ -202,7 +215,7 @@ func (s *captureSession) tick() { s.encoder.envelope.At = time.Now() }
 // however long Kafka is away, but kept alive.
 func (s *captureSession) handOver(ctx context.Context) error {
 	u := s.seal()
-	s.batcher.renew()
+	s.renew()
 	err := s.stream.Attend(ctx, func(ctx context.Context) error {
 		select {
 		case s.units <- u:
@@ -219,14 +232,31 @@ func (s *captureSession) handOver(ctx context.Context) error {
 func (s *captureSession) seal() *captureUnit {
 	u := s.batcher.seal()
 	u.position.Unseen = s.book.unseen()
+	u.memory = nil
+	if len(s.backlog) == 0 && !s.batcher.holds() {
+		u.memory = s.batcher.memory
+	}
 	return u
+}
+
+// renew begins the next unit.
+func (s *captureSession) renew() {
+	var spare *captureUnit
+	select {
+	case spare = <-s.spare:
+	default:
+	}
+	s.batcher.renew(spare)
+	if s.encoder.memory != s.batcher.memory {
+		s.encoder.use(s.batcher.memory)
+	}
 }
 
 // offer hands the unit over if the writer waits for one, and otherwise lets it grow.
 func (s *captureSession) offer() {
 	select {
 	case s.units <- s.seal():
-		s.batcher.renew()
+		s.renew()
 		s.handed = time.Now()
 	default:
 	}
@@ -250,7 +280,7 @@ func (s *captureSession) take(ev *change.Event) error {
 			s.commit(ev.EndLSN)
 		}
 	case change.EventKeepalive:
-		s.backlog = append(s.backlog, captureStep{kind: captureAdvance, end: ev.EndLSN})
+		s.step(captureStep{kind: captureAdvance, end: ev.EndLSN})
 	case change.EventIdle: // a chance to hand over, which comes with every event
 	}
 	return nil
@@ -269,7 +299,7 @@ func (s *captureSession) begin(tx change.Transaction) error {
 			"again: the next one commits at %s", s.resume.CommitLSN, tx.CommitLSN)}
 	}
 	s.began = true
-	s.backlog = append(s.backlog, captureStep{kind: captureBegin, tx: tx})
+	s.step(captureStep{kind: captureBegin, tx: tx})
 	return nil
 }
 
@@ -302,11 +332,11 @@ func (s *captureSession) row(c *change.Change, tx *change.Transaction) (row *cap
 	topic := s.mirror.topic(c.Relation)
 	switch {
 	case c.Op == change.Truncate && s.router.routed(c.Relation):
-		row = s.encoder.row(c, tx, &r)
+		row = s.encoder.row(c, tx, r, true)
 		row.dead = []string{"the table was truncated: which products had rows is not known; all tables are read again"}
 		s.c.log.Warn("routed table truncated", "table", c.Relation.Table(), "position", c.Position.String())
 	case len(r.pairs) > 0 || r.fanout:
-		row = s.encoder.row(c, tx, &r)
+		row = s.encoder.row(c, tx, r, tx == nil || len(s.backlog) > 0 || routerWaits(r.pairs))
 	case topic != "":
 		row = s.encoder.mirrorRow(c, tx)
 	default:
@@ -318,12 +348,26 @@ func (s *captureSession) row(c *change.Change, tx *change.Transaction) (row *cap
 	return row
 }
 
+// step takes a step at once, unless others wait before it.
+func (s *captureSession) step(st captureStep) {
+	if len(s.backlog) > 0 {
+		s.backlog = append(s.backlog, st)
+		return
+	}
+	s.batcher.apply(&st)
+}
+
+// push is step for a row. The rows of a snapshot chunk wait for its progress.
 func (s *captureSession) push(row *captureRowStep) {
 	if row.snapshot == "" && !row.mirrorOnly {
 		s.c.stats.Rows.Add(1)
 	}
-	if row.pending() {
+	switch waits := routerWaits(row.pairs); {
+	case waits:
 		s.waiting++
+	case len(s.backlog) == 0 && row.snapshot == "":
+		s.batcher.row(row)
+		return
 	}
 	s.waitingBytes += len(row.whole) + len(row.leave) + len(row.arrive)
 	s.backlog = append(s.backlog, captureStep{kind: captureRow, row: row})
@@ -345,7 +389,7 @@ func (s *captureSession) message(m *change.Message) {
 		if rec, ok := s.encoder.message(m, &s.tx, s.mirror); ok {
 			step.mirror = []event.Record{rec}
 		}
-		s.backlog = append(s.backlog, step)
+		s.step(step)
 	case messageWatermark:
 		if mark, ok := parseSnapshotMark(string(m.Content)); ok && !m.Transactional {
 			s.watermark(mark, m.LSN)

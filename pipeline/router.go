@@ -62,6 +62,16 @@ type routerTarget struct {
 // routerPair is where the old and the new image of a row lead by one route.
 type routerPair struct{ old, new routerTarget }
 
+// routerWaits reports whether one of them waits for a look-up.
+func routerWaits(pairs []routerPair) bool {
+	for i := range pairs {
+		if pairs[i].old.kind == routerPending || pairs[i].new.kind == routerPending {
+			return true
+		}
+	}
+	return false
+}
+
 // routed is what the routes say of one change.
 type routed struct {
 	// pairs holds one entry for each column or parent route of the table.
@@ -79,23 +89,7 @@ type router struct {
 	tables map[string]*routerTable
 	plans  map[*change.Relation]*routerPlan
 	cache  *routerCache
-	// products are ids as strings, so that the next row of the same product makes no other.
-	products map[string]change.ProductID
-}
-
-// routerProducts bounds the products that are remembered: about 100 bytes each.
-const routerProducts = 1 << 15
-
-func (r *router) product(id []byte) change.ProductID {
-	p, ok := r.products[string(id)]
-	if !ok {
-		if len(r.products) >= routerProducts {
-			clear(r.products)
-		}
-		p = change.ProductID(id)
-		r.products[string(p)] = p
-	}
-	return p
+	ids    captureIDs
 }
 
 // routerTable is what the configuration says of one table.
@@ -131,7 +125,7 @@ type routerPlan struct {
 const routerCacheRows = 200_000
 
 func newRouter(routes []route.Route) *router {
-	r := &router{tables: map[string]*routerTable{}, plans: map[*change.Relation]*routerPlan{}, products: map[string]change.ProductID{}, cache: newRouterCache(routerCacheRows)}
+	r := &router{tables: map[string]*routerTable{}, plans: map[*change.Relation]*routerPlan{}, cache: newRouterCache(routerCacheRows)}
 	at := func(name string) *routerTable {
 		t := r.tables[name]
 		if t == nil {
@@ -317,7 +311,7 @@ func (r *router) target(p *routerPlan, i int, image, fill change.Tuple) routerTa
 		if reason := routerReason(v.Data); reason != "" {
 			return routerTarget{kind: routerBad, reason: "product id " + rt.Key + " " + reason}
 		}
-		return routerTarget{kind: routerProduct, product: r.product(v.Data)}
+		return routerTarget{kind: routerProduct, product: r.ids.id(v.Data)}
 	case v.Kind == change.Null && parent != nil:
 		return routerTarget{} // it belongs to no parent
 	case v.Kind == change.Null:

@@ -101,9 +101,10 @@ func TestTransactionsAreReadWholeOrNotAtAll(t *testing.T) {
 	p := producer(t, c, "capture")
 
 	require.NoError(t, p.Begin())
-	buf := []byte("one")
-	require.NoError(t, p.ProduceMarked(1, event.Record{Topic: topic, Partition: 3, Key: []byte("k"), Value: buf, Headers: []event.Header{{Key: "h", Value: buf}}}))
-	copy(buf, "xxx") // the producer has its own copy
+	list := []event.Record{{Topic: topic, Partition: 3, Key: []byte("k"), Value: []byte("one"), Headers: []event.Header{{Key: "h", Value: []byte("one")}}}}
+	require.NoError(t, p.ProduceMarked(1, list...))
+	clear(list[0].Headers) // the bytes are the producer's until the commit, the lists are not
+	clear(list)
 	require.NoError(t, p.ProduceMarked(1, event.Record{Topic: topic, Partition: 3, Value: nil}))
 	require.NoError(t, p.ProduceMarked(2, event.Record{Topic: topic, Partition: 3, Value: []byte{}}))
 	require.NoError(t, p.Produce(event.Record{Topic: topic, Partition: 5, Value: []byte("five")}))

@@ -25,7 +25,6 @@ type Producer struct {
 	c  *Cluster
 	cl *kgo.Client
 
-	arena   arena
 	records slab[kgo.Record]
 	headers slab[kgo.RecordHeader]
 	// promises are what the library calls for the records of each group.
@@ -74,8 +73,7 @@ func (p *Producer) Begin() error {
 	if err := p.failure(); err != nil {
 		return err
 	}
-	p.arena.reset() // everything of the last transaction has been answered
-	p.records.reset()
+	p.records.reset() // everything of the last transaction has been answered
 	p.headers.reset()
 	clear(p.promises)
 	p.mu.Lock()
@@ -87,8 +85,9 @@ func (p *Producer) Begin() error {
 	return nil
 }
 
-// Produce adds records to the open transaction. They are copied, so that the caller may reuse all memory, and sent
-// without waiting. A record that cannot be written is reported by the next call of any method.
+// Produce adds records to the open transaction, and sends them without waiting. They are not copied: keys, values and
+// header values must stay as they are until the transaction is committed, and for good where it is not. A record that
+// cannot be written is reported by the next call of any method.
 func (p *Producer) Produce(records ...event.Record) error { return p.ProduceMarked(0, records...) }
 
 // ProduceMarked is Produce, and keeps the last offset of the records of this group, for [Producer.Offsets]. Group 0
@@ -112,8 +111,8 @@ func (p *Producer) record(e *event.Record) *kgo.Record {
 		Topic:     e.Topic,
 		Partition: e.Partition,
 		Timestamp: e.Timestamp,
-		Key:       p.arena.copy(e.Key),
-		Value:     p.arena.copy(e.Value),
+		Key:       e.Key,
+		Value:     e.Value,
 	}
 	if e.Partition < 0 {
 		r.Partition = change.Partition(change.ProductID(e.Key), p.c.partitions(e.Topic))
@@ -121,7 +120,7 @@ func (p *Producer) record(e *event.Record) *kgo.Record {
 	if len(e.Headers) > 0 {
 		r.Headers = p.headers.take(len(e.Headers))
 		for i, h := range e.Headers {
-			r.Headers[i] = kgo.RecordHeader{Key: h.Key, Value: p.arena.copy(h.Value)}
+			r.Headers[i] = kgo.RecordHeader(h)
 		}
 	}
 	return r
@@ -263,45 +262,4 @@ func (s *slab[T]) take(n int) []T {
 	out := s.chunks[s.at][s.used : s.used+n : s.used+n]
 	s.used += n
 	return out
-}
-
-// arena copies the bytes of one transaction's records into large chunks, which the next transaction uses again: one
-// allocation for thousands of records instead of several for each.
-type arena struct {
-	chunks [][]byte
-	at     int // chunks[:at] are full, chunks[at] is in use
-}
-
-const arenaChunk = 256 << 10
-
-func (a *arena) reset() {
-	// What a single large transaction needed is not kept for ever.
-	if len(a.chunks) > 64 {
-		a.chunks = a.chunks[:64:64]
-	}
-	for i := range a.chunks {
-		a.chunks[i] = a.chunks[i][:0]
-	}
-	a.at = 0
-}
-
-// copy keeps the difference between nil (a tombstone) and empty.
-func (a *arena) copy(b []byte) []byte {
-	if b == nil {
-		return nil
-	}
-	if len(b) > arenaChunk/4 {
-		return append(make([]byte, 0, len(b)), b...)
-	}
-	for a.at < len(a.chunks) && cap(a.chunks[a.at])-len(a.chunks[a.at]) < len(b) {
-		a.at++
-	}
-	if a.at == len(a.chunks) {
-		a.chunks = append(a.chunks, make([]byte, 0, arenaChunk))
-	}
-	c := a.chunks[a.at]
-	n := len(c)
-	c = append(c, b...)
-	a.chunks[a.at] = c
-	return c[n:len(c):len(c)]
 }
