@@ -96,8 +96,8 @@ type CaptureConfig struct {
 	// rows are held in memory before the decision.
 	BatchProducts, BatchRows int
 	// TxRows and TxBytes bound a Kafka transaction; a larger transaction of the source is split. Defaults 10,000 and
-	// 16 MiB. Larger ones cost less each and hold back readers of committed records longer. TxRows is never below
-	// BatchRows, so that what is split is a batch.
+	// 4 MiB. Larger ones cost less each, hold back readers of committed records longer, and leave the processor's caches
+	// before they are sent. TxRows is never below BatchRows, so that what is split is a batch.
 	TxRows, TxBytes int
 	// TxEvery is the shortest time between the beginnings of two Kafka transactions. Under load it is how long small
 	// transactions gather; a change that comes almost alone waits for 1 ms at the most. Default 20 ms.
@@ -134,7 +134,7 @@ func (c CaptureConfig) withDefaults() CaptureConfig {
 	c.BatchProducts = cmp.Or(c.BatchProducts, 50)
 	c.BatchRows = cmp.Or(c.BatchRows, 1000)
 	c.TxRows = max(cmp.Or(c.TxRows, 10_000), c.BatchRows)
-	c.TxBytes = cmp.Or(c.TxBytes, 16<<20)
+	c.TxBytes = cmp.Or(c.TxBytes, 4<<20)
 	c.TxEvery = cmp.Or(c.TxEvery, 20*time.Millisecond)
 	c.IdleEvery = cmp.Or(c.IdleEvery, time.Second)
 	c.MaxRecordBytes = cmp.Or(c.MaxRecordBytes, 8<<20-4<<10)

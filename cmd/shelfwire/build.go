@@ -34,7 +34,7 @@ func kafkaConfig(cfg *config.Config, log *slog.Logger) kafka.Config {
 	c := cfg.Kafka
 	kc := kafka.Config{
 		Brokers: c.Brokers, Prefix: c.Prefix, Partitions: int32(c.Partitions), Replication: int16(c.Replication),
-		MaxRecordBytes: maxRecordBytes, Logger: log,
+		MaxRecordBytes: maxRecordBytes, Compression: c.Compression, Logger: log,
 	}
 	kc.Mirrors, _ = cfg.MirrorTopics() // checked with the configuration
 	if c.TLS {

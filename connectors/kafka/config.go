@@ -20,7 +20,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,6 +56,9 @@ type Config struct {
 	// Until then readers of committed records wait behind it; shorter than a broker's restart, it fences a healthy
 	// producer.
 	TransactionTimeout time.Duration
+	// Compression of what is produced: one of [Compressions]. Default snappy, which costs about half a µs of processor
+	// time for each row; none is for brokers whose disks and network are not the limit.
+	Compression string
 	// ClientID is shown in the broker's logs and quotas. Default "shelfwire".
 	ClientID string
 	// TLS is used for every connection when it is set.
@@ -89,6 +94,10 @@ func New(cfg Config) (*Cluster, error) {
 	cfg.Replication = cmp.Or(cfg.Replication, -1)
 	cfg.MaxRecordBytes = cmp.Or(cfg.MaxRecordBytes, 8<<20)
 	cfg.TransactionTimeout = cmp.Or(cfg.TransactionTimeout, 30*time.Second)
+	cfg.Compression = cmp.Or(cfg.Compression, "snappy")
+	if compressions[cfg.Compression] == nil {
+		return nil, fmt.Errorf("kafka: compression %q is unknown: want one of %s", cfg.Compression, strings.Join(Compressions(), ", "))
+	}
 	cfg.ClientID = cmp.Or(cfg.ClientID, "shelfwire")
 	c := &Cluster{cfg: cfg}
 	cl, err := c.client()
@@ -101,6 +110,13 @@ func New(cfg Config) (*Cluster, error) {
 
 // Close ends the connections of the cluster. Producers and readers have their own.
 func (c *Cluster) Close() { c.cl.Close() }
+
+var compressions = map[string]func() kgo.CompressionCodec{
+	"none": kgo.NoCompression, "gzip": kgo.GzipCompression, "snappy": kgo.SnappyCompression, "lz4": kgo.Lz4Compression, "zstd": kgo.ZstdCompression,
+}
+
+// Compressions lists, sorted, what Config.Compression may be.
+func Compressions() []string { return slices.Sorted(maps.Keys(compressions)) }
 
 // Ping asks a broker for anything at all.
 func (c *Cluster) Ping(ctx context.Context) error {

@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -524,4 +525,24 @@ func TestTopicsOfOthersAreLookedAt(t *testing.T) {
 		require.Equal(t, ours.Topic(c.topic), trouble.Topic)
 		require.Equal(t, c.value, trouble.Have)
 	}
+}
+
+func TestCompressionIsAsConfigured(t *testing.T) {
+	fake, plain := open(t)
+	topic := plain.Topic(event.Changes)
+	for want, name := range map[uint8]string{0: "none", 1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"} {
+		c := access(t, fake, kafka.Config{Compression: name})
+		p := producer(t, c, name)
+		require.NoError(t, p.Begin())
+		require.NoError(t, p.Produce(event.Record{Topic: topic, Partition: int32(want), Value: bytes.Repeat([]byte("row "), 1000)}))
+		require.NoError(t, p.Commit(t.Context()))
+		cl, err := kgo.NewClient(kgo.SeedBrokers(fake.ListenAddrs()...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {int32(want): kgo.NewOffset().AtStart()}}))
+		require.NoError(t, err)
+		rec := cl.PollFetches(t.Context()).Records()[0]
+		require.Equal(t, want, rec.Attrs.CompressionType(), name)
+		require.Len(t, rec.Value, 4000)
+		cl.Close()
+	}
+	_, err := kafka.New(kafka.Config{Brokers: []string{"b"}, Compression: "best"})
+	require.ErrorContains(t, err, "want one of gzip, lz4, none, snappy, zstd")
 }

@@ -52,6 +52,7 @@ func (c *Cluster) OpenProducer(ctx context.Context, transactionalID string) (*Pr
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerBatchMaxBytes(c.cfg.MaxRecordBytes),
+		kgo.ProducerBatchCompression(compressions[c.cfg.Compression]()),
 		// We decide ourselves when enough is gathered; the default of 10 ms would be paid by every single change.
 		kgo.ProducerLinger(0),
 		// Whoever writes bounds a transaction. A Produce that waits for room in the buffer could not be stopped.

@@ -98,6 +98,8 @@ type Kafka struct {
 	Partitions int `yaml:"partitions"`
 	// Replication is the replication factor of topics that are created. Default: the broker's own.
 	Replication int `yaml:"replication"`
+	// Compression of the topics: none, gzip, snappy, lz4 or zstd. Default snappy.
+	Compression string `yaml:"compression"`
 	// Username and Password select SASL SCRAM-SHA-512. TLS encrypts the connection.
 	Username string `yaml:"username"`
 	Password Secret `yaml:"password"`
@@ -290,6 +292,7 @@ func (c *Config) defaults() {
 	num(&c.Source.Heal.Most, 3)
 	str(&c.Kafka.Prefix, "catalog.")
 	num(&c.Kafka.Partitions, 8)
+	str(&c.Kafka.Compression, "snappy")
 	str(&c.Mirror.Prefix, strings.TrimRight(c.Kafka.Prefix, "._-"))
 	num(&c.State.MaxConnections, 8)
 	num(&c.ClickHouse.RetentionDays, 400)
@@ -327,6 +330,8 @@ func (c *Config) check(d *decoder) error {
 		return d.at("source.sender_timeout", "a reader that pauses for less than a second would lose the slot", "use 4s")
 	case len(c.Kafka.Brokers) == 0:
 		return d.at("kafka", "kafka.brokers is missing", "list at least one host:port")
+	case !slices.Contains([]string{"none", "gzip", "snappy", "lz4", "zstd"}, c.Kafka.Compression):
+		return d.at("kafka.compression", fmt.Sprintf("%q is no compression", c.Kafka.Compression), "use none, gzip, snappy, lz4 or zstd")
 	case c.State.URL == "":
 		return d.at("state", "state.url is missing", "set it to a database that only Shelfwire uses")
 	case c.State.URL == c.Source.URL:

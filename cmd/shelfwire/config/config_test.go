@@ -81,6 +81,7 @@ func TestMistakes(t *testing.T) {
 		"far off key":       {"  quiet: 250ms", "  zzzzzzzzzz: 1", `known keys are drain, lease, max_wait, quiet, stale_wait`},
 		"wrong type":        {"  quiet: 250ms", "  quiet: soon", `:19:10: push.quiet is "soon"; want a duration such as 500ms, 5s or 10m`},
 		"list wanted":       {"brokers: [127.0.0.1:9092]", "brokers: 127.0.0.1:9092", `:4:12: kafka.brokers must be a list`},
+		"compression":       {"  brokers: [127.0.0.1:9092]\n", "  brokers: [a]\n  compression: best\n", `:5:16: "best" is no compression; use none, gzip`},
 		"unset variable":    {"${DB}", "${NO_SUCH}", `:2:8: source.url needs the environment variable NO_SUCH, which is not set`},
 		"no token file":     {"{file: token}", "{file: nowhere}", `:10:12: shops.main.token: open`},
 		"state in source":   {"postgres://state", "${DB}", `:6:8: the state is in the source database`},
