@@ -10,7 +10,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded"
-	embeddedkafka "github.com/shelfwire/shelfwire/deploy/embedded/kafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
 	"github.com/shelfwire/shelfwire/sinks/state"
 )
@@ -28,6 +27,7 @@ type captureLoad struct {
 	// goal is rows a second against pg_recvlogical; perRow and perRowServer are CPU µs for each row, of capture and of the
 	// walsender; 0: none.
 	goal, perRow, perRowServer float64
+	debezium                   debeziumRun
 }
 
 const captureRow = `SELECT i, i %% 40, 'handle-of-a-product-' || i, 'A title of some length for product ' || i, 12.50, 0, now(), repeat('body ', 12)`
@@ -38,17 +38,20 @@ func captureLoads(b *bench) []captureLoad {
 	return []captureLoad{
 		{
 			name: "100 rows a transaction", rows: small, goal: 1.6, perRow: 3, perRowServer: 5,
+			debezium: debeziumRun{ratio: 0.44, cpu: 30, goal: 3.5},
 			sql: fmt.Sprintf(`DO $$ BEGIN FOR t IN 0..%d LOOP UPDATE products SET qty = qty + 1 WHERE id BETWEEN t * 100 %% %d + 1 AND t * 100 %% %d + 100; COMMIT; END LOOP; END $$`,
 				small/100-1, captureProducts, captureProducts),
 		},
 		{
 			name: "one row a transaction", rows: ones, goal: 2, perRow: 4, perRowServer: 11,
-			sql: fmt.Sprintf(`DO $$ BEGIN FOR t IN 1..%d LOOP UPDATE products SET qty = qty + 1 WHERE id = t %% %d + 1; COMMIT; END LOOP; END $$`, ones, captureProducts),
+			debezium: debeziumRun{ratio: 0.98, cpu: 38, goal: 2},
+			sql:      fmt.Sprintf(`DO $$ BEGIN FOR t IN 1..%d LOOP UPDATE products SET qty = qty + 1 WHERE id = t %% %d + 1; COMMIT; END LOOP; END $$`, ones, captureProducts),
 		},
 		{
 			name: fmt.Sprintf("one transaction of %d rows", large), rows: large, goal: 0.65,
 			sql:  fmt.Sprintf(`INSERT INTO bulk `+captureRow+` FROM generate_series(1, %d) i`, large),
 			recv: []string{"-o", "proto_version=2", "-o", "streaming=on"}, fromStart: true,
+			debezium: debeziumRun{ratio: 0.44, cpu: 38, goal: 1.4},
 		},
 	}
 }
@@ -66,17 +69,15 @@ type captureRig struct {
 	url    string // of the source
 	state  string
 	admin  string
-	broker string
-	// brokerPID is the process of the broker.
-	brokerPID int
-	conn      *pgx.Conn
-	recv      string // pg_recvlogical
-	stops     []func()
-	runs      int
+	broker captureBroker
+	conn   *pgx.Conn
+	recv   string // pg_recvlogical
+	stops  []func()
+	runs   int
 }
 
 func measureCapture(ctx context.Context, b *bench) (out []figure, err error) {
-	r, err := newCaptureRig(ctx, b)
+	r, err := newCaptureRig(ctx, b, kfakeBroker)
 	defer r.close()
 	if err != nil {
 		return nil, err
@@ -88,11 +89,11 @@ func measureCapture(ctx context.Context, b *bench) (out []figure, err error) {
 		}
 		out = append(out, figures...)
 	}
-	figures, err := r.readable(ctx)
+	figures, err := r.readable(ctx, 3, 10)
 	return append(out, figures...), err
 }
 
-func newCaptureRig(ctx context.Context, b *bench) (r *captureRig, err error) {
+func newCaptureRig(ctx context.Context, b *bench, start startBroker) (r *captureRig, err error) {
 	r = &captureRig{b: b}
 	s, err := embedded.NewScratch(ctx, "shelfwire", "bench")
 	if err != nil {
@@ -105,12 +106,11 @@ func newCaptureRig(ctx context.Context, b *bench) (r *captureRig, err error) {
 		return r, err
 	}
 	r.stops = append(r.stops, func() { _ = pg.Stop() })
-	broker, err := embeddedkafka.StartProcess(ctx, embeddedkafka.Config{Dir: filepath.Join(r.dir, "kafka")})
-	if err != nil {
+	if r.broker, err = start(ctx, filepath.Join(r.dir, "kafka")); err != nil {
 		return r, err
 	}
-	r.stops = append(r.stops, func() { _ = broker.Stop() })
-	r.broker, r.brokerPID, r.admin = broker.Addr(), broker.PID(), pg.URL("postgres")
+	r.stops = append(r.stops, func() { _ = r.broker.Stop() })
+	r.admin = pg.URL("postgres")
 	if r.url, err = state.Create(ctx, r.admin, "shop"); err != nil {
 		return r, err
 	}
@@ -180,28 +180,39 @@ func (r *captureRig) load(ctx context.Context, l captureLoad) ([]figure, error) 
 	if err := r.exec(ctx, fmt.Sprintf(`SELECT pg_drop_replication_slot('%s')`, base)); err != nil {
 		return nil, err
 	}
-	return captureFigures(l, ratios, raw, runs), nil
+	return r.figures(l, ratios, raw, runs), nil
 }
 
-func captureFigures(l captureLoad, ratios, raw []float64, runs []captureRun) []figure {
+func (r *captureRig) figures(l captureLoad, ratios, raw []float64, runs []captureRun) []figure {
 	of := func(f func(captureRun) float64) float64 { return medianRun(runs, f) }
 	since := "from the first record that a read_committed reader could see"
 	if l.fromStart {
 		since = "from the start of the process"
 	}
-	how := fmt.Sprintf("medians of %d rounds by turns, %d rows of about 210 bytes; shelfwire run --only capture into a broker (kfake) in a "+
+	how := fmt.Sprintf("medians of %d rounds by turns, %d rows of about 210 bytes; shelfwire run --only capture into a broker (%s) in a "+
 		"process of its own, %s to the last; capture %.0f rows/s, "+
-		"pg_recvlogical to /dev/null %.0f rows/s", len(runs), l.rows, since, of(func(r captureRun) float64 { return r.rate }), medianOf(raw))
+		"pg_recvlogical to /dev/null %.0f rows/s", len(runs), l.rows, r.broker.kind, since, of(func(r captureRun) float64 { return r.rate }), medianOf(raw))
 	ratio := medianOf(ratios)
-	out := []figure{atLeast("capture ÷ pg_recvlogical, "+l.name, ratio, "ratio", l.goal, how)}
+	name := l.name + r.broker.label
+	out := []figure{atLeast("capture ÷ pg_recvlogical, "+name, ratio, "ratio", l.goal, how), l.debezium.rate(name, ratio)}
+	cpu := of(func(r captureRun) float64 { return r.cpu })
 	if l.perRow > 0 {
 		out = append(out,
-			atMost("CPU of capture, "+l.name, of(func(r captureRun) float64 { return r.cpu }), "µs/row", l.perRow, "the same runs, from the first record on"),
-			atMost("CPU of its walsender, "+l.name, of(func(r captureRun) float64 { return r.server }), "µs/row", l.perRowServer, "the same runs"),
-			atMost("heap allocations of capture, "+l.name, of(func(r captureRun) float64 { return r.allocs }), "1/row", 1, "the same runs, from the first record on"),
-			atMost("first record after the start of capture, "+l.name, of(func(r captureRun) float64 { return r.first.Seconds() }), "s", 0.5, "the same runs"))
+			atMost("CPU of capture, "+name, cpu, "µs/row", l.perRow, "the same runs, from the first record on"),
+			atMost("CPU of its walsender, "+name, of(func(r captureRun) float64 { return r.server }), "µs/row", l.perRowServer, "the same runs"),
+			atMost("heap allocations of capture, "+name, of(func(r captureRun) float64 { return r.allocs }), "1/row", 1, "the same runs, from the first record on"),
+			atMost("first record after the start of capture, "+name, of(func(r captureRun) float64 { return r.first.Seconds() }), "s", 0.5, "the same runs"))
+	} else {
+		out = append(out,
+			shown("CPU of capture, "+name, cpu, "µs/row", "the same runs, from the first record on, which comes when the transaction has been read to its end"),
+			shown("CPU of its walsender, "+name, of(func(r captureRun) float64 { return r.server }), "µs/row", "the same"))
 	}
-	return append(out, atMost("peak memory of capture, "+l.name, of(func(r captureRun) float64 { return r.peak }), "MB", 256, "the same runs"))
+	peak := of(func(r captureRun) float64 { return r.peak })
+	return append(out,
+		shown("CPU of the broker, "+name, of(func(r captureRun) float64 { return r.broker }), "µs/row", "the same runs"),
+		l.debezium.cost(name, cpu),
+		atMost("peak memory of capture, "+name, peak, "MB", 256, "the same runs"),
+		debeziumMemory(name, peak))
 }
 
 // medianRun is the median of what f gives for each run.

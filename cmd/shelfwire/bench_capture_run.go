@@ -170,7 +170,7 @@ func (r *captureRig) watch(ctx context.Context, t captureTask, cluster *kafka.Cl
 
 // topics opens topics of the slot's own.
 func (r *captureRig) topics(ctx context.Context, slot string, tables []string) (*kafka.Cluster, error) {
-	cluster, err := kafka.New(kafka.Config{Brokers: []string{r.broker}, Prefix: slot + ".", Partitions: 8})
+	cluster, err := kafka.New(kafka.Config{Brokers: []string{r.broker.Addr()}, Prefix: slot + ".", Partitions: 8})
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +241,7 @@ func (r *captureRig) writeConfig(ctx context.Context, slot string, more map[stri
 	}
 	text, err := yaml.Marshal(map[string]any{
 		"source":    source,
-		"kafka":     map[string]any{"brokers": []string{r.broker}, "prefix": slot + ".", "partitions": 8},
+		"kafka":     map[string]any{"brokers": []string{r.broker.Addr()}, "prefix": slot + ".", "partitions": 8},
 		"state":     map[string]any{"url": r.state},
 		"shops":     map[string]any{"one": map[string]any{"url": "http://127.0.0.1:9", "token": "none"}},
 		"documents": "SELECT id::text AS product_id, 'one' AS shop, '{}'::jsonb AS document FROM products WHERE id::text = ANY ($1)",
@@ -280,7 +280,7 @@ func (r *captureRig) used(ctx context.Context, t captureTask, p *process, listen
 		}
 		u.server += took
 	}
-	if u.broker, err = processCPU(r.brokerPID); err != nil {
+	if u.broker, err = processCPU(r.broker.PID()); err != nil {
 		return u, err
 	}
 	u.mallocs, err = scrape(ctx, listen, "go_memstats_mallocs_total")

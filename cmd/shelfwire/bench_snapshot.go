@@ -12,7 +12,7 @@ const snapshotPIDs = `SELECT pid FROM pg_stat_activity WHERE datname = current_d
 
 // measureSnapshot holds the first snapshot of a table against COPY of the same table, on a pipeline of its own.
 func measureSnapshot(ctx context.Context, b *bench) ([]figure, error) {
-	r, err := newCaptureRig(ctx, b)
+	r, err := newCaptureRig(ctx, b, kfakeBroker)
 	defer r.close()
 	if err != nil {
 		return nil, err
