@@ -40,7 +40,7 @@ func benchCommand() *cobra.Command {
 		Args: noArgs,
 	}
 	cmd.Flags().StringVar(&f.out, "out", "", "file for the figures, as JSON")
-	cmd.Flags().StringSliceVar(&f.only, "only", nil, "what to measure: "+strings.Join(benchNames(), ", ")+" (default all)")
+	cmd.Flags().StringSliceVar(&f.only, "only", nil, "what to measure: "+strings.Join(benchNames(), ", ")+" (default all but kafka, which needs Java)")
 	cmd.Flags().DurationVar(&f.duration, "for", 30*time.Second, "how long the traffic of latency and memory lasts")
 	cmd.Flags().Uint64Var(&f.seed, "seed", 1, "decides catalog, traces and faults")
 	cmd.Flags().IntVar(&f.rows, "rows", 2_000_000, "rows of the one transaction whose memory is measured, from 200000 on")
@@ -115,6 +115,7 @@ func benchMeasures() []benchMeasure {
 		{name: "capture", alone: measureCapture},
 		{name: "snapshot", alone: measureSnapshot},
 		{name: "transaction", alone: measureTransaction},
+		{name: "kafka", asked: true, alone: measureKafka},
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"github.com/shelfwire/shelfwire/deploy/embedded/apachekafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
 )
 
@@ -26,4 +27,9 @@ type startBroker func(ctx context.Context, dir string) (captureBroker, error)
 func kfakeBroker(ctx context.Context, dir string) (captureBroker, error) {
 	p, err := kafka.StartProcess(ctx, kafka.Config{Dir: dir})
 	return captureBroker{brokerProcess: p, kind: "kfake"}, err
+}
+
+func apacheBroker(ctx context.Context, dir string) (captureBroker, error) {
+	p, err := apachekafka.Start(ctx, apachekafka.Config{Dir: dir})
+	return captureBroker{brokerProcess: p, kind: "Apache Kafka", label: ", Apache Kafka"}, err
 }

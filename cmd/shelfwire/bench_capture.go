@@ -76,8 +76,19 @@ type captureRig struct {
 	runs   int
 }
 
-func measureCapture(ctx context.Context, b *bench) (out []figure, err error) {
-	r, err := newCaptureRig(ctx, b, kfakeBroker)
+func measureCapture(ctx context.Context, b *bench) ([]figure, error) {
+	return measureLoads(ctx, b, kfakeBroker, 3, 10)
+}
+
+// measureKafka measures the same into Apache Kafka, which is what Debezium's figures were recorded with.
+func measureKafka(ctx context.Context, b *bench) ([]figure, error) {
+	return measureLoads(ctx, b, apacheBroker, 10, 75)
+}
+
+// measureLoads measures how fast the loads are read, and how soon a change can be read from the broker: p50 and p99 are
+// the goals of that, in ms.
+func measureLoads(ctx context.Context, b *bench, start startBroker, p50, p99 float64) (out []figure, err error) {
+	r, err := newCaptureRig(ctx, b, start)
 	defer r.close()
 	if err != nil {
 		return nil, err
@@ -89,7 +100,7 @@ func measureCapture(ctx context.Context, b *bench) (out []figure, err error) {
 		}
 		out = append(out, figures...)
 	}
-	figures, err := r.readable(ctx, 3, 10)
+	figures, err := r.readable(ctx, p50, p99)
 	return append(out, figures...), err
 }
 
