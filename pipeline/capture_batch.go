@@ -246,7 +246,7 @@ func (b *captureBatcher) row(r *captureRowStep) {
 	if r.snapshot != "" {
 		b.unit.snapshot = true
 		b.records(r, func(_ change.ProductID, rec event.Record) {
-			rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: []byte(r.snapshot)})
+			rec.Headers = append(rec.Headers, event.Header{Key: event.HeaderBatch, Value: b.memory.text(r.snapshot)})
 			b.emit(b.snapshotGroup(r.snapshot), rec)
 		})
 		b.mirror(r.mirror)

@@ -25,7 +25,7 @@ func (s *captureSession) dispatch() {
 
 // snapshotMoved puts on record where the snapshots are, with the ends of those that are complete.
 func (s *captureSession) snapshotMoved() {
-	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: s.snapshotStep(nil, nil)})
+	s.step(captureStep{kind: captureProgress, progress: s.snapshotStep(nil, nil)})
 	s.dispatch()
 }
 
@@ -90,7 +90,7 @@ func (s *captureSession) refuse(t *snapshotTask, reason string, lsn change.LSN) 
 		request: *p.Request, content: content, position: change.Position{CommitLSN: lsn},
 	}, reason)
 	step := s.snapshotStep([]event.SnapshotProgress{p}, []event.Record{dead})
-	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: step})
+	s.step(captureStep{kind: captureProgress, progress: step})
 	s.dispatch()
 }
 
@@ -110,17 +110,19 @@ func (s *captureSession) merge(t *snapshotTask, a *snapshotAnswer, lsn change.LS
 		return
 	}
 	s.encoder.envelope.ReadAt = chunk.ReadAt
+	// Rows that wait for nobody go into the unit at once: none ends before the progress that counts them.
+	direct := len(s.backlog) == 0 && s.router.alone(chunk.Relation)
 	for i, row := range rows {
 		c := change.Change{
 			Op: change.Read, Relation: chunk.Relation, After: row, LSN: lsn,
 			Position: change.Position{CommitLSN: lsn, Ordinal: uint64(i + 1)},
 		}
-		step := s.row(&c, nil)
+		step := s.row(&c, nil, !direct)
 		if step == nil {
 			continue
 		}
 		step.snapshot = t.request.snapshot
-		s.push(step)
+		s.push(step, direct)
 		s.c.stats.SnapshotRows.Add(1)
 	}
 	if name := s.book.advance(t, chunk); name != "" {
@@ -142,7 +144,7 @@ func (s *captureSession) ask(m *change.Message) {
 	dead := s.begun([]*snapshotAsk{parseSnapshotAsk(m, s.c.cfg.Routes)})
 	step := s.snapshotStep(nil, dead)
 	step.taken = m.LSN
-	s.backlog = append(s.backlog, captureStep{kind: captureProgress, progress: step})
+	s.step(captureStep{kind: captureProgress, progress: step})
 	s.dispatch()
 }
 
@@ -179,7 +181,7 @@ func (s *captureSession) commit(end change.LSN) {
 	dead := s.begun(s.asked)
 	s.truncated, s.asked = false, nil
 	step.progress = s.snapshotStep(nil, dead)
-	s.backlog = append(s.backlog, step)
+	s.step(step)
 	s.dispatch()
 }
 

@@ -320,13 +320,15 @@ func (s *captureSession) change(c *change.Change) {
 	if s.skip || c.Position.Compare(s.resume.Position) <= 0 {
 		return
 	}
-	if row := s.row(c, &s.tx); row != nil {
-		s.push(row)
+	direct := len(s.backlog) == 0
+	if row := s.row(c, &s.tx, !direct); row != nil {
+		s.push(row, direct)
 	}
 }
 
 // row routes and encodes a row of the open transaction or, with tx nil, of a snapshot; nil where it concerns nobody.
-func (s *captureSession) row(c *change.Change, tx *change.Transaction) (row *captureRowStep) {
+// later: it will wait, for those before it.
+func (s *captureSession) row(c *change.Change, tx *change.Transaction, later bool) (row *captureRowStep) {
 	r := s.router.route(c, s.pairs)
 	s.pairs = r.pairs
 	topic := s.mirror.topic(c.Relation)
@@ -336,7 +338,7 @@ func (s *captureSession) row(c *change.Change, tx *change.Transaction) (row *cap
 		row.dead = []string{"the table was truncated: which products had rows is not known; all tables are read again"}
 		s.c.log.Warn("routed table truncated", "table", c.Relation.Table(), "position", c.Position.String())
 	case len(r.pairs) > 0 || r.fanout:
-		row = s.encoder.row(c, tx, r, tx == nil || len(s.backlog) > 0 || routerWaits(r.pairs))
+		row = s.encoder.row(c, tx, r, later || routerWaits(r.pairs))
 	case topic != "":
 		row = s.encoder.mirrorRow(c, tx)
 	default:
@@ -357,15 +359,15 @@ func (s *captureSession) step(st captureStep) {
 	s.batcher.apply(&st)
 }
 
-// push is step for a row. The rows of a snapshot chunk wait for its progress.
-func (s *captureSession) push(row *captureRowStep) {
+// push takes a row, directly unless it waits.
+func (s *captureSession) push(row *captureRowStep, direct bool) {
 	if row.snapshot == "" && !row.mirrorOnly {
 		s.c.stats.Rows.Add(1)
 	}
 	switch waits := routerWaits(row.pairs); {
 	case waits:
 		s.waiting++
-	case len(s.backlog) == 0 && row.snapshot == "":
+	case direct:
 		s.batcher.row(row)
 		return
 	}

@@ -169,6 +169,12 @@ func (r *router) routed(rel *change.Relation) bool {
 	return p.table != nil && len(p.table.routes) > 0
 }
 
+// alone reports whether every row of a table says itself where it leads.
+func (r *router) alone(rel *change.Relation) bool {
+	p := r.plan(rel)
+	return p.table == nil || !slices.ContainsFunc(p.table.leads, func(l *routerParent) bool { return l != nil })
+}
+
 // problem returns, once for each shape of a table, why its old images cannot be routed.
 func (r *router) problem(rel *change.Relation) error {
 	p := r.plan(rel)

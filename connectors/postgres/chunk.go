@@ -255,8 +255,8 @@ type tuples struct {
 	bytes  []byte
 }
 
-// The pieces: 32 KiB of values, and of bytes.
-const tupleValues, tupleBytes = 1024, 32 << 10
+// The pieces: 16 KiB of values, and of bytes. Go makes larger objects at a higher price, from 32 KiB on.
+const tupleValues, tupleBytes = 512, 16 << 10
 
 // of copies a row.
 func (p *tuples) of(v [][]byte) change.Tuple {
