@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -130,17 +131,24 @@ func (p *part) watch(ctx context.Context, r running) bool {
 	}
 }
 
-// freeze stops the process for a while.
+// freeze stops the process for a while. Of a server with processes of its own, only the first one stops.
 func (p *part) freeze(ctx context.Context, r running, s strike) {
 	defer close(s.dead)
-	if run, ok := r.(*process); ok {
-		p.mu.Lock()
-		p.frozen++
-		p.mu.Unlock()
-		run.freeze()
-		rest(ctx, s.down)
-		run.thaw()
+	var pid int
+	switch run := r.(type) {
+	case *process:
+		pid = run.cmd.Process.Pid
+	case interface{ PID() int }:
+		pid = run.PID()
+	default:
+		return
 	}
+	p.mu.Lock()
+	p.frozen++
+	p.mu.Unlock()
+	_ = syscall.Kill(pid, syscall.SIGSTOP) // it may have ended by itself
+	rest(ctx, s.down)
+	_ = syscall.Kill(pid, syscall.SIGCONT)
 }
 
 // kill ends the part as a crash would. It returns when the part is dead, or when a frozen one has woken up again; it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"testing"
 
 	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -17,6 +18,18 @@ type findings struct {
 
 // most is how many findings of one run are worth reading.
 const most = 60
+
+// report fails the test with what is wrong, the first so many of it.
+func (f *findings) report(t *testing.T, first int) {
+	t.Helper()
+	for i, wrong := range f.wrong {
+		if i == first {
+			t.Errorf("... and %d more", len(f.wrong)-first)
+			break
+		}
+		t.Error(tail(wrong, 1500))
+	}
+}
 
 func (f *findings) add(wrong string) { f.wrong = append(f.wrong, wrong) }
 

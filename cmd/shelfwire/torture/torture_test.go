@@ -224,11 +224,5 @@ func (w *world) compare(ctx context.Context, office *backOffice) {
 	for _, must := range []string{"live records of catalog.changes", "outcomes", "rows of view changes", "audit: prices", "variants on sale", "batches"} {
 		require.Positive(w.t, f.compared[must], "nothing was compared: %s", must)
 	}
-	for i, wrong := range f.wrong {
-		if i == most {
-			w.t.Errorf("... and %d more", len(f.wrong)-most)
-			break
-		}
-		w.t.Error(tail(wrong, 1200))
-	}
+	f.report(w.t, most)
 }

@@ -55,7 +55,7 @@ func (tr *trial) strike(b blow) {
 		tr.server.start(nil)
 		tr.aim()
 	case "drop the slot":
-		tr.dropSlot()
+		tr.server.exec(tr.database, dropSlot(tr.slot()))
 	case "read the slot":
 		tr.active.kill()
 		tr.free()
@@ -121,7 +121,7 @@ func (tr *trial) duel(b blow, rng *rand.Rand) {
 
 // request asks for a snapshot, as a user would or as the command line does. One in five cannot be had.
 func (tr *trial) request(rng *rand.Rand) {
-	id := fmt.Sprintf("r%d", len(tr.asked))
+	id := fmt.Sprintf("r%d", len(tr.evidence.asked))
 	text := []string{
 		`{"id": "%s", "table": "public.items"}`,
 		`{"id": "%s", "table": "public.variants", "where": "id %% 3 = 1"}`,
@@ -130,12 +130,12 @@ func (tr *trial) request(rng *rand.Rand) {
 		`{"id": "%s", "table": "public.refused"}`,
 	}[rng.IntN(5)]
 	tr.server.exec(tr.database, `SELECT pg_logical_emit_message($1, 'shelfwire.snapshot', $2)`, rng.IntN(2) == 0, fmt.Sprintf(text, id))
-	tr.asked = append(tr.asked, id)
+	tr.evidence.asked = append(tr.evidence.asked, id)
 }
 
 // dropSlot takes the slot away from whoever reads it.
-func (tr *trial) dropSlot() {
-	tr.server.exec(tr.database, fmt.Sprintf(`DO $$ BEGIN
+func dropSlot(slot string) string {
+	return fmt.Sprintf(`DO $$ BEGIN
 		LOOP
 			BEGIN
 				PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '%s' AND active;
@@ -144,7 +144,7 @@ func (tr *trial) dropSlot() {
 			EXCEPTION WHEN object_in_use OR undefined_object THEN
 			END;
 		END LOOP;
-	END $$`, tr.slot(), tr.slot()))
+	END $$`, slot, slot)
 }
 
 // free waits until nobody has the slot.
@@ -170,7 +170,7 @@ func (tr *trial) loseWAL() {
 					return err
 				}
 			}
-			if err := tr.witness.drain(ctx, conn); err != nil {
+			if err := tr.evidence.witness.drain(ctx, conn); err != nil {
 				return err
 			}
 			return conn.QueryRow(ctx, `SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = $1`, tr.slot()).Scan(&lost)
@@ -195,8 +195,8 @@ func (tr *trial) quiet() {
 // remember keeps what the history says now: another server is about to take the place of this one.
 func (tr *trial) remember() {
 	tr.server.with(tr.database, func(ctx context.Context, conn *pgx.Conn) error {
-		deeds, err := tr.witness.readHistory(ctx, conn)
-		tr.past = append(tr.past, pastEra{deeds: deeds})
+		deeds, err := tr.evidence.witness.readHistory(ctx, conn)
+		tr.evidence.past = append(tr.evidence.past, pastEra{deeds: deeds})
 		return err
 	})
 }
@@ -221,7 +221,7 @@ func (tr *trial) restore(b blow) {
 	tr.remember()
 	tr.active.kill()
 	require.NoError(tr.t, tr.server.now().Stop())
-	tr.past[len(tr.past)-1].until = time.Now()
+	tr.evidence.past[len(tr.evidence.past)-1].until = time.Now()
 	backup.start(nil)
 	tr.server.replace(backup)
 	tr.active = tr.enter(b.habits)
@@ -232,12 +232,12 @@ func (tr *trial) restore(b blow) {
 // healed waits until the position is one of the server as it is: what was lost is known by its WAL, and must be looked
 // at before others write.
 func (tr *trial) healed(b blow) {
-	until := tr.past[len(tr.past)-1].until
+	until := tr.evidence.past[len(tr.evidence.past)-1].until
 	limited, cancel := context.WithTimeout(tr.t.Context(), 30*time.Second)
 	defer cancel()
 	for {
 		tr.alive()
-		pos, ok, err := tr.topics.ReadPosition(limited, kafkatopics.CapturePartition, "capture/"+tr.slot())
+		pos, ok, err := tr.evidence.topics.ReadPosition(limited, kafkatopics.CapturePartition, "capture/"+tr.slot())
 		if err == nil && ok && pos.CommitLSN != 0 && pos.At.After(until) {
 			return
 		}
@@ -252,7 +252,7 @@ func (tr *trial) failOver(b blow, rng *rand.Rand) {
 	// The copy's slots must not ask for rows of the catalog that the primary is free to remove.
 	for range 2 {
 		tr.server.exec(tr.database, "CHECKPOINT")
-		tr.server.with(tr.database, tr.witness.drain)
+		tr.server.with(tr.database, tr.evidence.witness.drain)
 		tr.settle()
 	}
 	tr.active.kill()
@@ -280,11 +280,11 @@ func (tr *trial) failOver(b blow, rng *rand.Rand) {
 	standby.exec("postgres", `SELECT pg_promote()`)
 	tr.remember()
 	tr.active.kill()
-	tr.past[len(tr.past)-1].until = time.Now()
+	tr.evidence.past[len(tr.evidence.past)-1].until = time.Now()
 	tr.server.now().Kill()
 	tr.server.replace(standby)
 	if !slots {
-		tr.server.exec(tr.database, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, tr.witness.slot)
+		tr.server.exec(tr.database, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, tr.evidence.witness.slot)
 	}
 	tr.active = tr.enter(b.habits)
 	tr.healed(b)
