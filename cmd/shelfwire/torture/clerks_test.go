@@ -23,7 +23,7 @@ var trialRoutes = []route.Route{
 	{Table: "public.stock", Parent: &route.Parent{Column: "variant_id", Table: "public.variants", ID: "id", Key: "product_id"}},
 	{Table: "public.notes", Key: "product_id"},
 	{Table: "public.orders", Key: "product_id"},
-	{Table: "public.categories", Query: "SELECT id FROM items WHERE id > $2 ORDER BY id COLLATE \"C\" LIMIT $3"},
+	{Table: "public.categories", Query: "SELECT id FROM items WHERE $1::jsonb IS NOT NULL AND id > $2 ORDER BY id COLLATE \"C\" LIMIT $3"},
 }
 
 // trialTables are the tables of a trial, and the history: a trigger writes each row that is changed into a table that

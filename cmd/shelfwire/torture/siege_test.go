@@ -165,7 +165,7 @@ func (s *siege) write(name string) string {
 	text := fmt.Sprintf("source: {url: %q, heartbeat: 1s, snapshot_chunk: 10, snapshot_readers: 2, sender_timeout: %s, spill_dir: %q, heal: {most: 1000}}\n",
 		through, siegeTimeout, s.dir) +
 		fmt.Sprintf("kafka: {brokers: [\"127.0.0.1:%d\"], partitions: %d}\nstate: {url: %q}\n", s.kafkaPort, partitions, s.stateURL) +
-		"shops: {main: {url: \"http://127.0.0.1:1\", token: none}}\ndocuments: \"SELECT id, 'main', '{}'::jsonb FROM items WHERE id = ANY ($1)\"\n" +
+		"shops: {main: {url: \"http://127.0.0.1:1\", token: none}}\ndocuments: \"SELECT id AS product_id, 'main' AS shop, '{}'::jsonb AS document FROM items WHERE id = ANY ($1)\"\n" +
 		"batches: {rows: 40, products: 20}\nmetrics: {listen: \"off\"}\nlog: {format: text}\n" + string(routes)
 	file := filepath.Join(s.dir, name+".yaml")
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
