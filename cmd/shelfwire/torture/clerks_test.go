@@ -188,6 +188,12 @@ func writeTransaction(rng *rand.Rand) []string {
 		}
 		sql = append(sql, writeStatement(rng))
 	}
+	switch rng.IntN(60) {
+	case 0: // a batch with a name
+		sql = append(sql, `SELECT pg_logical_emit_message(true, 'shelfwire.batch', '{"name": "named", "admin": "clerk"}')`)
+	case 1: // and one that is rolled back, which the server does not tell beside rows that stay
+		sql = append(sql, "SAVEPOINT a", `SELECT pg_logical_emit_message(true, 'shelfwire.batch', '{"name": "gone"}')`, writeStatement(rng), "ROLLBACK TO a")
+	}
 	if rng.IntN(25) == 0 {
 		sql = append(sql,
 			`INSERT INTO items SELECT 'big' || g || '-' || pg_current_xact_id(), repeat('t', 900), g FROM generate_series(1, 80) g`,
@@ -271,13 +277,17 @@ func alterTables(rng *rand.Rand, truncates bool) []string {
 	case 5:
 		sql = []string{fmt.Sprintf(`ALTER TABLE %s ALTER %s DROP DEFAULT, ALTER %s TYPE text USING %s::text`, table, column, column, column)}
 	case 6: // all rows are written anew, and nobody hears of it
-		sql = []string{`ALTER TABLE items ALTER price TYPE text USING price::text`, `UPDATE items SET title = left(title, 40) || 'p' WHERE id < 'p3'`,
-			`ALTER TABLE items ALTER price TYPE numeric USING price::numeric`}
+		sql = []string{
+			`ALTER TABLE items ALTER price TYPE text USING price::text`, `UPDATE items SET title = left(title, 40) || 'p' WHERE id < 'p3'`,
+			`ALTER TABLE items ALTER price TYPE numeric USING price::numeric`,
+		}
 	case 7:
 		name := table + "_away"
-		sql = []string{fmt.Sprintf(`ALTER TABLE %s RENAME TO %s`, table, name),
+		sql = []string{
+			fmt.Sprintf(`ALTER TABLE %s RENAME TO %s`, table, name),
 			fmt.Sprintf(`UPDATE %s SET %s`, name, map[string]string{"items": "title = title", "variants": "sku = sku", "notes": "body = body", "stock": "qty = qty"}[table]),
-			fmt.Sprintf(`ALTER TABLE %s RENAME TO %s`, name, table)}
+			fmt.Sprintf(`ALTER TABLE %s RENAME TO %s`, name, table),
+		}
 	case 8:
 		to := []string{"FULL", "FULL", "DEFAULT"}[rng.IntN(3)]
 		sql = []string{`ALTER TABLE items REPLICA IDENTITY ` + to, `UPDATE items SET title = left(title, 40) || 'i' WHERE id < 'p3'`}
@@ -289,18 +299,22 @@ func alterTables(rng *rand.Rand, truncates bool) []string {
 		sql = []string{`LOCK TABLE ` + table, `ALTER PUBLICATION shelfwire DROP TABLE ` + table, `ALTER PUBLICATION shelfwire ADD TABLE ` + table}
 	case 10:
 		region := 2 + rng.IntN(4)
-		sql = []string{fmt.Sprintf(`CREATE TABLE orders_%d (LIKE orders INCLUDING ALL)`, region), fmt.Sprintf(`ALTER TABLE orders_%d REPLICA IDENTITY FULL`, region),
+		sql = []string{
+			fmt.Sprintf(`CREATE TABLE orders_%d (LIKE orders INCLUDING ALL)`, region), fmt.Sprintf(`ALTER TABLE orders_%d REPLICA IDENTITY FULL`, region),
 			fmt.Sprintf(`ALTER TABLE orders ATTACH PARTITION orders_%d FOR VALUES IN (%d)`, region, region),
 			fmt.Sprintf(`INSERT INTO orders SELECT g, %d, 'p' || g, 1 FROM generate_series(1, 5) g`, region),
-			fmt.Sprintf(`UPDATE orders SET region = %d WHERE id = %d AND region < 2`, region, rng.IntN(200))}
+			fmt.Sprintf(`UPDATE orders SET region = %d WHERE id = %d AND region < 2`, region, rng.IntN(200)),
+		}
 	case 11:
 		return []string{`VACUUM FULL ` + table} // the rows move to another file
 	case 12:
 		if !truncates || rng.IntN(3) > 0 {
 			return []string{"BEGIN", touch, "COMMIT"}
 		}
-		sql = []string{[]string{`TRUNCATE notes`, `TRUNCATE stock, notes`, `TRUNCATE variants CASCADE`, `TRUNCATE orders`}[rng.IntN(4)],
-			`INSERT INTO notes VALUES (nextval('numbers'), 'p1', 'after')`}
+		sql = []string{
+			[]string{`TRUNCATE notes`, `TRUNCATE stock, notes`, `TRUNCATE variants CASCADE`, `TRUNCATE orders`}[rng.IntN(4)],
+			`INSERT INTO notes VALUES (nextval('numbers'), 'p1', 'after')`,
+		}
 	}
 	sql = append(append([]string{"BEGIN", touch}, sql...), touch)
 	return append(sql, []string{"COMMIT", "COMMIT", "COMMIT", "ROLLBACK"}[rng.IntN(4)])

@@ -44,11 +44,10 @@ func follow(records []found) *reader {
 	var left image // by the record before, where it is the first half of a row that moves
 	for i := range sorted {
 		r := &sorted[i]
-		switch {
-		case r.op == "d":
+		if r.op == "d" {
 			left = k.rows[rowOf(r.table, r.before)]
 			delete(k.rows, rowOf(r.table, r.before))
-		default:
+		} else {
 			if i == 0 || sorted[i-1].pos != r.pos {
 				left = nil
 			}

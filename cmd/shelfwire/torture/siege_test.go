@@ -137,8 +137,10 @@ func newSiege(t *testing.T, p siegePlan, binary string) *siege {
 	require.NoError(t, err)
 	defer func() { _ = conn.Close(ctx) }()
 	// Transactions are streamed before their end from 64 kB on.
-	for _, sql := range []string{`ALTER SYSTEM SET logical_decoding_work_mem = '64kB'`, `SELECT pg_reload_conf()`, trialTables,
-		`SELECT pg_create_logical_replication_slot('witness', 'pgoutput')`} {
+	for _, sql := range []string{
+		`ALTER SYSTEM SET logical_decoding_work_mem = '64kB'`, `SELECT pg_reload_conf()`, trialTables,
+		`SELECT pg_create_logical_replication_slot('witness', 'pgoutput')`,
+	} {
 		_, err = conn.Exec(ctx, sql)
 		require.NoError(t, err)
 	}
