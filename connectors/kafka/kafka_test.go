@@ -316,6 +316,35 @@ func TestTopicsWaitForTheAdmissionOfABroker(t *testing.T) {
 	require.Greater(t, refusals, 2)
 }
 
+// A broker that was asked for a topic just after it was made may not have heard of it yet, or of its leader.
+func TestTopicsWaitUntilTheirBrokerKnowsThem(t *testing.T) {
+	fake, err := kfake.NewCluster(kfake.NumBrokers(1))
+	require.NoError(t, err)
+	t.Cleanup(fake.Close)
+	asked := 0
+	fake.ControlKey(kmsg.Metadata.Int16(), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		fake.KeepControl()
+		resp := req.ResponseKind().(*kmsg.MetadataResponse)
+		topics := req.(*kmsg.MetadataRequest).Topics
+		if asked++; len(topics) == 0 || asked > 4 {
+			return nil, nil, false
+		}
+		for _, topic := range topics {
+			answer := kmsg.NewMetadataResponseTopic()
+			answer.Topic, answer.ErrorCode = topic.Topic, kerr.UnknownTopicOrPartition.Code
+			if asked > 2 {
+				partition := kmsg.NewMetadataResponseTopicPartition()
+				partition.ErrorCode = kerr.LeaderNotAvailable.Code
+				answer.ErrorCode, answer.Partitions = 0, append(answer.Partitions, partition)
+			}
+			resp.Topics = append(resp.Topics, answer)
+		}
+		return resp, nil, true
+	})
+	require.NoError(t, access(t, fake, kafka.Config{}).EnsureTopics(t.Context()))
+	require.Greater(t, asked, 4)
+}
+
 // Two deployments on one cluster, each with its own topics, leave each other alone.
 func TestProducersOfOtherTopicsAreNotFenced(t *testing.T) {
 	cluster, c := open(t)

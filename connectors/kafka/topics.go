@@ -166,20 +166,50 @@ func (c *Cluster) EnsureTopics(ctx context.Context) error {
 			return fmt.Errorf("create topic %s: %w", s.name, err)
 		}
 	}
-	found, err := c.adm.ListTopics(ctx, names...)
+	found, err := c.describe(ctx, names)
 	if err != nil {
-		return fmt.Errorf("describe topics: %w", err)
+		return err
 	}
 	for _, s := range specs {
 		d := found[s.name]
-		if d.Err != nil {
-			return fmt.Errorf("describe topic %s: %w", s.name, d.Err)
-		}
 		if have := int32(len(d.Partitions)); have != s.partitions {
 			return &TopicError{Topic: s.name, Have: have, Want: s.partitions}
 		}
 	}
 	return c.checkConfig(ctx, specs, names)
+}
+
+// describe waits as well until a broker knows of topics that have just been made, and of who leads their partitions.
+// Offsets could not be asked for before.
+func (c *Cluster) describe(ctx context.Context, names []string) (kadm.TopicDetails, error) {
+	for end := time.Now().Add(admission); ; {
+		found, err := c.adm.ListTopics(ctx, names...)
+		if err != nil {
+			return nil, fmt.Errorf("describe topics: %w", err)
+		}
+		for _, name := range names {
+			d := found[name]
+			errs := []error{d.Err}
+			for _, p := range d.Partitions {
+				errs = append(errs, p.Err)
+			}
+			if joined := errors.Join(errs...); joined != nil {
+				err = fmt.Errorf("describe topic %s: %w", name, joined)
+				break
+			}
+		}
+		if err == nil {
+			return found, nil
+		}
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.LeaderNotAvailable) || time.Now().After(end) {
+			return nil, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // CopyOffsets commits next offsets of a topic to a consumer group that has no members. Nothing of ours reads them:
