@@ -185,6 +185,8 @@ func (c *Capture) reopen(ctx context.Context, gap *captureGap) error {
 			return nil // somebody else was quicker
 		case captureGapOf(err) == nil:
 			return err
+		default:
+			gap = captureGapOf(err) // the catalog knows why the server has invalidated the slot
 		}
 	}
 	history, err := c.parts.Source.History(ctx)

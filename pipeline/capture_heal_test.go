@@ -6,9 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -248,113 +246,6 @@ func TestCaptureDoesNotHealAServerWithoutLogicalDecoding(t *testing.T) {
 	require.ErrorContains(t, h.giveUp(), "wal_level")
 	require.Empty(t, h.healings())
 	require.Zero(t, h.touched)
-}
-
-// standbyOf makes a standby of a stopped primary's directory and starts both. keep says whether the slots come along, as
-// those do that are made for a failover.
-func standbyOf(t *testing.T, dir string, keep bool) (primary, standby *postgres.Server) {
-	t.Helper()
-	other := copyServer(t, dir)
-	primary = ownServer(t, dir, nil)
-	data := filepath.Join(other, "pgdata")
-	script := `touch "$1/standby.signal" && chown --reference="$1/PG_VERSION" "$1/standby.signal"`
-	if !keep {
-		script += ` && rm -rf "$1"/pg_replslot/*`
-	}
-	out, err := exec.Command("sh", "-c", script, "sh", data).CombinedOutput() //nolint:noctx // ends by itself
-	require.NoError(t, err, string(out))
-	standby = ownServer(t, other, map[string]string{"primary_conninfo": strings.ReplaceAll(primary.URL(""), "/?", "?")})
-	return primary, standby
-}
-
-// promote makes the standby the primary, once it has replayed what the primary has written.
-func promote(t *testing.T, primary *captureRig, standby *postgres.Server) {
-	t.Helper()
-	var end string
-	require.NoError(t, primary.db.QueryRow(t.Context(), `SELECT pg_current_wal_flush_lsn()::text`).Scan(&end))
-	r := &captureRig{t: t}
-	r.connect(standby.URL("postgres"))
-	require.Eventually(t, func() bool {
-		var there bool
-		require.NoError(t, r.db.QueryRow(t.Context(), `SELECT pg_last_wal_replay_lsn() >= $1::pg_lsn`, end).Scan(&there))
-		return there
-	}, time.Minute, 10*time.Millisecond)
-	r.exec(`SELECT pg_promote()`)
-}
-
-// A standby is promoted that has the slot: the timeline is new, the history up to it is the same.
-func TestCaptureGoesOnAfterAFailoverWithTheSlot(t *testing.T) {
-	dir := embeddedtest.Dir(t)
-	s := ownServer(t, dir, nil)
-	r := newCaptureRigOn(t, s.URL("postgres"))
-	r.slotName = "failover"
-	h := newHealRig(t, r)
-	require.NoError(t, s.Stop())
-	primary, standby := standbyOf(t, dir, true)
-	h.connect(primary.URL("postgres"))
-	c, stop := h.start()
-	h.exec(`INSERT INTO products VALUES ('p1', 'P', 1)`)
-	h.wait(c)
-	require.NoError(t, stop())
-	h.exec(`INSERT INTO products VALUES ('p2', 'P', 1)`) // not captured before the failover
-
-	// The address may lead to the standby before it is promoted: that is no reason to heal, nor to give up.
-	onPrimary := h.url
-	h.url = standby.URL("postgres")
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	_, done := h.run(ctx)
-	require.NoError(t, <-done, "it waits for the promotion")
-	cancel()
-	h.url = onPrimary
-	promote(t, h.captureRig, standby)
-	require.NoError(t, primary.Stop())
-
-	h.connect(standby.URL("postgres"))
-	c, stop = h.start()
-	h.exec(`INSERT INTO products VALUES ('p3', 'P', 1)`)
-	h.wait(c)
-	require.NoError(t, stop())
-	require.Empty(t, h.healings())
-	require.Equal(t, []string{
-		"products c before", "products c deleted", "products c p1", "products c p2", "products c p3",
-	}, brief(h.records(event.Changes)))
-	pos, _, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/failover")
-	require.NoError(t, err)
-	require.EqualValues(t, 2, pos.Timeline)
-}
-
-// A standby is promoted that has neither the slot nor the last transactions.
-func TestCaptureHealsAFailoverThatLostWhatWasCaptured(t *testing.T) {
-	dir := embeddedtest.Dir(t)
-	s := ownServer(t, dir, nil)
-	r := newCaptureRigOn(t, s.URL("postgres"))
-	r.slotName = "failover"
-	h := newHealRig(t, r)
-	require.NoError(t, s.Stop())
-	primary, standby := standbyOf(t, dir, false)
-	h.connect(primary.URL("postgres"))
-	h.gap()
-	promote(t, h.captureRig, standby)
-	h.exec(`INSERT INTO products SELECT 'never' || i FROM generate_series(1, 5000) i`) // the old primary goes on
-	c, stop := h.start()
-	h.wait(c)
-	require.NoError(t, stop())
-	require.NoError(t, primary.Stop())
-
-	h.connect(standby.URL("postgres"))
-	before := len(h.records(event.Changes))
-	c, stop = h.start()
-	h.wait(c)
-	h.exec(`INSERT INTO products VALUES ('after', 'A', 1)`)
-	h.wait(c)
-	require.NoError(t, stop())
-	list := h.healings()
-	require.Len(t, list, 1)
-	require.Equal(t, "timeline", list[0].Healing.Cause)
-	require.True(t, list[0].Healing.Back, "transaction ids of the old primary mean others now")
-	require.Equal(t, 1, h.back)
-	require.Equal(t, []int32{1, 2}, []int32{list[0].Healing.FromTimeline, list[0].Healing.ToTimeline})
-	require.Len(t, h.records(event.Changes), before+3, "before, within, after")
 }
 
 func TestCaptureTakesAnotherClusterOnlyWhenItIsMeant(t *testing.T) {

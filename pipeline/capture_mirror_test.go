@@ -149,6 +149,7 @@ func (r *captureRig) mirrored(topic string) (list []changetest.Record) {
 // whole reads all records of a topic by its full name.
 func (r *captureRig) whole(topic string) (list []event.Record) {
 	r.t.Helper()
+	require.NoError(r.t, embeddedtest.Settle(r.t.Context(), topic))
 	ends, err := r.kc.EndOffsets(r.t.Context(), topic)
 	require.NoError(r.t, err)
 	for p := range int32(len(ends)) {

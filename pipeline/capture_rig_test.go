@@ -217,6 +217,7 @@ func (r *captureRig) wait(c *pipeline.Capture) {
 func (r *captureRig) records(topic string) []event.Record {
 	r.t.Helper()
 	topic = r.kc.Topic(topic)
+	require.NoError(r.t, embeddedtest.Settle(r.t.Context(), topic))
 	ends, err := r.kc.EndOffsets(r.t.Context(), topic)
 	require.NoError(r.t, err)
 	var out []event.Record

@@ -123,6 +123,7 @@ func relayTo(c *kafka.Cluster, open func(context.Context) (relayProducer, func()
 // relayValues reads all committed records of a topic.
 func relayValues(t require.TestingT, c *kafka.Cluster, topic string) map[int32][]event.Record {
 	ctx := context.Background()
+	require.NoError(t, embeddedtest.Settle(ctx, c.Topic(topic)))
 	ends, err := c.EndOffsets(ctx, c.Topic(topic))
 	require.NoError(t, err)
 	out := map[int32][]event.Record{}

@@ -185,10 +185,16 @@ func (c *checker) server(ctx context.Context) {
 }
 
 func (c *checker) slot(ctx context.Context) {
-	_, err := c.slotInfo(ctx)
+	info, err := c.slotInfo(ctx)
 	var trouble *SlotError
 	switch {
 	case err == nil:
+		if c.version >= firstFailover && !info.Failover {
+			c.found = append(c.found, Finding{
+				Kind: FindingNote, Where: "slot " + c.cfg.Slot, Problem: "it is no failover slot: no standby has it, and a promotion is healed by a whole snapshot",
+				Mend: fmt.Sprintf(`stop capture and run: psql "dbname=... replication=database" -c 'ALTER_REPLICATION_SLOT %s (FAILOVER)'`, quoteIdent(c.cfg.Slot)),
+			})
+		}
 		return
 	case !errors.As(err, &trouble):
 		c.failed("slot "+c.cfg.Slot, err)

@@ -184,17 +184,24 @@ type SlotInfo struct {
 	SafeWAL int64
 	// ActivePID is the walsender that reads from it now; 0 for none.
 	ActivePID int32
+	// Failover says that standbys which synchronise slots (17 and newer) have it as well.
+	Failover bool
 }
 
 // EnsureSlot creates the slot unless it exists, and says where it stands. Trouble is a [*SlotError]. The publication
 // must exist by then.
+//
+// From version 17 on it creates a failover slot: a standby that has sync_replication_slots set keeps a copy, and once
+// promoted goes on with it. Where no standby does, that costs nothing. Where the server's synchronized_standby_slots
+// names some, the stream waits for these, which is their point: Kafka then never has what a failover loses. A slot that
+// somebody has made otherwise is taken as it is.
 func (s *Source) EnsureSlot(ctx context.Context) (SlotInfo, error) {
 	info, err := s.slotInfo(ctx)
 	var trouble *SlotError
 	if !errors.As(err, &trouble) || trouble.Kind != SlotMissing {
 		return info, err
 	}
-	if err := s.createSlot(ctx); err != nil {
+	if err := s.createSlot(ctx, true); err != nil {
 		return SlotInfo{}, err
 	}
 	s.cfg.Logger.InfoContext(ctx, "replication slot created", "slot", s.cfg.Slot)
@@ -214,9 +221,10 @@ func (s *Source) slotInfo(ctx context.Context) (SlotInfo, error) {
 	err := s.pool.QueryRow(ctx, `
 		SELECT slot_name IS NOT NULL, pg_is_in_recovery(), coalesce(plugin, ''), coalesce(slot_type, ''), coalesce(database, ''), current_database(),
 			confirmed_flush_lsn::text, restart_lsn::text, wal_status, safe_wal_size::text, active_pid,
-			coalesce(to_jsonb(s) ->> 'invalidation_reason', CASE WHEN (to_jsonb(s) ->> 'conflicting')::boolean THEN 'conflict with recovery' END)
+			coalesce(to_jsonb(s) ->> 'invalidation_reason', CASE WHEN (to_jsonb(s) ->> 'conflicting')::boolean THEN 'conflict with recovery' END),
+			coalesce((to_jsonb(s) ->> 'failover')::boolean, false)
 		FROM (VALUES (1)) always LEFT JOIN pg_replication_slots s ON slot_name = $1`, s.cfg.Slot).
-		Scan(&there, &standby, &plugin, &kind, &database, &here, &confirmed, &restart, &walStatus, &safe, &pid, &reason)
+		Scan(&there, &standby, &plugin, &kind, &database, &here, &confirmed, &restart, &walStatus, &safe, &pid, &reason, &info.Failover)
 	switch {
 	case err != nil:
 		return SlotInfo{}, wrap(ctx, "read the state of the slot", err)
@@ -243,7 +251,7 @@ func (s *Source) slotInfo(ctx context.Context) (SlotInfo, error) {
 		if reason != nil {
 			detail = "the server has invalidated it (" + *reason + ")"
 		}
-		return SlotInfo{}, &SlotError{Slot: s.cfg.Slot, Kind: SlotLost, Detail: detail, Mend: mendLost(s.cfg.Slot)}
+		return SlotInfo{Failover: info.Failover}, &SlotError{Slot: s.cfg.Slot, Kind: SlotLost, Detail: detail, Mend: mendLost(s.cfg.Slot)}
 	}
 	if info.ConfirmedFlush, err = change.ParseLSN(*confirmed); err != nil {
 		return SlotInfo{}, err
@@ -266,8 +274,11 @@ func (s *Source) slotInfo(ctx context.Context) (SlotInfo, error) {
 	return info, nil
 }
 
+// firstFailover is the first version that can make the slot known to standbys.
+const firstFailover = 170000
+
 // createSlot waits, as the server does, for every transaction that runs at its beginning.
-func (s *Source) createSlot(ctx context.Context) error {
+func (s *Source) createSlot(ctx context.Context, failover bool) error {
 	tx, err := s.pool.Begin(ctx)
 	if err != nil {
 		return wrap(ctx, "create the slot", err)
@@ -277,7 +288,11 @@ func (s *Source) createSlot(ctx context.Context) error {
 	if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", s.cfg.SlotTimeout.Milliseconds())); err != nil {
 		return wrap(ctx, "create the slot", err)
 	}
-	_, err = tx.Exec(ctx, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot)
+	more := ""
+	if failover && s.version >= firstFailover {
+		more = ", failover => true"
+	}
+	_, err = tx.Exec(ctx, "SELECT pg_create_logical_replication_slot($1, 'pgoutput'"+more+")", s.cfg.Slot)
 	if err == nil {
 		return wrap(ctx, "create the slot", tx.Commit(ctx))
 	}
@@ -337,16 +352,19 @@ func (s *Source) CheckSlot(ctx context.Context) error {
 
 // RenewSlot drops the slot, if there is one, and creates it anew: it then stands at the present end of WAL, and what
 // it held is given up. The publication must exist by then. A slot that somebody reads is left alone, which is a
-// [*SlotError] of kind SlotActive; so is one of a standby, and one of others.
+// [*SlotError] of kind SlotActive; so is one of a standby, and one of others. What is made is a failover slot, as by
+// [Source.EnsureSlot], unless the one that is dropped was none.
 func (s *Source) RenewSlot(ctx context.Context) error {
-	_, err := s.slotInfo(ctx)
-	if trouble, ok := errors.AsType[*SlotError](err); err != nil && (!ok || trouble.Gone() == "") {
+	info, err := s.slotInfo(ctx)
+	trouble, ok := errors.AsType[*SlotError](err)
+	if err != nil && (!ok || trouble.Gone() == "") {
 		return err
 	}
+	failover := info.Failover || ok && trouble.Kind == SlotMissing
 	if err := s.DropSlot(ctx); err != nil {
 		return err
 	}
-	if err := s.createSlot(ctx); err != nil {
+	if err := s.createSlot(ctx, failover); err != nil {
 		return err
 	}
 	s.cfg.Logger.InfoContext(ctx, "replication slot created", "slot", s.cfg.Slot)

@@ -54,6 +54,8 @@ var shared struct {
 	postgres *postgres.Server
 	engine   *clickhouse.Server
 	broker   *apachekafka.Broker
+	// real are the addresses of that and of other real brokers.
+	real []string
 }
 
 // Main runs the tests of a package and stops what they have shared. It belongs

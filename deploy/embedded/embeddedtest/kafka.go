@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,12 @@ func OwnKafka(tb testing.TB) *Broker {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(s.Kill)
+	remember(s.Addr())
+	tb.Cleanup(func() {
+		shared.Lock()
+		defer shared.Unlock()
+		shared.real = slices.DeleteFunc(shared.real, func(addr string) bool { return addr == s.Addr() })
+	})
 	return &Broker{addr: s.Addr()}
 }
 
@@ -138,7 +145,66 @@ func realBroker(tb testing.TB) *apachekafka.Broker {
 		tb.Fatal(err)
 	}
 	shared.broker = b
+	shared.real = append(shared.real, b.Addr())
 	return b
+}
+
+func remember(addr string) {
+	shared.Lock()
+	defer shared.Unlock()
+	shared.real = append(shared.real, addr)
+}
+
+// settling bounds the wait for what a broker does behind its answer.
+const settling = time.Second
+
+// Settle waits until what was committed to a topic can be read. Apache Kafka answers a commit once it is decided, and
+// makes it visible in each partition a moment later; a test that reads up to the end would miss it. A transaction that
+// was left open is not waited for longer than a second. With kfake there is nothing to wait for.
+func Settle(ctx context.Context, topic string) error {
+	shared.Lock()
+	addrs := slices.Clone(shared.real)
+	shared.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, settling)
+	defer cancel()
+	for _, addr := range addrs {
+		adm, err := clientOf(&Broker{addr: addr})
+		if err != nil {
+			return err
+		}
+		err = settle(ctx, adm, topic)
+		adm.Close()
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func settle(ctx context.Context, adm *kadm.Client, topic string) error {
+	for {
+		visible, err := adm.ListCommittedOffsets(ctx, topic)
+		if err != nil {
+			return err
+		}
+		written, err := adm.ListEndOffsets(ctx, topic)
+		if err != nil {
+			return err
+		}
+		open := false
+		visible.Each(func(o kadm.ListedOffset) {
+			at, _ := written.Lookup(o.Topic, o.Partition)
+			open = open || at.Offset > o.Offset
+		})
+		if !open {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 func create(tb testing.TB, b *Broker, topics map[string]int32) {
