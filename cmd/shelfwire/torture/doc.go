@@ -24,5 +24,6 @@
 //	SHELFWIRE_TORTURE=1             the long run
 //	SHELFWIRE_TORTURE_RESULTS       file to which the result of each schedule of capture is appended
 //	SHELFWIRE_TORTURE_KEEP          directory to which the logs of all parts are copied
-//	SHELFWIRE_KAFKA_BROKER_COMMAND  program that runs a real broker when called with: start --data DIR --port N
+//	SHELFWIRE_TEST_KAFKA=apache     a real broker in the long run, in place of kfake
+//	SHELFWIRE_TEST_POSTGRES         major version of PostgreSQL
 package torture

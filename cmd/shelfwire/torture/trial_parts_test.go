@@ -45,7 +45,7 @@ func (s *sourceServer) start(params map[string]string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
 	defer cancel()
-	server, err := postgres.Start(ctx, postgres.Config{Dir: s.dir, Params: params})
+	server, err := embeddedtest.StartPostgres(ctx, postgres.Config{Dir: s.dir, Params: params})
 	require.NoError(s.t, err)
 	s.mu.Lock()
 	defer s.mu.Unlock()

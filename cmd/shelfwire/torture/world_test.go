@@ -25,7 +25,6 @@ import (
 	source "github.com/shelfwire/shelfwire/connectors/postgres"
 	"github.com/shelfwire/shelfwire/deploy/embedded/clickhouse"
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
-	"github.com/shelfwire/shelfwire/deploy/embedded/kafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
 	"github.com/shelfwire/shelfwire/schemas/reference"
 	"github.com/shelfwire/shelfwire/sinks/shopify/shopifysim"
@@ -140,38 +139,9 @@ func (w *world) launchPostgres(ctx context.Context) (running, error) {
 	return s, nil
 }
 
-// launchKafka runs the broker of deploy/embedded or, where the environment names one, a real one.
+// launchKafka runs the broker that tests are to run on.
 func (w *world) launchKafka(ctx context.Context) (running, error) {
-	dir := filepath.Join(w.dir, "kafka")
-	command := os.Getenv("SHELFWIRE_KAFKA_BROKER_COMMAND")
-	if command == "" {
-		p, err := kafka.StartProcess(ctx, kafka.Config{Dir: dir, Port: w.kafkaPort})
-		if err != nil {
-			return nil, err
-		}
-		return p, nil
-	}
-	p, err := startProcess(filepath.Join(w.dir, "kafka.log"), command, "start", "--data", dir, "--port", fmt.Sprint(w.kafkaPort))
-	if err != nil {
-		return nil, err
-	}
-	c, err := w.openCluster()
-	if err != nil {
-		p.Kill()
-		return nil, err
-	}
-	defer c.Close()
-	for c.Ping(ctx) != nil {
-		select {
-		case <-p.Done():
-			return nil, errors.New(p.Log())
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			p.Kill()
-			return nil, ctx.Err()
-		}
-	}
-	return p, nil
+	return embeddedtest.StartKafka(ctx, filepath.Join(w.dir, "kafka"), w.kafkaPort)
 }
 
 func (w *world) openCluster() (*kafkatopics.Cluster, error) {
