@@ -28,8 +28,9 @@ const (
 
 // captureStream is the replication stream; connectors/postgres implements it. One goroutine calls all but Confirm.
 type captureStream interface {
-	// Next returns the next event, valid until the next call. An ended ctx leaves the stream usable.
-	Next(ctx context.Context) (change.Event, error)
+	// NextUntil returns the next event, valid until the next call; an idle one at the given time, if that is not zero
+	// and nothing else has come. An ended ctx leaves the stream usable.
+	NextUntil(ctx context.Context, until time.Time) (change.Event, error)
 	// Buffered reports whether Next would return without waiting for the server.
 	Buffered() bool
 	// Attend runs work and keeps the connection alive meanwhile.

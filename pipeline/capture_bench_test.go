@@ -63,7 +63,7 @@ func newBenchStream(rows, each int) *benchStream {
 	return s
 }
 
-func (s *benchStream) Next(context.Context) (change.Event, error) {
+func (s *benchStream) NextUntil(context.Context, time.Time) (change.Event, error) {
 	switch {
 	case s.left <= 0:
 		return change.Event{}, errBenchEnd

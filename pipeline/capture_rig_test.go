@@ -2,7 +2,9 @@ package pipeline_test
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/connectors/kafka"
@@ -208,9 +211,15 @@ func (r *captureRig) wait(c *pipeline.Capture) {
 	require.NoError(r.t, err)
 	// WAL that concerns nobody here, so that a keepalive passes the mark.
 	r.exec("INSERT INTO unrouted VALUES (1)")
-	require.Eventually(r.t, func() bool {
+	if !assert.Eventually(r.t, func() bool {
 		return change.LSN(c.Stats().Confirmed.Load()) >= end && !c.Stats().Snapshotting.Load()
-	}, time.Minute, 2*time.Millisecond, "capture has not come to %s", end)
+	}, time.Minute, 2*time.Millisecond) {
+		var stacks strings.Builder
+		_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1)
+		snapshots, _ := json.Marshal(c.Stats().Snapshots.Load())
+		r.t.Fatalf("capture has not come to %s: it is at %s, snapshots %s, goroutines:\n%s", end,
+			change.LSN(c.Stats().Confirmed.Load()), snapshots, stacks.String())
+	}
 }
 
 // records reads a whole topic, partition by partition.

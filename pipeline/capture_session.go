@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -165,7 +164,7 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 					s.offer()
 				}
 			}
-			return s.stream.Next(ctx)
+			return s.stream.NextUntil(ctx, time.Time{})
 		}
 		s.tick()
 		if err := s.drain(ctx); err != nil {
@@ -180,20 +179,13 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 		case s.batcher.unit.moved:
 			every = s.c.cfg.IdleEvery
 		default:
-			return s.stream.Next(ctx)
+			return s.stream.NextUntil(ctx, time.Time{})
 		}
-		wait := every - time.Since(s.handed)
-		if wait <= 0 {
-			if err := s.handOver(ctx); err != nil {
-				return change.Event{}, err
-			}
-			continue
+		if until := s.handed.Add(every); s.encoder.envelope.At.Before(until) {
+			return s.stream.NextUntil(ctx, until)
 		}
-		nctx, cancel := context.WithTimeout(ctx, wait)
-		ev, err := s.stream.Next(nctx)
-		cancel()
-		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
-			return ev, err
+		if err := s.handOver(ctx); err != nil {
+			return change.Event{}, err
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 )
@@ -209,4 +210,26 @@ func mendLost(slot string) string {
 func connectionEnded(err error) bool {
 	var ne net.Error
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &ne)
+}
+
+// serverError decodes an ErrorResponse.
+func serverError(body []byte) error {
+	var m pgproto3.ErrorResponse
+	if err := m.Decode(body); err != nil {
+		return fmt.Errorf("error of the server: %w", err)
+	}
+	return pgconn.ErrorResponseToPgError(&m)
+}
+
+// notice looks for the one that tells of a loss. Where the publication does not exist yet at a place of the WAL, a
+// server before 18 ends the stream; a newer one warns, leaves the rows out and goes on.
+func (st *Stream) notice(body []byte) error {
+	var m pgproto3.NoticeResponse
+	if err := m.Decode(body); err != nil {
+		return fmt.Errorf("notice of the server: %w", err)
+	}
+	if m.Code == "55000" && m.Routine == "LoadPublications" { // the message itself may be translated
+		return st.stale(pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(&m)))
+	}
+	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 )
@@ -231,10 +230,16 @@ func (st *Stream) Buffered() bool {
 // EventKeepalive is yielded for each keepalive of the server outside a transaction, EventIdle whenever nothing came
 // for Config.IdleAfter.
 func (st *Stream) Next(ctx context.Context) (change.Event, error) {
+	return st.NextUntil(ctx, time.Time{})
+}
+
+// NextUntil is Next, and yields EventIdle also at this time, if nothing else has come by then. It costs less than a
+// context with a deadline. The zero time is none.
+func (st *Stream) NextUntil(ctx context.Context, until time.Time) (change.Event, error) {
 	if st.broken != nil {
 		return change.Event{}, st.broken
 	}
-	ev, err := st.next(ctx)
+	ev, err := st.next(ctx, until)
 	if err != nil {
 		err = fmt.Errorf("replication stream at %s: %w", max(st.at, st.Confirmed()), err)
 		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
@@ -248,7 +253,7 @@ func (st *Stream) Next(ctx context.Context) (change.Event, error) {
 // keepaliveSteps is after how many events that came at once the clock is looked at.
 const keepaliveSteps = 64
 
-func (st *Stream) next(ctx context.Context) (change.Event, error) {
+func (st *Stream) next(ctx context.Context, until time.Time) (change.Event, error) {
 	idle := time.Time{}
 	for {
 		// What is in memory comes at once, and asking for the time costs as much as a good part of a row.
@@ -285,10 +290,17 @@ func (st *Stream) next(ctx context.Context) (change.Event, error) {
 			return change.Event{}, err
 		}
 		now := time.Now()
+		if !until.IsZero() && !now.Before(until) {
+			return change.Event{Kind: change.EventIdle}, nil
+		}
 		if idle.IsZero() {
 			idle = now.Add(st.src.cfg.IdleAfter)
 		}
-		err = st.wait(ctx, earliest(idle, st.statusDue()))
+		deadline := earliest(idle, st.statusDue())
+		if !until.IsZero() {
+			deadline = earliest(deadline, until)
+		}
+		err = st.wait(ctx, deadline)
 		switch {
 		case err == nil:
 			idle = time.Time{}
@@ -305,11 +317,8 @@ func (st *Stream) wait(ctx context.Context, deadline time.Time) error {
 	if d, ok := ctx.Deadline(); ok {
 		deadline = earliest(deadline, d)
 	}
-	// A deadline in the past ends the read at once. Should it fall behind the next read's own, that read ends early
-	// with errQuiet, and its caller looks at the clock anyway.
-	stop := context.AfterFunc(ctx, func() { _ = st.wire.conn.SetReadDeadline(time.Unix(1, 0)) })
+	st.wire.watch(ctx)
 	err := st.wire.fill(deadline)
-	stop()
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -383,19 +392,6 @@ func (st *Stream) stale(err error) error {
 		Slot: st.src.cfg.Slot, Kind: SlotStale, Err: err, Mend: mendLost(st.src.cfg.Slot),
 		Detail: fmt.Sprintf("the slot is older than publication %q and can never be read through it", st.src.cfg.Publication),
 	}
-}
-
-// notice looks for the one that tells of a loss. Where the publication does not exist yet at a place of the WAL, a
-// server before 18 ends the stream; a newer one warns, leaves the rows out and goes on.
-func (st *Stream) notice(body []byte) error {
-	var m pgproto3.NoticeResponse
-	if err := m.Decode(body); err != nil {
-		return fmt.Errorf("notice of the server: %w", err)
-	}
-	if m.Code == "55000" && m.Routine == "LoadPublications" { // the message itself may be translated
-		return st.stale(pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(&m)))
-	}
-	return nil
 }
 
 func (st *Stream) keepalive(end change.LSN, ask bool) (change.Event, bool, error) {
@@ -560,7 +556,7 @@ func (s *Source) liveTable(ctx context.Context, oid uint32) (key []string, mixed
 // Close sends the confirmed position, ends the stream in good order, so that the slot is free when it returns, and
 // closes the connection. It takes no longer than 2 s, and less when ctx ends.
 func (st *Stream) Close(ctx context.Context) error {
-	defer func() { _ = st.wire.conn.Close() }() // after the orderly end it has nothing left to say
+	defer st.wire.close()
 	if st.replay != nil {
 		st.replay.close()
 		st.replay = nil
@@ -585,20 +581,13 @@ func (st *Stream) Close(ctx context.Context) error {
 			return st.wire.send('X', nil)
 		case typ == 0:
 			deadline, _ := ctx.Deadline()
-			err = st.wait(ctx, deadline)
+			if err = st.wait(ctx, deadline); errors.Is(err, errQuiet) {
+				err = nil // the end of an earlier ctx may come late; that of this one is an error of its own
+			}
 		}
 	}
 	if ctx.Err() != nil || connectionEnded(err) {
 		return nil // closing the connection ends the walsender too, a little later
 	}
 	return fmt.Errorf("close the replication stream: %w", err)
-}
-
-// serverError decodes an ErrorResponse.
-func serverError(body []byte) error {
-	var m pgproto3.ErrorResponse
-	if err := m.Decode(body); err != nil {
-		return fmt.Errorf("error of the server: %w", err)
-	}
-	return pgconn.ErrorResponseToPgError(&m)
 }

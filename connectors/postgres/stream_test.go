@@ -227,6 +227,27 @@ func TestNextCanBeGivenUpAndCalledAgain(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	d.exec(`INSERT INTO p VALUES (1)`)
 	require.Len(t, d.rows(st), 1)
+
+	for until := time.Now().Add(20 * time.Millisecond); ; {
+		ev, err := st.NextUntil(t.Context(), until)
+		require.NoError(t, err)
+		if ev.Kind == change.EventIdle { // IdleAfter would be an hour
+			require.False(t, time.Now().Before(until))
+			break
+		}
+	}
+	// A ctx that ends while nobody waits ends the next read, and no later one.
+	for range 20 {
+		ctx, cancel = context.WithCancel(t.Context())
+		_, err = st.NextUntil(ctx, time.Now().Add(time.Millisecond))
+		require.NoError(t, err)
+		cancel()
+		_, err = st.NextUntil(ctx, time.Time{})
+		require.ErrorIs(t, err, context.Canceled)
+		_, err = st.NextUntil(t.Context(), time.Now().Add(time.Millisecond))
+		require.NoError(t, err)
+	}
+	require.NoError(t, st.Close(t.Context()))
 }
 
 // The stream describes the root of a partitioned table, and a partition writes what its own identity says: what it has

@@ -1,11 +1,13 @@
 package postgres
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +25,12 @@ type wire struct {
 	buf  []byte
 	r, w int // unread bytes are buf[r:w]
 	gulp *gulp
+
+	// watched is the end that a read is given up at, stopWatch forgets it, and ended is set when it has come, before the
+	// deadline of reads is set into the past.
+	watched   <-chan struct{}
+	stopWatch func() bool
+	ended     *atomic.Bool
 }
 
 func newWire(conn net.Conn, size int, pause time.Duration) *wire {
@@ -63,6 +71,9 @@ func (w *wire) fill(deadline time.Time) error {
 	if err := w.conn.SetReadDeadline(deadline); err != nil {
 		return err
 	}
+	if w.ended != nil && w.ended.Load() { // the deadline that it has set may have been the one before this
+		return errQuiet
+	}
 	n, err := w.conn.Read(w.buf[w.w:])
 	w.w += n
 	w.gulp.pace.took(n)
@@ -73,6 +84,36 @@ func (w *wire) fill(deadline time.Time) error {
 		return errQuiet
 	}
 	return err
+}
+
+// watch has the end of ctx end a read. A caller passes the same ctx again and again, so it is watched until another one
+// comes.
+func (w *wire) watch(ctx context.Context) {
+	if w.watched == ctx.Done() {
+		return
+	}
+	w.unwatch()
+	ended := &atomic.Bool{}
+	w.ended, w.watched = ended, ctx.Done()
+	// Should the deadline fall into a read for another ctx, that one ends early with errQuiet, and its caller looks at
+	// the clock anyway.
+	w.stopWatch = context.AfterFunc(ctx, func() {
+		ended.Store(true)
+		_ = w.conn.SetReadDeadline(time.Unix(1, 0))
+	})
+}
+
+func (w *wire) unwatch() {
+	if w.stopWatch != nil {
+		w.stopWatch()
+	}
+	w.watched, w.stopWatch, w.ended = nil, nil, nil
+}
+
+// close closes the connection. After an orderly end it has nothing left to say.
+func (w *wire) close() {
+	w.unwatch()
+	_ = w.conn.Close()
 }
 
 // makeRoom moves the unread bytes to the front, doubles a buffer that is full of one message, and gives a grown one
