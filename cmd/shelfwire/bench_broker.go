@@ -12,6 +12,8 @@ type captureBroker struct {
 	brokerProcess
 	// kind is what it is, label what the names of its figures end with.
 	kind, label string
+	// warm is how many readings of a load come before those that count.
+	warm int
 }
 
 // brokerProcess is implemented by the brokers of deploy/embedded.
@@ -29,7 +31,8 @@ func kfakeBroker(ctx context.Context, dir string) (captureBroker, error) {
 	return captureBroker{brokerProcess: p, kind: "kfake"}, err
 }
 
+// apacheBroker starts Apache Kafka. A Java machine needs ten times the processor time while it compiles itself.
 func apacheBroker(ctx context.Context, dir string) (captureBroker, error) {
 	p, err := apachekafka.Start(ctx, apachekafka.Config{Dir: dir})
-	return captureBroker{brokerProcess: p, kind: "Apache Kafka", label: ", Apache Kafka"}, err
+	return captureBroker{brokerProcess: p, kind: "Apache Kafka", label: ", Apache Kafka", warm: 2}, err
 }

@@ -45,7 +45,7 @@ type captureTask struct {
 	tables []string
 	// source are further settings of the source.
 	source map[string]any
-	// fromStart times from the start of the process, and not from the first record.
+	// fromStart counts from the start of the process, and not from the first record.
 	fromStart bool
 	// pids selects the server's processes that work for it, given the slot.
 	pids string
@@ -130,7 +130,10 @@ func (r *captureRig) capture(ctx context.Context, t captureTask) (run captureRun
 func (r *captureRig) watch(ctx context.Context, t captureTask, cluster *kafka.Cluster, p *process, listen string, began time.Time) (run captureRun, err error) {
 	var first, last time.Time
 	var seen int64
-	var before captureUse
+	var before captureUse // of a process that has just begun: nothing
+	if before.broker, err = processCPU(r.broker.PID()); err != nil {
+		return run, err
+	}
 	err = poll(ctx, 10*time.Millisecond, func(ctx context.Context) (bool, error) {
 		ends, err := cluster.EndOffsets(ctx, cluster.Topic(event.Changes))
 		if err != nil {
@@ -141,8 +144,11 @@ func (r *captureRig) watch(ctx context.Context, t captureTask, cluster *kafka.Cl
 			n += at
 		}
 		if n > 0 && first.IsZero() {
-			first, seen = time.Now(), n
-			before, err = r.used(ctx, t, p, listen)
+			first = time.Now()
+			if !t.fromStart {
+				seen = n
+				before, err = r.used(ctx, t, p, listen)
+			}
 		}
 		last = time.Now()
 		return n >= int64(t.rows), err // markers of transactions count too, so the last few rows may be on their way
@@ -155,10 +161,11 @@ func (r *captureRig) watch(ctx context.Context, t captureTask, cluster *kafka.Cl
 		return run, err
 	}
 	n := float64(int64(t.rows) - seen)
-	run.first, run.rate = first.Sub(began), n/last.Sub(first).Seconds()
+	run.first = first.Sub(began)
 	if t.fromStart {
-		run.rate = float64(t.rows) / last.Sub(began).Seconds()
+		first = began
 	}
+	run.rate = n / last.Sub(first).Seconds()
 	run.cpu = float64((after.cpu - before.cpu).Microseconds()) / n
 	run.server = float64((after.server - before.server).Microseconds()) / n
 	run.broker = float64((after.broker - before.broker).Microseconds()) / n
