@@ -93,6 +93,9 @@ func measureLoads(ctx context.Context, b *bench, start startBroker, p50, p99 flo
 	if err != nil {
 		return nil, err
 	}
+	if r.recv, err = recvlogical(); err != nil {
+		return nil, err
+	}
 	for _, l := range captureLoads(b) {
 		figures, err := r.load(ctx, l)
 		if err != nil {
@@ -132,9 +135,6 @@ func newCaptureRig(ctx context.Context, b *bench, start startBroker) (r *capture
 		return r, err
 	}
 	r.stops = append(r.stops, func() { _ = r.conn.Close(context.WithoutCancel(ctx)) })
-	if r.recv, err = recvlogical(); err != nil {
-		return r, err
-	}
 	return r, r.exec(ctx,
 		`CREATE TABLE products (id bigint PRIMARY KEY, shop int, handle text, title text, price numeric(12,2), qty int, updated_at timestamptz, body text) WITH (fillfactor = 60)`,
 		`CREATE TABLE bulk (LIKE products INCLUDING ALL)`,

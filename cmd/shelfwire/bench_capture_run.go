@@ -130,8 +130,8 @@ func (r *captureRig) capture(ctx context.Context, t captureTask) (run captureRun
 func (r *captureRig) watch(ctx context.Context, t captureTask, cluster *kafka.Cluster, p *process, listen string, began time.Time) (run captureRun, err error) {
 	var first, last time.Time
 	var seen int64
-	var before captureUse // of a process that has just begun: nothing
-	if before.broker, err = processCPU(r.broker.PID()); err != nil {
+	var start, before captureUse // a process that has just begun has used nothing
+	if start.broker, err = processCPU(r.broker.PID()); err != nil {
 		return run, err
 	}
 	err = poll(ctx, 10*time.Millisecond, func(ctx context.Context) (bool, error) {
@@ -144,11 +144,8 @@ func (r *captureRig) watch(ctx context.Context, t captureTask, cluster *kafka.Cl
 			n += at
 		}
 		if n > 0 && first.IsZero() {
-			first = time.Now()
-			if !t.fromStart {
-				seen = n
-				before, err = r.used(ctx, t, p, listen)
-			}
+			first, seen = time.Now(), n
+			before, err = r.used(ctx, t, p, listen)
 		}
 		last = time.Now()
 		return n >= int64(t.rows), err // markers of transactions count too, so the last few rows may be on their way
@@ -160,11 +157,11 @@ func (r *captureRig) watch(ctx context.Context, t captureTask, cluster *kafka.Cl
 	if err != nil {
 		return run, err
 	}
-	n := float64(int64(t.rows) - seen)
 	run.first = first.Sub(began)
-	if t.fromStart {
-		first = began
+	if t.fromStart || seen >= int64(t.rows) { // few rows may come at once
+		seen, first, before = 0, began, start
 	}
+	n := float64(int64(t.rows) - seen)
 	run.rate = n / last.Sub(first).Seconds()
 	run.cpu = float64((after.cpu - before.cpu).Microseconds()) / n
 	run.server = float64((after.server - before.server).Microseconds()) / n

@@ -17,7 +17,7 @@ func measureSnapshot(ctx context.Context, b *bench) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := b.few(1_000_000, 3000)
+	rows := b.few(1_000_000, 20_000)
 	b.say("snapshot: a table of %d rows", rows)
 	// As a table is that has stood for a while: nothing is left to be noted in its pages by whoever reads it first.
 	if err := r.exec(ctx, fmt.Sprintf(`INSERT INTO still `+captureRow+` FROM generate_series(1, %d) i`, rows), `VACUUM (FREEZE, ANALYZE) still`, `CHECKPOINT`); err != nil {

@@ -42,6 +42,24 @@ func TestBenchCountsAndPoints(t *testing.T) {
 	}
 }
 
+// How fast a snapshot is depends on the machine; that it is measured, and all of it comes, does not.
+func TestBenchMeasuresASnapshot(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts PostgreSQL and Kafka")
+	}
+	b := newBench(&benchFlags{quick: true}, t.Output())
+	figures, err := measureSnapshot(t.Context(), b)
+	require.NoError(t, err)
+	require.Len(t, figures, 2)
+	for _, f := range figures {
+		require.Positive(t, f.Value, f.Name)
+	}
+	require.Equal(t, "≥ 0.3", figures[0].Goal)
+
+	var table, progress bytes.Buffer
+	require.ErrorContains(t, runBench(t.Context(), &benchFlags{rows: 100}, &table, &progress), "--rows")
+}
+
 func TestBenchSaysWhatItCannotMeasure(t *testing.T) {
 	var table, progress bytes.Buffer
 	err := runBench(t.Context(), &benchFlags{only: []string{"warmth"}}, &table, &progress)
