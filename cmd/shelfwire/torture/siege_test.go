@@ -151,7 +151,7 @@ func newSiege(t *testing.T, p siegePlan, binary string) *siege {
 		s.proxies[name] = newProxy(t, net.JoinHostPort("127.0.0.1", strconv.Itoa(s.postgresPort)))
 		s.files[name] = s.write(name)
 	}
-	s.clerks = &clerks{seed: p.seed, ddl: p.ddl, truncates: p.truncates}
+	s.clerks = &clerks{seed: p.seed, ddl: p.ddl, truncates: p.truncates, whole: true}
 	return s
 }
 
