@@ -21,11 +21,30 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/shelfwire/shelfwire/connectors/kafka"
+	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
-// open starts a broker and returns it with our view of it, topics created.
+func TestMain(m *testing.M) { embeddedtest.Main(m) }
+
+// connect returns our view of a broker, kfake or a real one, with topics created: for what both must do alike.
+func connect(t *testing.T) *kafka.Cluster {
+	t.Helper()
+	b := embeddedtest.Kafka(t)
+	return connectTo(t, b, b.Prefix())
+}
+
+func connectTo(t *testing.T, b *embeddedtest.Broker, prefix string) *kafka.Cluster {
+	t.Helper()
+	c, err := kafka.New(kafka.Config{Brokers: []string{b.Addr()}, Prefix: prefix})
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	require.NoError(t, c.EnsureTopics(t.Context()))
+	return c
+}
+
+// open starts kfake and returns it with our view of it, topics created: for tests that have it fail, or look into it.
 func open(t *testing.T, opts ...kfake.Opt) (*kfake.Cluster, *kafka.Cluster) {
 	t.Helper()
 	fake, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, opts...)...)
@@ -65,6 +84,7 @@ func position(c *kafka.Cluster, n int64) event.Record {
 // values reads all committed values of a topic, partition by partition.
 func values(t *testing.T, c *kafka.Cluster, topic string) []string {
 	t.Helper()
+	require.NoError(t, embeddedtest.Settle(t.Context(), topic))
 	starts, err := c.StartOffsets(t.Context(), topic)
 	require.NoError(t, err)
 	ends, err := c.EndOffsets(t.Context(), topic)
@@ -97,7 +117,7 @@ func TestTopicsAreCreatedOnceAndNeverWidened(t *testing.T) {
 }
 
 func TestTransactionsAreReadWholeOrNotAtAll(t *testing.T) {
-	_, c := open(t)
+	c := connect(t)
 	topic := c.Topic(event.Changes)
 	p := producer(t, c, "capture")
 
@@ -142,7 +162,7 @@ func TestTransactionsAreReadWholeOrNotAtAll(t *testing.T) {
 }
 
 func TestReaderFollowsItsPartitions(t *testing.T) {
-	_, c := open(t)
+	c := connect(t)
 	topic := c.Topic(event.Changes)
 	p := producer(t, c, "capture")
 	for i := range 50 {
@@ -246,11 +266,12 @@ func TestAPredecessorIsFencedBeforeThePositionIsRead(t *testing.T) {
 		max  *kversion.Versions
 	}{{"KIP-890", nil}, {"before KIP-890", kversion.V3_6_0()}} {
 		t.Run(v.name, func(t *testing.T) {
-			var opts []kfake.Opt
-			if v.max != nil {
-				opts = append(opts, kfake.MaxVersions(v.max))
+			var c *kafka.Cluster
+			if v.max == nil {
+				c = connect(t)
+			} else {
+				_, c = open(t, kfake.MaxVersions(v.max))
 			}
-			_, c := open(t, opts...)
 			topic := c.Topic(event.Changes)
 			old := producer(t, c, "capture/s")
 			require.NoError(t, old.Begin())
@@ -279,7 +300,7 @@ func TestAPredecessorIsFencedBeforeThePositionIsRead(t *testing.T) {
 }
 
 func TestAPredecessorBetweenTransactionsIsFenced(t *testing.T) {
-	_, c := open(t)
+	c := connect(t)
 	topic := c.Topic(event.Changes)
 	old := producer(t, c, "capture/s")
 	require.NoError(t, old.Begin())
@@ -347,11 +368,12 @@ func TestTopicsWaitUntilTheirBrokerKnowsThem(t *testing.T) {
 
 // Two deployments on one cluster, each with its own topics, leave each other alone.
 func TestProducersOfOtherTopicsAreNotFenced(t *testing.T) {
-	cluster, c := open(t)
+	b := embeddedtest.Kafka(t)
+	c := connectTo(t, b, b.Prefix())
 	mine := producer(t, c, "relay")
 	require.NoError(t, mine.Begin())
 	require.NoError(t, mine.Produce(record(c.Topic(event.Changes), "a", "1")))
-	producer(t, access(t, cluster, kafka.Config{Prefix: "staging."}), "relay")
+	producer(t, connectTo(t, b, b.Prefix()+"staging."), "relay")
 	require.NoError(t, mine.Commit(t.Context()))
 }
 
@@ -408,7 +430,7 @@ func TestADuplicatedProduceIsWrittenOnce(t *testing.T) {
 }
 
 func TestARecordThatCannotBeWrittenEndsTheTransaction(t *testing.T) {
-	_, c := open(t)
+	c := connect(t)
 	topic := c.Topic(event.Changes)
 	p := producer(t, c, "capture/s")
 	require.NoError(t, p.Begin())
@@ -458,7 +480,7 @@ func TestPositionIsReadPastAbortsMarkersAndCompaction(t *testing.T) {
 }
 
 func TestScanStopsWhereItIsTold(t *testing.T) {
-	_, c := open(t)
+	c := connect(t)
 	topic := c.Topic(event.Outcomes)
 	p := producer(t, c, "relay")
 	for i := range 30 {
