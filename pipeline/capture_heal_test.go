@@ -353,7 +353,7 @@ func TestCaptureHealsOnceThroughKills(t *testing.T) {
 		h.exec(`INSERT INTO products VALUES ($1, 'W', 1)`, "round"+string(rune('0'+round)))
 		steps := 0
 		h.faults = func(string) error {
-			if steps++; steps < 40 && rnd.IntN(3) == 0 {
+			if steps++; steps < 20 && rnd.IntN(3) == 0 {
 				return errors.New("killed")
 			}
 			return nil

@@ -2,10 +2,12 @@ package postgres_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/connectors/postgres"
@@ -54,6 +56,48 @@ func TestRenewSlotGivesUpWhatTheOldOneHeld(t *testing.T) {
 	rows := d.rows(st)
 	require.Len(t, rows, 1)
 	require.Equal(t, "2", rows[0].After["id"])
+}
+
+// From version 17 on the slot is one that standbys can have too. One that somebody has made otherwise stays that.
+func TestSlotIsMadeForFailovers(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE p (id int PRIMARY KEY)`)
+	src := d.capture("public.p")
+	info, err := src.EnsureSlot(t.Context())
+	require.NoError(t, err)
+	newer := d.text(`SELECT (current_setting('server_version_num')::int >= 170000)::text`) == "true"
+	require.Equal(t, newer, info.Failover)
+	require.Empty(t, notes(src.Check(t.Context(), postgres.Declared{})))
+	require.NoError(t, src.RenewSlot(t.Context()))
+	info, err = src.EnsureSlot(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, newer, info.Failover)
+
+	require.NoError(t, src.DropSlot(t.Context()))
+	d.exec(`SELECT pg_create_logical_replication_slot('` + src.Slot() + `', 'pgoutput')`)
+	require.NoError(t, src.RenewSlot(t.Context()))
+	info, err = src.EnsureSlot(t.Context())
+	require.NoError(t, err)
+	require.False(t, info.Failover)
+	if newer {
+		list := notes(src.Check(t.Context(), postgres.Declared{}))
+		require.Len(t, list, 1)
+		sql := list[0][strings.Index(list[0], "ALTER_REPLICATION_SLOT"):strings.LastIndex(list[0], "'")]
+		repl, err := pgconn.Connect(t.Context(), d.url+"&replication=database")
+		require.NoError(t, err)
+		defer repl.Close(t.Context())
+		require.NoError(t, repl.Exec(t.Context(), sql).Close(), "what it says can be run")
+	}
+	require.Empty(t, notes(src.Check(t.Context(), postgres.Declared{})))
+}
+
+// notes are how findings say that the slot is no failover slot.
+func notes(found []postgres.Finding) (mend []string) {
+	for _, f := range found {
+		if f.Kind == postgres.FindingNote && strings.HasPrefix(f.Where, "slot ") {
+			mend = append(mend, f.Mend)
+		}
+	}
+	return mend
 }
 
 func TestStaleSlotIsRecognisedAndRenewed(t *testing.T) {
