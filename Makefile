@@ -6,10 +6,10 @@ LINT     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BIN      := $(CURDIR)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint generate verify bench torture build
+.PHONY: help demo test integration lint generate verify bench torture build
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Run the whole pipeline on embedded parts for a minute (ARGS='--for 20s')
 	@$(GO) build -o $(BIN)/shelfwire ./cmd/shelfwire && exec $(BIN)/shelfwire demo $(ARGS)
@@ -17,6 +17,14 @@ demo: ## Run the whole pipeline on embedded parts for a minute (ARGS='--for 20s'
 test: ## Run all tests that need no JVM, with the race detector
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m $(ARGS) ./...
+
+# On a real broker an example of a property test takes half a second: fewer of them.
+REAL := SHELFWIRE_TEST_KAFKA=apache $(GO) test -count=1 $(ARGS)
+integration: ## Run what speaks to Postgres or Kafka on Postgres 17 and 18 and Apache Kafka (needs Java 17 and Maven)
+	$(REAL) -timeout 10m ./deploy/embedded/apachekafka ./deploy/embedded/embeddedtest
+	SHELFWIRE_TEST_POSTGRES=17 $(REAL) -timeout 30m ./connectors/... ./pipeline -rapid.checks=10
+	SHELFWIRE_TEST_POSTGRES=18 $(REAL) -timeout 30m ./connectors/... ./pipeline -rapid.checks=10
+	SHELFWIRE_TEST_POSTGRES=18 $(REAL) -timeout 20m ./cmd/shelfwire/torture -run 'TestTorture$$|TestCaptureTorture$$'
 
 torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run, SCHEDULES= says how many of capture)
 	SHELFWIRE_TORTURE=1 SEED=$(SEED) SCHEDULES=$(SCHEDULES) $(GO) test -run Torture -timeout 120m -v $(ARGS) ./cmd/shelfwire/torture
