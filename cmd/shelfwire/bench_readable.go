@@ -20,6 +20,10 @@ func (r *captureRig) readable(ctx context.Context, p50, p99 float64) ([]figure, 
 	const rate = 1000
 	seconds := r.b.few(10, 1)
 	r.b.say("capture: %d transactions a second for %d s", rate, seconds)
+	// What the loads have left behind would be cleaned up in these seconds.
+	if err := r.exec(ctx, `VACUUM (ANALYZE) products, bulk`, `CHECKPOINT`); err != nil {
+		return nil, err
+	}
 	r.runs++
 	slot := fmt.Sprintf("run_%d", r.runs)
 	if err := r.exec(ctx, fmt.Sprintf(`SELECT pg_create_logical_replication_slot('%s', 'pgoutput')`, slot)); err != nil {

@@ -91,7 +91,7 @@ func (s *Source) readKeys(ctx context.Context, pg *pgconn.PgConn, t *table, q ch
 		args = append(args, []byte(k))
 	}
 	f := chunkFill{limit: q.Limit, step: chunkStep, widest: s.shapes.widest(t.OID)}
-	if q.All() {
+	if q.All() && t.filter == "" { // each row that is passed is one that is wanted
 		f.step = q.Limit + 1
 	}
 	var rows tuples

@@ -150,8 +150,10 @@ type Source struct {
 	pool    *pgxpool.Pool
 	version int  // server_version_num
 	ascii   bool // the database has no encoding
-	shapes  shapes
-	types   types
+	// keepsPlans: statements may be prepared, as a connection is the server's own.
+	keepsPlans bool
+	shapes     shapes
+	types      types
 
 	spillStats SpillStats
 	// whole: the next stream has the server keep transactions until their commit.
@@ -178,7 +180,7 @@ func Open(ctx context.Context, cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source database: %w", err)
 	}
-	s := &Source{cfg: cfg, pool: pool}
+	s := &Source{cfg: cfg, pool: pool, keepsPlans: pc.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement}
 	var version, encoding string
 	err = pool.QueryRow(ctx, "SELECT current_setting('server_version_num'), current_setting('server_encoding')").Scan(&version, &encoding)
 	if err != nil {
@@ -336,7 +338,7 @@ func (s *Source) readTable(ctx context.Context, op string, ahead readAhead, f fu
 // read some hundred rows. Where the URL says that connections are not the server's own (default_query_exec_mode), the
 // plan is made each time.
 func (s *Source) before(ctx context.Context, conn *pgx.Conn, ahead readAhead) error {
-	if ahead.table != "" && conn.Config().DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+	if ahead.table != "" && s.keepsPlans {
 		if _, err := conn.Prepare(ctx, describeStatement, s.describeSQL()); err != nil {
 			return err
 		}
