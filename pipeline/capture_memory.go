@@ -44,7 +44,7 @@ type pieces[T any] struct {
 
 // piecesKept is how many large ones are kept for the next unit, which is what a busy stream needs. Those of bytes have
 // 64 KiB, of headers 20 KiB.
-const piecesKept = 64
+const piecesKept = 96
 
 func (p *pieces[T]) reset() {
 	if len(p.chunks) > piecesKept {

@@ -160,7 +160,8 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 			// Asking for the time costs as much as a good part of a row.
 			if s.events++; s.events%captureClock == 0 {
 				s.tick()
-				if !s.batcher.empty() && s.encoder.envelope.At.Sub(s.handed) >= s.c.cfg.TxEvery {
+				// Not while rows are held: the unit would have to leave its memory behind.
+				if !s.batcher.empty() && !s.batcher.holds() && s.encoder.envelope.At.Sub(s.handed) >= s.c.cfg.TxEvery {
 					s.offer()
 				}
 			}
@@ -208,14 +209,19 @@ func (s *captureSession) tick() { s.encoder.envelope.At = time.Now() }
 func (s *captureSession) handOver(ctx context.Context) error {
 	u := s.seal()
 	s.renew()
-	err := s.stream.Attend(ctx, func(ctx context.Context) error {
-		select {
-		case s.units <- u:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	})
+	var err error
+	select {
+	case s.units <- u: // the writer has nothing to do
+	default:
+		err = s.stream.Attend(ctx, func(ctx context.Context) error {
+			select {
+			case s.units <- u:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	}
 	s.handed = time.Now()
 	return err
 }
