@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -145,6 +146,51 @@ func TestCaptureGoesOnPastWhatNobodyCanTake(t *testing.T) {
 		names = append(names, b.Name[:min(4, len(b.Name))]+b.Admin[:min(4, len(b.Admin))])
 	}
 	require.Equal(t, []string{"n\uFFFD", "yyyy"}, names)
+}
+
+// A row far beyond what Kafka takes, or what should lie in memory, is captured without its wide values: its product is
+// touched, the others go on, and memory does not follow its size.
+func TestCaptureTakesARowOfHundredsOfMegabytes(t *testing.T) {
+	r := newCaptureRig(t)
+	c, stop := r.start()
+	r.wait(c)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r.exec(`INSERT INTO products VALUES ('huge', repeat('x', 250 << 20), 1)`)
+	r.exec(`UPDATE products SET price = 2`)
+	r.exec(`UPDATE products SET title = 'short'`)
+	r.exec(`DELETE FROM products`)
+	r.exec(`INSERT INTO variants VALUES (1, repeat('p', 250 << 20), 'S')`) // a product id that is none
+	r.exec(`BEGIN; INSERT INTO products SELECT 'fill' || i, repeat('f', 2000) FROM generate_series(1, 60) i;
+		INSERT INTO products VALUES ('streamed', repeat('x', 250 << 20), 1); COMMIT`)
+	r.exec(`INSERT INTO variants VALUES (2, 'after', 'S')`)
+	r.wait(c)
+	runtime.ReadMemStats(&after)
+	require.NoError(t, stop())
+	var got []string
+	changes := r.records(event.Changes)
+	for _, line := range brief(changes) {
+		if !strings.Contains(line, "fill") {
+			got = append(got, line)
+		}
+	}
+	require.Equal(t, []string{
+		"products c huge", "products u huge", "products u huge", "products d huge", "products c streamed", "variants c after",
+	}, got)
+	for _, rec := range changes {
+		if string(rec.Key) == "huge" && header(&rec, event.HeaderOp) != "d" {
+			require.Contains(t, string(rec.Value), `"after":{"id":"huge"`)
+		}
+		if string(rec.Key) == "huge" && header(&rec, event.HeaderOp) == "c" {
+			require.Contains(t, string(rec.Value), `"title":"__debezium_unavailable_value"`)
+		}
+	}
+	dead := r.records(event.DeadLetters)
+	require.Len(t, dead, 1)
+	require.Contains(t, header(&dead[0], event.HeaderReason), "too large")
+	grown := (after.Sys - before.Sys) >> 20
+	t.Logf("memory grew by %d MiB", grown)
+	require.Less(t, grown, uint64(200))
 }
 
 // The failing schedule: the type of a primary key, and with it the order of the rows, changes between two chunks.

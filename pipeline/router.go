@@ -322,6 +322,8 @@ func (r *router) target(p *routerPlan, i int, image, fill change.Tuple) routerTa
 		return routerTarget{} // it belongs to no parent
 	case v.Kind == change.Null:
 		return routerTarget{kind: routerBad, reason: fmt.Sprintf("product id %s is NULL", rt.Key)}
+	case v.Kind == change.Wide:
+		return routerTarget{kind: routerBad, reason: "the value of the route's column is too large"}
 	}
 	return routerTarget{kind: routerBad, reason: "the row came without the route's column"}
 }

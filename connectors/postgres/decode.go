@@ -222,6 +222,8 @@ func (d *decoder) tuple(r *reader, rel *change.Relation, into *change.Tuple) (ch
 			t[i] = change.Value{Kind: change.Null}
 		case 'u':
 			t[i] = change.Value{Kind: change.Unchanged}
+		case wideKind:
+			t[i] = change.Value{Kind: change.Wide}
 		case 't':
 			t[i] = change.Value{Kind: change.Text, Data: r.bytes(int(r.uint32()))}
 		default:

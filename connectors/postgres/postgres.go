@@ -6,8 +6,8 @@
 //
 //   - postgres.go: Config, Source, the read transaction that all reads share
 //   - slot.go, slot_status.go: history, publication, slot; what the slot costs
-//   - stream.go: the replication stream; wire.go frames its bytes, gulp.go says when they are fetched, decode.go decodes
-//     pgoutput
+//   - stream.go: the replication stream; wire.go frames its bytes, gulp.go says when they are fetched, wide.go
+//     cuts out what is too large, decode.go decodes pgoutput
 //   - keepalive.go: what the server is told, and when
 //   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
 //   - catalog.go, types.go, chunk.go: what a table and its types look like, and its rows in chunks
@@ -76,8 +76,8 @@ type Config struct {
 	// IdleAfter is how long the stream waits for the server before Next returns an EventIdle, again and again.
 	// Shorter lets the caller act sooner in a lull, at the price of wake-ups. Default 100 ms.
 	IdleAfter time.Duration
-	// ReadBuffer is the size of the stream's buffer in bytes; it grows for a message that is larger, and shrinks
-	// again. Default 1 MiB.
+	// ReadBuffer is the size of the stream's buffer in bytes; it grows for a message that is larger, up to
+	// 16 MiB, and shrinks again; of larger rows, values over 64 KiB are not kept. Default 1 MiB.
 	ReadBuffer int
 	// ReadPause is the shortest pause of a busy stream from a server on this machine: with a receive window that is small
 	// on purpose, pausing spares the server many small packets and more than doubles the rate of small transactions

@@ -77,6 +77,7 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 		return nil, wrap(ctx, "connect for replication", err)
 	}
 	st := &Stream{src: s, wire: newWire(raw, s.cfg.ReadBuffer, s.cfg.ReadPause), decoder: newDecoder(), sentAt: time.Now(), liveTable: s.liveTable}
+	st.wire.chunk = &st.chunk
 	st.interval = s.cfg.StatusInterval
 	if timeout > 0 {
 		st.interval = min(st.interval, timeout/3)
@@ -369,6 +370,10 @@ func (st *Stream) take(typ byte, body []byte) (change.Event, bool, error) {
 		st.serverEnd = max(st.serverEnd, end)
 		if start != 0 {
 			st.at = start
+		}
+		if st.wire.lost > 0 {
+			st.src.cfg.Logger.Warn("row is too large, its widest values are not kept", "position", start.String(), "bytes", st.wire.lost)
+			st.wire.lost = 0
 		}
 		return st.decode(start, r.b)
 	default:

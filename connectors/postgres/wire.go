@@ -31,10 +31,18 @@ type wire struct {
 	watched   <-chan struct{}
 	stopWatch func() bool
 	ended     *atomic.Bool
+	// cut looks through a wide row; chunk is the transaction whose chunk is open, as rows within have one field more.
+	cut   cut
+	chunk *uint32
+	// lost counts bytes that were cut out, until somebody sets it back.
+	lost               int
+	wideRow, wideValue int
 }
 
 func newWire(conn net.Conn, size int, pause time.Duration) *wire {
-	return &wire{conn: conn, size: size, buf: make([]byte, size), gulp: newGulp(conn, pause)}
+	return &wire{
+		conn: conn, size: size, buf: make([]byte, size), gulp: newGulp(conn, pause), wideRow: wideRow, wideValue: wideValue,
+	}
 }
 
 // next returns the next whole message in the buffer, or type 0 when fill is needed. The body is valid until fill.
@@ -47,9 +55,14 @@ func (w *wire) next() (typ byte, body []byte, err error) {
 	if n < 5 || n > maxMessage {
 		return 0, nil, fmt.Errorf("message %q of %d bytes: not the protocol of Postgres", b[0], n)
 	}
-	if int64(len(b)) < n {
+	if w.wide() {
+		w.cutWide()
+		b, n = w.buf[w.r:w.w], int64(w.announced())
+	}
+	if int64(len(b)) < n || w.cut.drop > 0 {
 		return 0, nil, nil
 	}
+	w.cut = cut{}
 	w.r += int(n)
 	return b[0], b[5:n:n], nil
 }
@@ -57,16 +70,18 @@ func (w *wire) next() (typ byte, body []byte, err error) {
 // whole reports whether next would return a message.
 func (w *wire) whole() bool {
 	n := w.announced()
-	return n > 0 && w.w-w.r >= n
+	return n > 0 && w.w-w.r >= n && w.cut.drop == 0
 }
 
 // fill reads once, waiting until the deadline. It returns errQuiet when nothing came; the buffer is intact then and
 // fill can be called again.
 func (w *wire) fill(deadline time.Time) error {
 	w.makeRoom()
-	if n, err := w.gulp.read(w.buf[w.w:]); n > 0 || err != nil {
-		w.w += n
-		return err
+	if !w.cut.on { // of a row that is wide, the server sends no small packets
+		if n, err := w.gulp.read(w.buf[w.w:]); n > 0 || err != nil {
+			w.w += n
+			return err
+		}
 	}
 	if err := w.conn.SetReadDeadline(deadline); err != nil {
 		return err

@@ -238,6 +238,7 @@ const (
 	Null      Kind = 'n'
 	Text      Kind = 't'
 	Unchanged Kind = 'u' // a TOASTed value that was not changed and so not sent
+	Wide      Kind = 'w' // a value that was sent and is too large to be kept; whether it was changed is not known
 )
 
 // Value is one column of a row: the text form that Postgres gives it under DateStyle ISO, IntervalStyle postgres,

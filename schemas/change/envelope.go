@@ -206,7 +206,7 @@ func (c *columnPlan) appendValue(dst []byte, v Value) []byte {
 	switch v.Kind {
 	case Null:
 		return append(dst, "null"...)
-	case Unchanged:
+	case Unchanged, Wide:
 		return append(dst, c.unchanged...)
 	default:
 		return appendText(dst, c.form, v.Data)
