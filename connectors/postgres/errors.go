@@ -136,6 +136,31 @@ func (e *QueryError) Data() bool {
 	return e.SQLSTATE == "54000" || e.SQLSTATE == "54001" // program limits: stack depth of a recursive expression
 }
 
+// RowError says that the server cannot send a row: as text it has more than the gigabyte that Postgres can hold in one
+// piece, as a bytea of half of that has. Every stream of the slot ends there, and trying again does not help, but it
+// harms nobody either: what a person does about it is seen by the next try.
+type RowError struct {
+	Slot, Publication string
+	// Err is the server's own.
+	Err error
+}
+
+func (e *RowError) Error() string {
+	return fmt.Sprintf("the server cannot send a row that is larger than 1 GB as text; to mend it: make the row smaller, or publish its table without "+
+		"the column (ALTER PUBLICATION %s DROP TABLE t; ALTER PUBLICATION %[1]s ADD TABLE t (columns)), then SELECT pg_drop_replication_slot(%s), "+
+		"which is healed by a whole snapshot: %v", quoteIdent(e.Publication), quoteLiteral(e.Slot), e.Err)
+}
+
+// Unwrap returns the server's error.
+func (e *RowError) Unwrap() error { return e.Err }
+
+// tooLarge recognises that the server could not make a piece of memory as large as a row.
+func tooLarge(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (strings.HasPrefix(pg.Message, "invalid memory alloc request size") ||
+		strings.HasPrefix(pg.Detail, "Cannot enlarge string buffer") || strings.HasPrefix(pg.Message, "string buffer exceeds"))
+}
+
 // wrap gives an error of the driver its type. A cancelled or expired ctx stays recognisable by errors.Is.
 func wrap(ctx context.Context, op string, err error) error {
 	if err == nil {

@@ -242,6 +242,9 @@ func (st *Stream) NextUntil(ctx context.Context, until time.Time) (change.Event,
 	}
 	ev, err := st.next(ctx, until)
 	if err != nil {
+		if said := st.lastWords(err); said != nil {
+			err = said
+		}
 		err = fmt.Errorf("replication stream at %s: %w", max(st.at, st.Confirmed()), err)
 		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
 			st.broken = err
@@ -253,6 +256,23 @@ func (st *Stream) NextUntil(ctx context.Context, until time.Time) (change.Event,
 
 // keepaliveSteps is after how many events that came at once the clock is looked at.
 const keepaliveSteps = 64
+
+// lastWords finds out what the server has said before it closed the connection: whoever writes to it is told only that it
+// is closed. Nil: nothing. Rows that stand before the words come again with the next stream.
+func (st *Stream) lastWords(err error) error {
+	if !connectionEnded(err) {
+		return nil
+	}
+	for deadline := time.Now().Add(time.Second); ; {
+		typ, body, err := st.wire.next()
+		switch {
+		case typ == 'E':
+			return st.ended(serverError(body))
+		case err != nil || typ == 0 && st.wire.fill(deadline) != nil:
+			return nil
+		}
+	}
+}
 
 func (st *Stream) next(ctx context.Context, until time.Time) (change.Event, error) {
 	idle := time.Time{}
@@ -388,6 +408,9 @@ func (st *Stream) ended(err error) error {
 	}
 	if strings.Contains(err.Error(), "publication") && sqlstate(err) == "42704" {
 		return st.stale(err)
+	}
+	if tooLarge(err) {
+		return &RowError{Slot: st.src.cfg.Slot, Publication: st.src.cfg.Publication, Err: err}
 	}
 	return &QueryError{Op: "read", SQLSTATE: sqlstate(err), Err: err}
 }
