@@ -58,6 +58,7 @@ type captureProducer interface {
 type captureSource interface {
 	captureHistory
 	captureSlot
+	capturePublication
 	// ParentKeys finds the rows of a parent table for ids, and says which transactions it has seen. An id without a row
 	// is not in the result. An error that says Data() is about one of the ids.
 	ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ParentRow, change.Snapshot, error)
@@ -117,6 +118,8 @@ type CaptureConfig struct {
 	// Heartbeat is after what silence a logical message is written, so that the slot moves past WAL that concerns
 	// nobody here. Default 10 s; negative: never.
 	Heartbeat time.Duration
+	// PublicationEvery is how often it is looked at whether the tables are still published. Default 5 s.
+	PublicationEvery time.Duration
 	// Restart gives up the position on record, whatever history it is of, and takes a whole snapshot. What was
 	// committed between that position and the slot's is then in no record of its own.
 	Restart bool
@@ -143,6 +146,7 @@ func (c CaptureConfig) withDefaults() CaptureConfig {
 	c.SnapshotRate = cmp.Or(c.SnapshotRate, 20_000)
 	c.SnapshotReaders = cmp.Or(c.SnapshotReaders, 2)
 	c.Heartbeat = cmp.Or(c.Heartbeat, 10*time.Second)
+	c.PublicationEvery = cmp.Or(c.PublicationEvery, 5*time.Second)
 	c.HealMost = cmp.Or(c.HealMost, 3)
 	return c
 }

@@ -47,6 +47,8 @@ const (
 	gapSystem   = "system"    // the source is another cluster
 	gapHalf     = "half"      // the rest of a transaction does not come: the source was set back, and has gone on since
 	gapAsked    = "asked for" // Config.Restart
+	// gapUnpublished is no gap of the stream but of some tables in it.
+	gapUnpublished = "unpublished"
 )
 
 func (g *captureGap) Error() string { return g.reason }
@@ -91,14 +93,25 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 	case gap != nil && gap.renew:
 		return old, gap // not while the slot is in hand
 	case gap != nil:
+		if pos, err = c.published(ctx, producer, event.Position{}, pos); err != nil {
+			return old, err
+		}
 		return c.heal(ctx, producer, old, pos, gap)
 	case old.CommitLSN == 0: // the first start
 		c.restarted = true
 	default:
 		pos = old
 		pos.History = history // on a newer timeline of the same history
+		if pos, err = c.published(ctx, producer, old, pos); err != nil {
+			return old, err
+		}
 	}
-	pos.Snapshots = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), time.Now())
+	if pos.Published == nil {
+		if pos, err = c.published(ctx, producer, event.Position{}, pos); err != nil {
+			return old, err
+		}
+	}
+	pos.Snapshots = snapshotPlan(pos, readableTables(c.cfg.Routes, pos), time.Now())
 	return pos, nil
 }
 
@@ -315,7 +328,7 @@ func (c *Capture) heal(ctx context.Context, producer captureProducer, old, pos e
 		}
 		h.Touched = n
 	}
-	pos.Snapshots = snapshotPlan(pos, SnapshotTables(c.cfg.Routes), now)
+	pos.Snapshots = snapshotPlan(pos, readableTables(c.cfg.Routes, pos), now)
 	if len(pos.Snapshots) > 0 {
 		h.Snapshot = pos.Snapshots[0].ID
 	}

@@ -176,7 +176,7 @@ func (s *captureSession) commit(end change.LSN) {
 		return
 	}
 	if s.truncated {
-		s.book.truncated(SnapshotTables(s.c.cfg.Routes), time.Now())
+		s.book.truncated(readableTables(s.c.cfg.Routes, s.resume), time.Now())
 	}
 	dead := s.begun(s.asked)
 	s.truncated, s.asked = false, nil

@@ -156,7 +156,7 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 		Source: src,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
 			if !r.published {
-				if err := src.EnsurePublication(ctx, pipeline.PublishedTables(r.cfg)); err != nil {
+				if err := src.KeepPublished(ctx, pipeline.PublishedTables(r.cfg)); err != nil {
 					return nil, err
 				}
 			}

@@ -70,9 +70,10 @@ func (c *Capture) work(ctx context.Context, stream captureStream, producer captu
 	wctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g.Go(func() error { return w.run(wctx, s.units) })
-	g.Go(func() error { return s.snapshots.loop(ctx) })
+	g.Go(func() error { return c.orUnpublished(ctx, pos.Published, s.snapshots.loop(ctx)) })
 	g.Go(func() error { return c.tellSnapshots(ctx) })
 	g.Go(func() error { return c.heartbeat(ctx) })
+	g.Go(func() error { return c.watchPublication(ctx, pos.Published) })
 	g.Go(func() error {
 		err := s.read(ctx)
 		close(s.units)

@@ -68,7 +68,7 @@ func (a *app) buildCapture(context.Context) error {
 		Source: a.source,
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
 			// The publication must exist before the slot: it is looked up in the catalog of the WAL's own time.
-			if err := a.source.EnsurePublication(ctx, tables); err != nil {
+			if err := a.source.KeepPublished(ctx, tables); err != nil {
 				return nil, err
 			}
 			// From wherever the slot stands: a predecessor may still confirm while it ends.

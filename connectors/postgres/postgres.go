@@ -6,6 +6,7 @@
 //
 //   - postgres.go: Config, Source, the read transaction that all reads share
 //   - slot.go, slot_status.go: history, publication, slot; what the slot costs
+//   - published.go: whether the publication is still what it was
 //   - stream.go: the replication stream; wire.go frames its bytes, gulp.go says when they are fetched, wide.go
 //     cuts out what is too large, decode.go decodes pgoutput
 //   - keepalive.go: what the server is told, and when
@@ -158,6 +159,9 @@ type Source struct {
 	spillStats SpillStats
 	// whole: the next stream has the server keep transactions until their commit.
 	whole atomic.Bool
+	// published: the publication has held all tables once. unpublished is what was last said of those that it does not.
+	published   atomic.Bool
+	unpublished atomic.Pointer[string]
 	// patience doubles the next stream's wal_sender_timeout so many times.
 	patience atomic.Int32
 }

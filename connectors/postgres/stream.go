@@ -242,11 +242,12 @@ func (st *Stream) NextUntil(ctx context.Context, until time.Time) (change.Event,
 	}
 	ev, err := st.next(ctx, until)
 	if err != nil {
-		if said := st.lastWords(err); said != nil {
-			err = said
+		final := !errors.Is(err, ctx.Err()) || ctx.Err() == nil
+		if final {
+			err = st.lastWords(err)
 		}
 		err = fmt.Errorf("replication stream at %s: %w", max(st.at, st.Confirmed()), err)
-		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
+		if final {
 			st.broken = err
 			st.src.streamFailed(err, st.Confirmed() > st.began)
 		}
@@ -258,18 +259,19 @@ func (st *Stream) NextUntil(ctx context.Context, until time.Time) (change.Event,
 const keepaliveSteps = 64
 
 // lastWords finds out what the server has said before it closed the connection: whoever writes to it is told only that it
-// is closed. Nil: nothing. Rows that stand before the words come again with the next stream.
+// is closed. Where it has said nothing, the error stays. What stands before the words is passed over, and comes again with
+// the next stream: this one is broken.
 func (st *Stream) lastWords(err error) error {
 	if !connectionEnded(err) {
-		return nil
+		return err
 	}
 	for deadline := time.Now().Add(time.Second); ; {
-		typ, body, err := st.wire.next()
+		typ, body, wireErr := st.wire.next()
 		switch {
 		case typ == 'E':
 			return st.ended(serverError(body))
-		case err != nil || typ == 0 && st.wire.fill(deadline) != nil:
-			return nil
+		case wireErr != nil || typ == 0 && st.wire.fill(deadline) != nil:
+			return err
 		}
 	}
 }

@@ -177,6 +177,11 @@ type Position struct {
 	Ended []SnapshotEnd `json:"ended_snapshots,omitempty"`
 	// Tables lists the routed tables whose snapshot is complete.
 	Tables []string `json:"tables,omitempty"`
+	// Published says of each captured table which table it is and which entry of the publication it has (capture). A
+	// table whose entry has changed was not streamed all the time.
+	Published map[string]string `json:"published,omitempty"`
+	// Gone lists the routed tables that have been published and are not any more.
+	Gone []string `json:"gone,omitempty"`
 	// Unseen are, while a snapshot runs, the transactions streamed last that none of its reads has been seen to contain:
 	// the stream may be ahead of what is visible.
 	Unseen []change.XID `json:"unseen,omitempty"`

@@ -1,0 +1,80 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// KeepPublished is [Source.EnsurePublication] for somebody who captures already. Once that has succeeded, a table that is
+// gone, or that this role may not add, is told in the log and does not stop the others; the publication itself must
+// exist.
+func (s *Source) KeepPublished(ctx context.Context, tables []string) error {
+	existing := tables
+	if s.published.Load() {
+		there, err := s.existing(ctx, tables)
+		if err != nil {
+			return err
+		}
+		existing = there
+	}
+	err := s.EnsurePublication(ctx, existing)
+	if err == nil {
+		s.published.Store(true)
+	}
+	if err != nil && (!s.published.Load() || ctx.Err() != nil || away(err)) {
+		return err
+	}
+	problem := ""
+	if left := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return slices.Contains(existing, t) }); len(left) > 0 {
+		problem = "there is no table " + strings.Join(left, ", ")
+	}
+	if err != nil {
+		if p, perr := s.publication(ctx); perr != nil || p == nil {
+			return err
+		}
+		problem = err.Error()
+	}
+	if old := s.unpublished.Swap(&problem); problem != "" && (old == nil || *old != problem) {
+		s.cfg.Logger.ErrorContext(ctx, "a captured table is not published: nothing of it is captured until it is, and then it is read again", "problem", problem)
+	}
+	return nil
+}
+
+func (s *Source) existing(ctx context.Context, tables []string) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname || '.' || c.relname = ANY ($1) AND c.relkind IN ('r', 'p')`, tables)
+	var there []string
+	if err == nil {
+		there, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	return there, wrap(ctx, "look for tables", err)
+}
+
+// Memberships says of each of these tables that is published which table it is and which entry of the publication it has
+// there. As long as both stay, the stream has had every change of it; a table that was dropped and made again, or taken
+// out of the publication and put back, also by a new row filter or column list, has another.
+func (s *Source) Memberships(ctx context.Context, tables []string) (map[string]string, error) {
+	schemas := "NULL::oid"
+	if s.version >= 150000 {
+		schemas = "(SELECT pn.oid FROM pg_publication_namespace pn WHERE pn.pnpubid = p.oid AND pn.pnnspid = n.oid)"
+	}
+	rows, err := s.pool.Query(ctx, `
+		SELECT n.nspname || '.' || c.relname, c.oid || '/' || coalesce(
+			(SELECT pr.oid FROM pg_publication_rel pr WHERE pr.prpubid = p.oid AND pr.prrelid = c.oid), `+schemas+`, p.oid)
+		FROM pg_publication p JOIN pg_publication_tables t ON t.pubname = p.pubname
+		JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+		WHERE p.pubname = $1 AND n.nspname || '.' || c.relname = ANY ($2)`, s.cfg.Publication, tables)
+	out := map[string]string{}
+	if err == nil {
+		var table, member string
+		_, err = pgx.ForEachRow(rows, []any{&table, &member}, func() error {
+			out[table] = member
+			return nil
+		})
+	}
+	return out, wrap(ctx, "read the publication", err)
+}
