@@ -89,11 +89,11 @@ func (b *Batches) complete(ctx context.Context) error {
 		for _, e := range ended {
 			b.Completed.Add(1)
 			level := slog.LevelInfo
-			if e.Failed > 0 { // somebody should look: shelfwire batches ID says what failed
+			if e.Failed > 0 || e.Reason != "" { // somebody should look: shelfwire batches ID says what failed
 				level = slog.LevelWarn
 			}
 			b.log.Log(ctx, level, "batch ended", "batch", e.ID, "name", e.Name, "status", e.Status, "total", e.Total,
-				"succeeded", e.Succeeded, "failed", e.Failed, "skipped", e.Skipped, "errors", e.Errors)
+				"succeeded", e.Succeeded, "failed", e.Failed, "skipped", e.Skipped, "errors", e.Errors, "reason", e.Reason)
 		}
 	}
 	return nil

@@ -79,8 +79,10 @@ type CaptureParts struct {
 	// Touch has every product evaluated again that a shop may have, and returns how many. It is called when a gap is
 	// healed, and may be called twice for one. back: the source's history went back, so that what was noted of it (what
 	// a read has seen, transaction ids) is void. Nil: there is no state, and products that are gone are not noticed.
-	Touch  func(ctx context.Context, back bool) (int64, error)
-	Logger *slog.Logger
+	Touch func(ctx context.Context, back bool) (int64, error)
+	// Largest is how many bytes of the largest open transaction have come so far. Nil: not known.
+	Largest func() int64
+	Logger  *slog.Logger
 }
 
 // CaptureConfig configures the stage. The zero value of every field but Routes is usable.

@@ -354,7 +354,7 @@ func (c *Capture) heal(ctx context.Context, producer captureProducer, old, pos e
 const captureHealGroup = -1
 
 // givenUp ends the batches that a position was in the middle of: what stands in the topics is all that comes of them,
-// and the state ends them when it has settled that.
+// and the state ends them, as FAILED, when it has settled that.
 func givenUp(old event.Position, h *event.Healing) []captureAnnounce {
 	reason := "not whole: " + h.Reason + "; what is missing comes in " + h.Snapshot
 	var out []captureAnnounce

@@ -64,6 +64,7 @@ func (c *Capture) work(ctx context.Context, stream captureStream, producer captu
 		return err
 	}
 	w := newCaptureWriter(c.cfg, producer, pos, &c.stats, func(u *captureUnit) { s.written(u) })
+	w.largest = c.parts.Largest
 
 	g, ctx := errgroup.WithContext(ctx)
 	// The writer outlives the reader: what it has begun it may finish, for a while.

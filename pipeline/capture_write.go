@@ -18,6 +18,7 @@ type captureWriter struct {
 	partition int32
 	stats     *CaptureStats
 	confirm   func(*captureUnit)
+	largest   func() int64 // nil: not known
 	// told is when it was last told how far snapshots have come.
 	told time.Time
 	// offsets holds, for each batch whose end is not written yet, the last offsets of what is.
@@ -86,6 +87,9 @@ func (w *captureWriter) write(ctx context.Context, u *captureUnit) error {
 	}
 	pos := u.position
 	pos.At = time.Now().UTC()
+	if w.largest != nil {
+		pos.LargestOpen = w.largest()
+	}
 	if u.open != 0 {
 		o := w.collect(u.open)
 		open := *pos.Open

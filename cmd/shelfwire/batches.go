@@ -83,7 +83,9 @@ type batchView struct {
 	Committed *time.Time        `json:"committed_at,omitempty"`
 	Rows      int64             `json:"rows"`
 	Status    state.BatchStatus `json:"status"`
-	Round     int               `json:"round"`
+	// Reason is why the batch is not whole, and so FAILED: capture had to give it up.
+	Reason string `json:"reason,omitempty"`
+	Round  int    `json:"round"`
 	// Announced says that the whole transaction has been captured, so that Total can grow no more than by shops.
 	Announced  bool       `json:"announced"`
 	Cancelling bool       `json:"cancelling"`
@@ -113,7 +115,7 @@ type batchErrorView struct {
 
 func viewBatch(b *state.Batch, now time.Time) batchView {
 	v := batchView{
-		ID: b.ID, Kind: b.Kind, Name: b.Name, Admin: b.Admin, Rows: b.Rows, Status: b.Status, Round: b.Round,
+		ID: b.ID, Kind: b.Kind, Name: b.Name, Admin: b.Admin, Rows: b.Rows, Status: b.Status, Reason: b.Reason, Round: b.Round,
 		Announced: b.Announced, Cancelling: b.Cancelling,
 		Committed: timeView(b.CommitTime), Created: timeView(b.CreatedAt), Started: timeView(b.StartedAt), Ended: timeView(b.EndedAt),
 		Seconds: b.Duration(now).Seconds(),
@@ -190,6 +192,7 @@ func batchSheet(b *batchView) *table {
 	line("name", b.Name)
 	line("admin", b.Admin)
 	line("status", string(b.Status))
+	line("reason", b.Reason)
 	line("items", fmt.Sprintf("%d: %d succeeded, %d failed, %d skipped, %d cancelled, %d open",
 		b.Total, b.Succeeded, b.Failed, b.Skipped, b.Cancelled, b.Processing))
 	line("transaction", b.XID)

@@ -60,8 +60,8 @@ func (a *app) buildCapture(context.Context) error {
 		NoHeal: a.options.noHeal || a.cfg.Source.Heal.Off, HealMost: a.cfg.Source.Heal.Most,
 		AcceptSource: true, // the state has refused another cluster unless it was told to take it
 	}
-	if m := a.cfg.Mirror; m.On {
-		cfg.Name, cfg.Mirror = m.Prefix, pipeline.MirrorConfig{On: true, Tables: m.Tables}
+	if cfg.Mirror = a.mirror(); cfg.Mirror.On {
+		cfg.Name = a.cfg.Mirror.Prefix
 	}
 	tables := pipeline.PublishedTables(cfg)
 	a.capture = pipeline.NewCapture(cfg, pipeline.CaptureParts{
@@ -83,7 +83,8 @@ func (a *app) buildCapture(context.Context) error {
 		Touch: func(ctx context.Context, back bool) (int64, error) {
 			return a.state.Touch(ctx, a.cluster.Partitions(), back)
 		},
-		Logger: a.log,
+		Largest: a.source.SpillStats().Largest.Load,
+		Logger:  a.log,
 	})
 	s := a.capture.Stats()
 	a.slot = &slotWatch{source: a.source, limit: int64(a.cfg.Source.WALAlertMB) << 20, log: a.log.With("stage", "slot")}
@@ -96,6 +97,14 @@ func (a *app) buildCapture(context.Context) error {
 	a.metrics.counter("capture_deadletters_total", "Rows that could not be processed.", s.DeadLetters.Load)
 	a.metrics.counter("capture_kafka_transactions_total", "Kafka transactions committed.", s.KafkaTransactions.Load)
 	return nil
+}
+
+// mirror is what is mirrored; the zero value where nothing is.
+func (a *app) mirror() pipeline.MirrorConfig {
+	if m := a.cfg.Mirror; m.On {
+		return pipeline.MirrorConfig{On: true, Tables: m.Tables}
+	}
+	return pipeline.MirrorConfig{}
 }
 
 func (a *app) buildRelay() {

@@ -238,7 +238,7 @@ func (a *app) checkShops(ctx context.Context) []problem {
 // findings compares the configuration with the source.
 func (a *app) findings(ctx context.Context) []postgres.Finding {
 	return a.source.Check(ctx, postgres.Declared{
-		Routes: a.cfg.Routes, Documents: a.cfg.Documents, Unrouted: a.cfg.Unrouted, Shops: slices.Sorted(maps.Keys(a.cfg.Shops)),
+		Routes: a.cfg.Routes, Mirrored: a.mirror().Tables, Documents: a.cfg.Documents, Unrouted: a.cfg.Unrouted, Shops: slices.Sorted(maps.Keys(a.cfg.Shops)),
 	})
 }
 

@@ -180,6 +180,7 @@ func (w *slotWatch) metrics(r *registry, c *pipeline.CaptureStats, spill *postgr
 	r.counter("capture_healings_total", "Gaps that were healed by a snapshot.", c.Healings.Load)
 	r.gauge("capture_last_healing_timestamp_seconds", "When the last gap was healed; 0: none since the start.", func() float64 { return float64(c.Healed.Load()) / 1e9 })
 	r.gauge("spill_bytes", "Bytes of large transactions that wait for their commit on this disk.", func() float64 { return float64(spill.Bytes.Load()) })
+	r.gauge("spill_largest_bytes", "Bytes of the largest of them.", func() float64 { return float64(spill.Largest.Load()) })
 	r.counter("spill_transactions_total", "Transactions that were taken before their commit.", spill.Transactions.Load)
 	r.counter("spill_left_total", "Times that large transactions were left to the server.", spill.Left.Load)
 	for _, status := range []string{"reserved", "extended", "unreserved", "lost"} {

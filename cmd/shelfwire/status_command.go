@@ -88,6 +88,8 @@ type captureView struct {
 	// InTransaction is the batch of a large transaction whose rows are on their way, and Rows how many of them are there.
 	InTransaction string `json:"in_transaction,omitempty"`
 	Rows          int64  `json:"in_transaction_rows,omitempty"`
+	// LargestOpen is what has been streamed of the largest transaction that had not ended at the time of the position.
+	LargestOpen int64 `json:"largest_open_transaction_bytes"`
 }
 
 // snapshotView is a snapshot that runs.
@@ -199,6 +201,7 @@ func (v *statusView) position(pos *event.Position, now *postgres.SlotStatus) {
 	if pos.CommitLSN < now.End {
 		v.Capture.Lag = max(now.At.Sub(pos.At).Seconds(), 0)
 	}
+	v.Capture.LargestOpen = pos.LargestOpen
 	if pos.Open != nil {
 		v.Capture.InTransaction, v.Capture.Rows = pos.Open.BatchID, pos.Open.Rows
 	}
@@ -263,6 +266,9 @@ func statusSheet(v *statusView) *table {
 	line("connections", fmt.Sprint(s.Connections))
 	if c := v.Capture; c != nil {
 		line("position", fmt.Sprintf("%s on timeline %d, of %s", c.Position, c.Timeline, c.At.Format(time.RFC3339)))
+		if c.LargestOpen > 0 {
+			line("largest open", bytesText(c.LargestOpen)+" of a transaction that has not ended")
+		}
 		if c.InTransaction != "" {
 			line("in", fmt.Sprintf("%s, %d rows so far", c.InTransaction, c.Rows))
 		}

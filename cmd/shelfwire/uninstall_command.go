@@ -21,7 +21,7 @@ func uninstallCommand() *cobra.Command {
 		Use:   "uninstall",
 		Short: "Remove slot and publication from the database, and with --state the state",
 		Long: "Shows what it would remove, and removes it with --yes: the replication slot, so that the server keeps no WAL for it\n" +
-			"any more, and the publication, unless it publishes tables that have no route: then it is not ours alone. With --state\n" +
+			"any more, and the publication, unless it publishes tables that are neither routed nor mirrored: it is not ours alone then. With --state\n" +
 			"also all that Shelfwire has made in the state database. Roles, replica identities, the state database itself, the\n" +
 			"topics and what stands in shops and ClickHouse stay. Stop every shelfwire run before.",
 		Args: noArgs,
@@ -52,7 +52,7 @@ func uninstallCommand() *cobra.Command {
 type uninstall struct {
 	slot        postgres.SlotStatus
 	publication bool
-	// foreign are published tables without a route.
+	// foreign are published tables that nobody asked us to capture.
 	published, foreign []string
 	state              bool
 	products, batches  int64
@@ -77,9 +77,9 @@ func (a *app) planUninstall(ctx context.Context, withState bool) (*uninstall, er
 	if err != nil {
 		return nil, err
 	}
-	routed := pipeline.RoutedTables(a.cfg.Routes)
+	ours := pipeline.PublishedTables(pipeline.CaptureConfig{Routes: a.cfg.Routes, Mirror: a.mirror()})
 	for _, t := range u.published {
-		if !slices.Contains(routed, t) {
+		if !slices.Contains(ours, t) {
 			u.foreign = append(u.foreign, t)
 		}
 	}
@@ -111,7 +111,7 @@ func (u *uninstall) describe(w io.Writer, cfg *config.Config, yes bool) {
 	case u.dropsPublication():
 		say("%s the publication %s of %s", verb, cfg.Source.Publication, strings.Join(u.published, ", "))
 	case u.publication:
-		say("keeps the publication %s: it also publishes %s, which have no route", cfg.Source.Publication, strings.Join(u.foreign, ", "))
+		say("keeps the publication %s: it also publishes %s, which are neither routed nor mirrored", cfg.Source.Publication, strings.Join(u.foreign, ", "))
 	}
 	if u.state {
 		say("%s the state: what is known of %d products, and %d batches", verb, u.products, u.batches)

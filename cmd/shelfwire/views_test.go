@@ -70,6 +70,11 @@ func TestABatchIsShownWithWhatFailed(t *testing.T) {
 	require.NoError(t, batchTable([]batchView{v}).write(&out))
 	require.Contains(t, out.String(), "1s    ")
 	require.Contains(t, out.String(), "1 VALIDATION\n")
+
+	v = viewBatch(&state.Batch{ID: "b2", Status: state.BatchFailed, Reason: "not whole: the slot is gone"}, at)
+	out.Reset()
+	require.NoError(t, batchSheet(&v).write(&out))
+	require.Contains(t, out.String(), "reason   not whole: the slot is gone\n")
 }
 
 func TestReplaySaysWhatToLookAt(t *testing.T) {

@@ -18,6 +18,8 @@ import (
 // Declared is what a configuration says about the source.
 type Declared struct {
 	Routes []route.Route
+	// Mirrored are tables that are captured beside those of the routes.
+	Mirrored []string
 	// Documents is the documents query.
 	Documents string
 	// Unrouted are tables ("schema.table") that Documents reads and that need no route.
@@ -124,7 +126,8 @@ func (s *Source) Check(ctx context.Context, d Declared) []Finding {
 		return c.found
 	}
 	c.slot(ctx)
-	c.published(ctx, d.Routes)
+	c.mirrored(ctx, &d)
+	c.published(ctx, published(d.Routes, d.Mirrored))
 	for i := range d.Routes {
 		c.route(ctx, fmt.Sprintf("routes.%d", i), &d.Routes[i])
 	}
@@ -214,9 +217,8 @@ func (c *checker) slot(ctx context.Context) {
 }
 
 // published reports what EnsurePublication would need and may not do.
-func (c *checker) published(ctx context.Context, routes []route.Route) {
+func (c *checker) published(ctx context.Context, tables []string) {
 	where := "publication " + c.cfg.Publication
-	tables := published(routes)
 	p, err := c.publication(ctx)
 	if err != nil {
 		c.failed(where, err)
@@ -248,6 +250,19 @@ func (c *checker) published(ctx context.Context, routes []route.Route) {
 			problem = "it does not exist, and this role may not create it"
 		}
 		c.add(where, problem, strings.Join(stmts, "; ")+";")
+	}
+}
+
+// mirrored reports tables that are to be mirrored and are not there, or would break once they were published.
+func (c *checker) mirrored(ctx context.Context, d *Declared) {
+	for i, t := range d.Mirrored {
+		where := "mirror of " + t
+		if _, ok := c.table(ctx, fmt.Sprintf("mirror.tables.%d", i), where, t); !ok {
+			continue
+		}
+		if err := c.refuseNameless(ctx, []string{t}); err != nil {
+			c.failed(where, err)
+		}
 	}
 }
 

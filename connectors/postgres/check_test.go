@@ -133,11 +133,21 @@ func TestCheckOfARoleThatMayNothing(t *testing.T) {
 // TestSetupSQLIsEnough runs the script that init prints and captures with nothing but the role that it made.
 // A parent that has no route of its own is captured too: its rows say where those of others belong.
 func TestSetupSQLPublishesParents(t *testing.T) {
-	script, err := postgres.SetupSQL(postgres.Setup{Routes: []route.Route{
+	d := newDatabase(t, `CREATE TABLE product (id bigint PRIMARY KEY); CREATE TABLE orders (id bigint PRIMARY KEY); CREATE TABLE bare (id bigint)`)
+	found := texts(d.open(d.config()).Check(t.Context(), postgres.Declared{
+		Routes: []route.Route{{Table: "public.product", Key: "id"}}, Mirrored: []string{"public.orders", "public.gone", "public.bare"},
+		Documents: `SELECT id::text AS product_id, ''::text AS shop, '{}'::jsonb AS document FROM product WHERE id::text = ANY ($1)`,
+	}))
+	require.Contains(t, found, "mistake at mirror.tables.1: table public.gone does not exist")
+	require.Contains(t, found, `ALTER TABLE "public"."bare" REPLICA IDENTITY FULL`)
+	require.NotContains(t, found, "orders")
+	script, err := postgres.SetupSQL(postgres.Setup{Mirrored: []string{"sales.orders", "shop.stock"}, Routes: []route.Route{
 		{Table: "shop.stock", Parent: &route.Parent{Column: "variant_id", Table: "other.variants", ID: "id", Key: "product_id"}},
 	}})
 	require.NoError(t, err)
 	require.Contains(t, script, `"other"."variants"`)
+	require.Contains(t, script, `"sales"."orders"`)
+	require.Equal(t, 1, strings.Count(script, "  \"shop\".\"stock\""), "once")
 	require.Contains(t, script, `GRANT USAGE ON SCHEMA "shop", "other"`)
 }
 

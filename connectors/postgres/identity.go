@@ -24,12 +24,17 @@ func Tables(routes []route.Route) []string {
 }
 
 // published lists the tables that are captured: those of the routes, and the parents that they lead through, whose rows
-// say where those of others belong.
-func published(routes []route.Route) []string {
+// say where those of others belong; and those that are only mirrored.
+func published(routes []route.Route, mirrored []string) []string {
 	tables := Tables(routes)
 	for _, r := range routes {
 		if r.Parent != nil && !slices.Contains(tables, r.Parent.Table) {
 			tables = append(tables, r.Parent.Table)
+		}
+	}
+	for _, t := range mirrored {
+		if !slices.Contains(tables, t) {
+			tables = append(tables, t)
 		}
 	}
 	return tables

@@ -17,6 +17,8 @@ type Setup struct {
 	// Publication is its publication. Default "shelfwire".
 	Publication string
 	Routes      []route.Route
+	// Mirrored are tables that are published beside those of the routes. Default: none.
+	Mirrored []string
 	// Identities are the statements of [Source.Identities]. Nil: they are derived from the routes alone, without
 	// knowing keys and indexes.
 	Identities []string
@@ -33,7 +35,7 @@ func SetupSQL(s Setup) (string, error) {
 	setDefault(&s.Publication, "shelfwire")
 	setDefault(&s.StateDatabase, "shelfwire_state")
 	setDefault(&s.StateRole, "shelfwire_state")
-	tables := published(s.Routes)
+	tables := published(s.Routes, s.Mirrored)
 	var quoted, schemas []string
 	for _, t := range tables {
 		schema, _, err := splitTable(t)

@@ -18,6 +18,8 @@ import (
 type SpillStats struct {
 	// Bytes is a gauge. Transactions counts those that were streamed, Left how often one had to be left to the server.
 	Bytes, Transactions, Left atomic.Int64
+	// Largest is a gauge, too: the bytes of the largest of them.
+	Largest atomic.Int64
 }
 
 // WholeError ends a stream that cannot take a transaction before its end. The next stream of the same [Source] has the
@@ -108,6 +110,7 @@ func (s *spill) flush(tx *spilled) error {
 	n, err := tx.file.Write(s.buf)
 	tx.size += int64(n)
 	s.account(int64(n))
+	s.stats.Largest.Store(max(s.stats.Largest.Load(), tx.size))
 	if err != nil {
 		return s.diskError("write to a spill file", err)
 	}
@@ -152,6 +155,16 @@ func (s *spill) close(tx *spilled) {
 	_ = tx.file.Close() // it was only read, or is not wanted any more
 	s.account(-tx.size)
 	tx.size = 0
+	s.rank()
+}
+
+// rank finds the largest of the transactions that are left.
+func (s *spill) rank() {
+	var most int64
+	for _, tx := range s.txs {
+		most = max(most, tx.size)
+	}
+	s.stats.Largest.Store(most)
 }
 
 // closeAll gives all disk back.
@@ -170,6 +183,7 @@ func (s *spill) commit(xid uint32) (*replay, error) {
 			"and the protocol does not say whether the message was rolled back with it", xid)}
 	}
 	delete(s.txs, xid)
+	s.rank()
 	if _, err := tx.file.Seek(0, io.SeekStart); err != nil {
 		s.close(tx)
 		return nil, fmt.Errorf("read a spill file: %w", err)

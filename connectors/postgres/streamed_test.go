@@ -297,7 +297,9 @@ func TestOpenTransactionComesWholeAfterAConfirmedKeepalive(t *testing.T) {
 			st.Confirm(ev.EndLSN)
 		}
 	}
+	require.Positive(t, src.SpillStats().Largest.Load(), "it is open")
 	require.NoError(t, st.Close(t.Context()))
+	require.Zero(t, src.SpillStats().Largest.Load())
 	_, err = tx.Exec(t.Context(), `INSERT INTO p SELECT i, 'late' FROM generate_series(3001, 3010) i`)
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), `COMMIT`)

@@ -108,7 +108,7 @@ type Batch struct {
 	XID        change.XID `json:"xid,omitempty"`
 	CommitLSN  change.LSN `json:"commit_lsn,omitempty"`
 	CommitTime time.Time  `json:"commit_time,omitzero"`
-	// Rows counts the routed rows of the batch (announced), or the rows read so far (reading).
+	// Rows counts the routed rows of the batch (announced, failed), or the rows read so far (reading).
 	Rows int64 `json:"rows,omitempty"`
 	// Estimate is about how many rows the snapshot has, PerSecond how many it reads, and LeftSeconds what remains to be
 	// waited by that; 0 while unknown (reading).
@@ -187,6 +187,8 @@ type Position struct {
 	Unseen []change.XID `json:"unseen,omitempty"`
 	// Healed is the last healing; with a CommitLSN of 0, one that has only begun (capture).
 	Healed *Healing `json:"healed,omitempty"`
+	// LargestOpen is how many bytes of the largest open transaction have been streamed (capture).
+	LargestOpen int64 `json:"largest_open_bytes,omitempty"`
 	// Number is the number of the last outbox row (relay), in the state of Incarnation.
 	Number      int64     `json:"number,omitempty"`
 	Incarnation string    `json:"incarnation,omitempty"`

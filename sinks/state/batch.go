@@ -32,10 +32,10 @@ func (s *Store) Announce(ctx context.Context, fences []work.Fence, batches []eve
 	n := len(rows)
 	ids, kinds, names, admins, lsns := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	changes, fanouts, counts := make([]string, n), make([]string, n), make([]int64, n)
-	xids, times := make([]int64, n), make([]*time.Time, n)
+	xids, times, reasons := make([]int64, n), make([]*time.Time, n), make([]string, n)
 	for i, b := range rows {
 		ids[i], kinds[i], names[i], admins[i], lsns[i] = b.ID, clean(b.Kind), clean(b.Name), clean(b.Admin), b.CommitLSN.String()
-		xids[i], times[i], counts[i] = int64(b.XID), at(b.CommitTime), b.Rows
+		xids[i], times[i], counts[i], reasons[i] = int64(b.XID), at(b.CommitTime), b.Rows, clean(b.Reason)
 		var err error
 		if changes[i], err = offsets(b.Changes); err != nil {
 			return fmt.Errorf("announce batch %s: %w", b.ID, err)
@@ -47,21 +47,21 @@ func (s *Store) Announce(ctx context.Context, fences []work.Fence, batches []eve
 	return s.apply(ctx, "announce", fences, func(b *pgx.Batch) {
 		if n > 0 {
 			b.Queue(`INSERT INTO batches AS o (id, kind, name, admin, commit_lsn, xid, commit_time, rows, changes, fanouts,
-					announced, announced_at)
-				SELECT id, kind, name, admin, commit_lsn, xid, commit_time, rows, changes::jsonb, fanouts::jsonb, true,
+					reason, announced, announced_at)
+				SELECT id, kind, name, admin, commit_lsn, xid, commit_time, rows, changes::jsonb, fanouts::jsonb, reason, true,
 					clock_timestamp()
 				FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::pg_lsn[], $6::bigint[], $7::timestamptz[],
-					$8::bigint[], $9::text[], $10::text[])
-					n(id, kind, name, admin, commit_lsn, xid, commit_time, rows, changes, fanouts)
+					$8::bigint[], $9::text[], $10::text[], $11::text[])
+					n(id, kind, name, admin, commit_lsn, xid, commit_time, rows, changes, fanouts, reason)
 				ORDER BY id COLLATE "C"
 				ON CONFLICT (id) DO UPDATE SET rows = EXCLUDED.rows, changes = EXCLUDED.changes, fanouts = EXCLUDED.fanouts,
-					announced = true, announced_at = EXCLUDED.announced_at,
+					reason = EXCLUDED.reason, announced = true, announced_at = EXCLUDED.announced_at,
 					kind = coalesce(nullif(EXCLUDED.kind, ''), o.kind), name = coalesce(nullif(EXCLUDED.name, ''), o.name),
 					admin = coalesce(nullif(EXCLUDED.admin, ''), o.admin),
 					commit_lsn = greatest(EXCLUDED.commit_lsn, o.commit_lsn), xid = greatest(EXCLUDED.xid, o.xid),
 					commit_time = coalesce(EXCLUDED.commit_time, o.commit_time)
 				WHERE NOT o.announced`,
-				ids, kinds, names, admins, lsns, xids, times, counts, changes, fanouts)
+				ids, kinds, names, admins, lsns, xids, times, counts, changes, fanouts, reasons)
 		}
 		queuePositions(b, fences, nil, positions, nil)
 	})
@@ -123,7 +123,7 @@ func (s *Store) complete(ctx context.Context, tx pgx.Tx) ([]event.Batch, error) 
 	}
 	rows, err = tx.Query(ctx, `UPDATE batches b SET ended_at = clock_timestamp(), started_at = coalesce(b.started_at, clock_timestamp()),
 			status = CASE WHEN b.cancelling THEN 'CANCELLED'
-				WHEN c.failed > 0 AND c.succeeded = 0 THEN 'FAILED' ELSE 'COMPLETED' END
+				WHEN b.reason <> '' OR c.failed > 0 AND c.succeeded = 0 THEN 'FAILED' ELSE 'COMPLETED' END
 		FROM batches o CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE i.status = 'FAILED') AS failed,
 				count(*) FILTER (WHERE i.status = 'SUCCESS') AS succeeded FROM batch_items i WHERE i.batch_id = o.id) c
 		WHERE b.id = o.id AND o.id = ANY($1) AND `+completeWhere+` RETURNING b.id`, ids)
@@ -177,6 +177,9 @@ type Batch struct {
 	CommitTime            time.Time
 	Rows                  int64
 	Status                BatchStatus
+	// Reason says why capture had to give the batch up: it ends as FAILED, whatever became of the items that it has. Empty
+	// for one that is whole, or was retried.
+	Reason                string
 	Round                 int
 	Announced, Cancelling bool
 	CreatedAt             time.Time
@@ -220,6 +223,7 @@ func (b *Batch) event() event.Batch {
 		Type: event.BatchCompleted, ID: b.ID, Kind: b.Kind, Name: b.Name, Admin: b.Admin, XID: b.XID,
 		CommitLSN: b.CommitLSN, CommitTime: b.CommitTime, Rows: b.Rows, Round: b.Round, Status: string(b.Status),
 		Total: b.Total, Succeeded: b.Succeeded, Failed: b.Failed, Skipped: b.Skipped, Cancelled: b.Cancelled, At: b.EndedAt,
+		Reason: b.Reason,
 	}
 	switch b.Status {
 	case BatchFailed:

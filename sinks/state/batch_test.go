@@ -180,3 +180,28 @@ func TestACancelledBatchStopsWhatWaits(t *testing.T) {
 	require.Equal(t, []any{event.BatchCancelled, 5, 5}, []any{ended[0].Type, ended[0].Total, ended[0].Cancelled})
 	require.ErrorIs(t, s.CancelBatch(ctx, "b"), ErrBatchEnded)
 }
+
+// A batch that capture had to give up is no success, whatever became of the items that it has; a person's retry takes it
+// as it is.
+func TestABatchThatWasGivenUpFails(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	push, announce := own(t, s, work.StagePush, "w", 1), own(t, s, work.StageBatches, "w", 1)
+	item := work.Item{BatchID: "b", ProductID: "p", XID: 42}
+	require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: push, Batches: []event.Batch{{ID: "b"}}, Items: []work.Item{item}, TakenIn: map[int32]int64{0: 5}}))
+	item.Status = work.ItemSuccess
+	require.NoError(t, s.Settle(ctx, work.Settlement{Fences: push, Items: []work.Item{item}}))
+	b := event.Batch{Type: event.BatchAnnounced, ID: "b", Kind: event.KindTransaction, Rows: 9, Changes: map[int32]int64{0: 4}, Reason: "not whole: the slot is gone; what is missing comes in snapshot-1"}
+	require.NoError(t, s.Announce(ctx, announce, []event.Batch{b}, map[int32]int64{0: 3}))
+	ended, err := s.Complete(ctx)
+	require.NoError(t, err)
+	require.Len(t, ended, 1)
+	require.Equal(t, event.BatchFailed, ended[0].Type)
+	require.Equal(t, "FAILED", ended[0].Status)
+	require.Equal(t, b.Reason, ended[0].Reason)
+	got, err := s.Batch(ctx, "b")
+	require.NoError(t, err)
+	require.Equal(t, BatchFailed, got.Status)
+	require.Equal(t, b.Reason, got.Reason)
+	require.Equal(t, 1, got.Succeeded)
+}

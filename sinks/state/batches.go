@@ -26,7 +26,7 @@ type querier interface {
 // error summary reads only the failed items.
 func summaries(ctx context.Context, q querier, where string, args ...any) ([]Batch, error) {
 	rows, err := q.Query(ctx, `SELECT b.id, b.kind, b.name, b.admin, b.xid, b.commit_lsn::text, b.commit_time, b.rows,
-			b.status, b.round, b.announced, b.cancelling, b.created_at, b.started_at, b.ended_at,
+			b.status, b.reason, b.round, b.announced, b.cancelling, b.created_at, b.started_at, b.ended_at,
 			c.total, c.succeeded, c.failed, c.skipped, c.cancelled, e.errors
 		FROM batches b CROSS JOIN LATERAL (SELECT count(*) AS total,
 				count(*) FILTER (WHERE i.status = 'SUCCESS') AS succeeded, count(*) FILTER (WHERE i.status = 'FAILED') AS failed,
@@ -49,7 +49,7 @@ func scanBatch(row pgx.CollectableRow) (Batch, error) {
 	var lsn, status string
 	var commit, started, ended *time.Time
 	var errs []byte
-	err := row.Scan(&b.ID, &b.Kind, &b.Name, &b.Admin, &x, &lsn, &commit, &b.Rows, &status, &b.Round, &b.Announced,
+	err := row.Scan(&b.ID, &b.Kind, &b.Name, &b.Admin, &x, &lsn, &commit, &b.Rows, &status, &b.Reason, &b.Round, &b.Announced,
 		&b.Cancelling, &b.CreatedAt, &started, &ended, &b.Total, &b.Succeeded, &b.Failed, &b.Skipped, &b.Cancelled, &errs)
 	if err != nil {
 		return b, err

@@ -67,7 +67,7 @@ func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions
 	out.Items = len(parked)
 	var b pgx.Batch
 	if len(parked) > 0 {
-		b.Queue(`UPDATE batches SET round = round + (ended_at IS NOT NULL)::int, status = 'PROCESSING', ended_at = NULL,
+		b.Queue(`UPDATE batches SET round = round + (ended_at IS NOT NULL)::int, status = 'PROCESSING', reason = '', ended_at = NULL,
 			cancelling = false WHERE id = $1`, id)
 		queuePark(&b, parked)
 	}
