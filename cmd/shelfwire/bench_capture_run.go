@@ -97,8 +97,9 @@ func (r *captureRig) captureSlot(ctx context.Context, base string, l captureLoad
 	return r.capture(ctx, captureTask{slot: slot, rows: l.rows, fromStart: l.fromStart, pids: walsenderPIDs})
 }
 
-// captureMost is how long one reading may take.
-const captureMost = 10 * time.Minute
+// captureMost is how long one reading may take, and captureMostRow what is added for each row: a slow machine reads more
+// than ten thousand a second.
+const captureMost, captureMostRow = 5 * time.Minute, 100 * time.Microsecond
 
 // capture times a `shelfwire run --only capture`, and drops its slot.
 func (r *captureRig) capture(ctx context.Context, t captureTask) (run captureRun, err error) {
@@ -111,7 +112,8 @@ func (r *captureRig) capture(ctx context.Context, t captureTask) (run captureRun
 	if err != nil {
 		return run, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, captureMost, fmt.Errorf("not all rows were in Kafka after %s", captureMost))
+	most := captureMost + time.Duration(t.rows)*captureMostRow
+	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("not all rows were in Kafka after %s", most))
 	defer cancel()
 	began := time.Now()
 	err = withRun(ctx, []string{"-c", file, "--only", "capture"}, func(ctx context.Context, p *process) error {
