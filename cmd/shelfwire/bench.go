@@ -43,7 +43,7 @@ func benchCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&f.only, "only", nil, "what to measure: "+strings.Join(benchNames(), ", ")+" (default all but kafka, which needs Java)")
 	cmd.Flags().DurationVar(&f.duration, "for", 30*time.Second, "how long the traffic of latency and memory lasts")
 	cmd.Flags().Uint64Var(&f.seed, "seed", 1, "decides catalog, traces and faults")
-	cmd.Flags().IntVar(&f.rows, "rows", 2_000_000, "rows of the one transaction whose memory is measured, from 200000 on")
+	cmd.Flags().IntVar(&f.rows, "rows", largeTransaction, "rows of the one transaction whose memory is measured, from 200000 on")
 	cmd.Flags().BoolVar(&f.verbose, "verbose", false, "print the pipeline's own log")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, stop := context.WithCancelCause(cmd.Context())
