@@ -181,8 +181,6 @@ func settings(c Config, logs string, port, controller int) map[string]string {
 		"auto.create.topics.enable":    "false",
 		"broker.session.timeout.ms":    "2000",
 		"broker.heartbeat.interval.ms": "200",
-		// Nothing goes by its age: tests write records of last year, and would lose them after half a minute.
-		"log.retention.ms": "-1",
 		// The cleaner's buffer is heap, 128 MiB by default.
 		"log.cleaner.dedupe.buffer.size": "16777216",
 		// A first group member waits 3 s for others by default.

@@ -140,7 +140,12 @@ func realBroker(tb testing.TB) *apachekafka.Broker {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	b, err := apachekafka.Start(ctx, apachekafka.Config{Dir: filepath.Join(dir, "kafka"), JVM: quickStart, Progress: func(m string) { tb.Log(m) }})
+	b, err := apachekafka.Start(ctx, apachekafka.Config{
+		Dir: filepath.Join(dir, "kafka"), JVM: quickStart, Progress: func(m string) { tb.Log(m) },
+		// Tests write records of last year. By their age these would be removed after half a minute; and as time spans
+		// more than a segment may, superseded ones would be compacted away after 15 s.
+		Settings: map[string]string{"log.retention.ms": "-1", "log.cleaner.backoff.ms": "3600000"},
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}
