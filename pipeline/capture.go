@@ -24,6 +24,9 @@ const (
 	MessageSnapshot  = "shelfwire.snapshot"
 	messageWatermark = "shelfwire.watermark"
 	messageHeartbeat = "shelfwire.heartbeat"
+	// messagePublished names tables that were not published until its transaction: what was written to them before is
+	// not in the stream.
+	messagePublished = "shelfwire.published"
 )
 
 // captureStream is the replication stream; connectors/postgres implements it. One goroutine calls all but Confirm.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -112,10 +113,12 @@ func (s *captureSession) merge(t *snapshotTask, a *snapshotAnswer, lsn change.LS
 	s.encoder.envelope.ReadAt = chunk.ReadAt
 	// Rows that wait for nobody go into the unit at once: none ends before the progress that counts them.
 	direct := len(s.backlog) == 0 && s.router.alone(chunk.Relation)
+	// The mark ends where the next record of the WAL begins, which may be a commit: within the mark begins none.
+	at := lsn - 1
 	for i, row := range rows {
 		c := change.Change{
 			Op: change.Read, Relation: chunk.Relation, After: row, LSN: lsn,
-			Position: change.Position{CommitLSN: lsn, Ordinal: uint64(i + 1)},
+			Position: change.Position{CommitLSN: at, Ordinal: uint64(i + 1)},
 		}
 		step := s.row(&c, nil, !direct)
 		if step == nil {
@@ -171,18 +174,28 @@ func (s *captureSession) begun(asked []*snapshotAsk) []event.Record {
 // so that no unit ends between the two.
 func (s *captureSession) commit(end change.LSN) {
 	step := captureStep{kind: captureCommit, end: end}
-	if !s.truncated && len(s.asked) == 0 {
+	if !s.truncated && len(s.asked) == 0 && len(s.published) == 0 {
 		s.step(step)
 		return
 	}
 	if s.truncated {
 		s.book.truncated(readableTables(s.c.cfg.Routes, s.resume), time.Now())
 	}
+	if again := s.republished(); len(again) > 0 {
+		s.c.log.Warn("routed tables were not published for a while: they are read again", "tables", again)
+		s.book.truncated(again, time.Now())
+	}
 	dead := s.begun(s.asked)
-	s.truncated, s.asked = false, nil
+	s.truncated, s.asked, s.published = false, nil, nil
 	step.progress = s.snapshotStep(nil, dead)
 	s.step(step)
 	s.dispatch()
+}
+
+// republished are the tables that a snapshot must read because the open transaction has published them. One that a
+// snapshot is about to read anyway is among them, and is not read twice.
+func (s *captureSession) republished() []string {
+	return slices.DeleteFunc(SnapshotTables(s.c.cfg.Routes), func(t string) bool { return !slices.Contains(s.published, t) })
 }
 
 // targets calls f for each image of the backlog that waits for a look-up.

@@ -38,6 +38,8 @@ type captureRig struct {
 	// touch is CaptureParts.Touch. slotName is for servers that are not shared.
 	touch    func(ctx context.Context, back bool) (int64, error)
 	slotName string
+	// emit stands for Source.EmitMessage; nil: that itself.
+	emit func(prefix string, content []byte) (change.LSN, error)
 	// published: the test has made the publication.
 	published bool
 	// runs counts the captures so far, streamed the transactions that each took before their commit.
@@ -153,7 +155,7 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 	require.NoError(r.t, err)
 	r.streamed = append(r.streamed, &src.SpillStats().Transactions)
 	c := pipeline.NewCapture(r.cfg, pipeline.CaptureParts{
-		Source: src,
+		Source: &riggedSource{src, r.emit},
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
 			if !r.published {
 				if err := src.KeepPublished(ctx, pipeline.PublishedTables(r.cfg)); err != nil {
@@ -190,6 +192,19 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 		done <- err
 	}()
 	return c, done
+}
+
+// riggedSource writes messages as the test says.
+type riggedSource struct {
+	*postgres.Source
+	emit func(prefix string, content []byte) (change.LSN, error)
+}
+
+func (s *riggedSource) EmitMessage(ctx context.Context, prefix string, content []byte) (change.LSN, error) {
+	if s.emit == nil {
+		return s.Source.EmitMessage(ctx, prefix, content)
+	}
+	return s.emit(prefix, content)
 }
 
 // slot is unique in the server, which tests share.
