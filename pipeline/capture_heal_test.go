@@ -169,7 +169,7 @@ func TestCaptureHealsALostPosition(t *testing.T) {
 func healsASlotThatIsOlderThanItsPublication(t *testing.T) {
 	h := newHealRig(t, newCaptureRig(t))
 	h.exec(`DROP PUBLICATION shelfwire`)
-	h.gap() // this part of the WAL knows no publication
+	h.gap()                          // this part of the WAL knows no publication
 	h.healed("stale", "unpublished") // the new publication is seen before the stream comes to where there was none
 }
 
