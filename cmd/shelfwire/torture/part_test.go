@@ -164,6 +164,17 @@ func (p *part) kill(ctx context.Context, s strike) error {
 	}
 }
 
+// quit has a program of Go end with a print of where all of its goroutines stand.
+func (p *part) quit() {
+	p.mu.Lock()
+	run, ok := p.last.(*process)
+	p.mu.Unlock()
+	if ok {
+		_ = run.cmd.Process.Signal(syscall.SIGQUIT)
+		rest(context.Background(), time.Second)
+	}
+}
+
 func (p *part) rise(r running) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -98,8 +98,9 @@ func TestCaptureTortureProcesses(t *testing.T) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			began := time.Now()
 			s := newSiege(t, planSiege(seed), binary.binary)
-			f := s.run()
-			results.add(t, seed, s.line(f, time.Since(began)))
+			f := &findings{}
+			defer func() { results.add(t, seed, s.line(f, time.Since(began))) }() // also of one that gives up
+			s.run(f)
 		})
 	}
 }
@@ -180,7 +181,7 @@ func (s *siege) capture(name string) {
 	})
 }
 
-func (s *siege) run() *findings {
+func (s *siege) run(f *findings) {
 	t := s.t
 	s.capture("a")
 	writer := "capture/shelfwire"
@@ -200,7 +201,6 @@ func (s *siege) run() *findings {
 	s.clerks.stop()
 	require.NoError(t, s.clerks.fatal)
 	s.settle()
-	f := &findings{}
 	require.NoError(t, s.evidence.compare(t.Context(), f, s.database))
 	f.report(t, 12)
 	for _, name := range []string{"capture-a", "capture-b"} {
@@ -210,7 +210,6 @@ func (s *siege) run() *findings {
 		}
 		require.NoError(t, s.endPart(name), "clean stop")
 	}
-	return f
 }
 
 // strike does what a blow says.
@@ -310,8 +309,9 @@ func (s *siege) settle() {
 		}
 		if !rest(ctx, 20*time.Millisecond) {
 			for _, name := range []string{"a", "b"} {
+				s.byName["capture-"+name].quit() // and says where it stands
 				log, _ := os.ReadFile(filepath.Join(s.dir, "capture-"+name+".log"))
-				s.t.Logf("capture-%s: %s", name, tail(string(log), 5000))
+				s.t.Logf("capture-%s: %s", name, tail(string(log), 40_000))
 			}
 			require.FailNow(s.t, "capture does not come to the end", "%s: %+v %v", end, pos, err)
 		}

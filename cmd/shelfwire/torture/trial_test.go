@@ -67,8 +67,9 @@ func TestCaptureTorture(t *testing.T) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			began := time.Now()
 			tr := newTrial(t, planTrial(seed), server)
-			f := tr.run()
-			results.add(t, seed, tr.line(f, time.Since(began)))
+			f := &findings{}
+			defer func() { results.add(t, seed, tr.line(f, time.Since(began))) }() // also of one that gives up
+			tr.run(f)
 		})
 	}
 }
@@ -165,7 +166,7 @@ func (tr *trial) clear() {
 }
 
 // run strikes, waits until everything is captured, and compares.
-func (tr *trial) run() *findings {
+func (tr *trial) run(f *findings) {
 	tr.begin()
 	for _, b := range tr.plan.blows {
 		rest(tr.t.Context(), b.after)
@@ -184,10 +185,8 @@ func (tr *trial) run() *findings {
 			c.stop()
 		}
 	}
-	f := &findings{}
 	require.NoError(tr.t, tr.evidence.compare(tr.t.Context(), f, tr.server.url(tr.database)))
 	f.report(tr.t, 12)
-	return f
 }
 
 // begin starts the first capture. Where the first slot begins is told by the healing that a slot without a position
