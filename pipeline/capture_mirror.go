@@ -82,31 +82,37 @@ func (e *captureEncoder) mirrored(c *change.Change, row *captureRowStep, topic s
 	}
 	before, after := key(c.Before), key(c.After)
 	moved := c.Op == change.Update && before != nil && after != nil && !bytes.Equal(before, after)
-	if row.whole == nil && !moved {
-		row.whole = e.encode(c)
+	forms := row
+	if c.Relation.OwnForm() { // the connector's is another: nothing of the row's own can be used
+		forms = &captureRowStep{}
+		e.envelope.UTC = true
+		defer func() { e.envelope.UTC = false }()
+	}
+	if forms.whole == nil && !moved {
+		forms.whole = e.encode(c)
 	}
 	switch {
 	case c.Op == change.Truncate:
-		row.mirror = []event.Record{rec(nil, row.whole)}
+		row.mirror = []event.Record{rec(nil, forms.whole)}
 	case c.Op == change.Delete:
-		row.mirror = []event.Record{rec(before, row.whole), rec(before, nil)}
+		row.mirror = []event.Record{rec(before, forms.whole), rec(before, nil)}
 	case moved:
 		d := *c
-		if row.leave == nil {
+		if forms.leave == nil {
 			d.Op, d.Before, d.After = change.Delete, c.Before, nil
-			row.leave = e.encode(&d)
+			forms.leave = e.encode(&d)
 		}
-		if row.arrive == nil {
+		if forms.arrive == nil {
 			d.Op, d.Before, d.After = change.Create, nil, c.After
-			row.arrive = e.encode(&d)
+			forms.arrive = e.encode(&d)
 		}
 		became := event.Header{Key: event.HeaderNewKey, Value: after}
 		row.mirror = []event.Record{
-			rec(before, row.leave, became), rec(before, nil, became),
-			rec(after, row.arrive, event.Header{Key: event.HeaderOldKey, Value: before}),
+			rec(before, forms.leave, became), rec(before, nil, became),
+			rec(after, forms.arrive, event.Header{Key: event.HeaderOldKey, Value: before}),
 		}
 	default:
-		row.mirror = []event.Record{rec(after, row.whole)}
+		row.mirror = []event.Record{rec(after, forms.whole)}
 	}
 }
 

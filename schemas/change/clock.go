@@ -78,8 +78,26 @@ func appendDecimals(dst, clock []byte, mod int32) []byte {
 	return dst
 }
 
-// appendTimetz moves a time of day with offset, "13:14:15.5+05:30", to UTC.
+// appendTimetz gives "13:14:15.5+05" the ISO form "13:14:15.5+05:00", and Z for no offset.
 func appendTimetz(dst, text []byte) []byte {
+	i := bytes.LastIndexAny(text, "+-")
+	if i < 8 || !isClock(text) {
+		return appendString(dst, text)
+	}
+	dst = append(append(dst, '"'), text[:i]...)
+	switch offset := text[i:]; {
+	case string(offset) == "+00":
+		dst = append(dst, 'Z')
+	case len(offset) == len("+00"):
+		dst = append(append(dst, offset...), ":00"...)
+	default:
+		dst = append(dst, offset...)
+	}
+	return append(dst, '"')
+}
+
+// appendTimetzUTC moves a time of day with offset, "13:14:15.5+05:30", to UTC.
+func appendTimetzUTC(dst, text []byte) []byte {
 	i := len(text) - 1
 	for i >= 0 && text[i] != '+' && text[i] != '-' {
 		i--

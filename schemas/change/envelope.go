@@ -23,6 +23,8 @@ type Envelope struct {
 	TableOrdinal uint64
 	// At is now, by the program's clock. ReadAt is when a snapshot row was read, by the database's.
 	At, ReadAt time.Time
+	// UTC moves timetz to UTC, as the connector does, which loses the offset. For the mirror; ours keeps it.
+	UTC bool
 
 	shared shared
 }
@@ -52,8 +54,8 @@ type shareKey struct {
 // and everything else a string of Postgres' text: json, uuid, ranges, enums, composites and unknown types. No column
 // is dropped.
 //
-// Each form can be read back without loss but two, which are the connector's: timetz is moved to UTC and loses its
-// offset, and the text of a money amount its currency sign where it is a dollar's.
+// Each form can be read back without loss but the text of a money amount, which loses its currency sign where that is a
+// dollar's, as it does there. A timetz keeps its offset, "13:14:15+02:00", unless e.UTC asks for the connector's form.
 //
 // Where the connector loses or invents, this does not:
 //   - an old row that is only a key has the key's columns; the connector fills the others with null or a default;
@@ -69,9 +71,10 @@ func AppendEnvelope(dst []byte, c *Change, e *Envelope) []byte {
 	p := c.Relation.planned()
 	s := e.share(c.Op == Read)
 	dst = append(dst, `{"before":`...)
-	dst = p.appendRow(dst, c.Before)
+	columns := p.written(e.UTC)
+	dst = appendRow(dst, columns, c.Before)
 	dst = append(dst, `,"after":`...)
-	dst = p.appendRow(dst, c.After)
+	dst = appendRow(dst, columns, c.After)
 	var digits [20]byte
 	lsn := strconv.AppendUint(digits[:0], uint64(c.LSN), 10)
 	dst = append(dst, s.head...)
@@ -181,7 +184,7 @@ func appendClock(dst []byte, at time.Time) []byte {
 }
 
 // appendRow appends a row as an object; what was not sent is left out, and an absent row is null.
-func (p *plan) appendRow(dst []byte, t Tuple) []byte {
+func appendRow(dst []byte, columns []columnPlan, t Tuple) []byte {
 	if t == nil {
 		return append(dst, "null"...)
 	}
@@ -191,7 +194,7 @@ func (p *plan) appendRow(dst []byte, t Tuple) []byte {
 		if t[i].Kind == Missing {
 			continue
 		}
-		c := &p.columns[i]
+		c := &columns[i]
 		if len(dst) == at+1 {
 			dst = append(dst, c.name[1:]...)
 		} else {
@@ -218,7 +221,7 @@ func (c *columnPlan) appendValue(dst []byte, v Value) []byte {
 // old row under a replica identity that is another index).
 func AppendKey(dst []byte, rel *Relation, t Tuple) ([]byte, bool) {
 	p := rel.planned()
-	return p.appendKey(dst, p.key, t)
+	return appendKey(dst, p.columns, p.key, t)
 }
 
 // AppendMessageKey is AppendKey for the record's key in a mirror topic. It is the primary key, unless the replica
@@ -226,16 +229,16 @@ func AppendKey(dst []byte, rel *Relation, t Tuple) ([]byte, bool) {
 // that index, in column order, which each of them has. So it is too where there is an index but no primary key.
 func AppendMessageKey(dst []byte, rel *Relation, t Tuple) ([]byte, bool) {
 	p := rel.planned()
-	return p.appendKey(dst, p.message, t)
+	return appendKey(dst, p.written(true), p.message, t)
 }
 
-func (p *plan) appendKey(dst []byte, columns []int, t Tuple) ([]byte, bool) {
+func appendKey(dst []byte, columns []columnPlan, key []int, t Tuple) ([]byte, bool) {
 	at := len(dst)
-	for _, n := range columns {
+	for _, n := range key {
 		if n >= len(t) || t[n].Kind != Text {
 			return dst[:at], false
 		}
-		c := &p.columns[n]
+		c := &columns[n]
 		if len(dst) == at {
 			dst = append(append(dst, '{'), c.name[1:]...)
 		} else {

@@ -46,12 +46,12 @@ func TestValuesHaveTheirJSONForm(t *testing.T) {
 		{oidTimestamptz, 0, "2026-11-21 13:14:15+00", `"2026-11-21T13:14:15Z"`},
 		{oidTimestamptz, -1, "infinity", `"infinity"`},
 		{oidTime, -1, "24:00:00", `"24:00:00Z"`},
-		{oidTimetz, -1, "13:14:15.123456+02", `"11:14:15.123456Z"`},
-		{oidTimetz, -1, "00:00:00+14", `"10:00:00Z"`},
+		{oidTimetz, -1, "13:14:15.123456+02", `"13:14:15.123456+02:00"`},
+		{oidTimetz, -1, "00:00:00+14", `"00:00:00+14:00"`},
 		{oidTimetz, -1, "24:00:00+00", `"24:00:00Z"`},
-		{oidTimetz, -1, "24:00:00-12", `"12:00:00Z"`},
-		{oidTimetz, -1, "01:02:03+00:00:30", `"01:01:33Z"`},
-		{oidTimetz, -1, "23:59:59.999-03:30", `"03:29:59.999Z"`},
+		{oidTimetz, -1, "24:00:00-12", `"24:00:00-12:00"`},
+		{oidTimetz, -1, "01:02:03+00:00:30", `"01:02:03+00:00:30"`},
+		{oidTimetz, -1, "23:59:59.999-03:30", `"23:59:59.999-03:30"`},
 		{oidInterval, -1, "1 year 2 mons 3 days 04:05:06.789012", `"P1Y2M3DT4H5M6.789012S"`},
 		{oidInterval, -1, "-1 years -2 mons -3 days -04:05:06.789", `"P-1Y-2M-3DT-4H-5M-6.789S"`},
 		{oidInterval, -1, "1 year -3 days +04:00:00", `"P1Y0M-3DT4H0M0S"`},
@@ -85,6 +85,28 @@ func TestValuesHaveTheirJSONForm(t *testing.T) {
 }
 
 // FuzzAppendText: whatever a value looks like, the record stays JSON, and text comes back as it was.
+// A timetz keeps its offset, but in the connector's form, which records of the mirror have, keys among them.
+func TestTimetz(t *testing.T) {
+	for text, want := range map[string]string{
+		"13:14:15.123456+02": `"11:14:15.123456Z"`, "00:00:00+14": `"10:00:00Z"`, "24:00:00+00": `"24:00:00Z"`,
+		"24:00:00-12": `"12:00:00Z"`, "01:02:03+00:00:30": `"01:01:33Z"`, "23:59:59.999-03:30": `"03:29:59.999Z"`,
+	} {
+		require.Equal(t, want, string(appendScalar(nil, formTimetzUTC, -1, []byte(text))))
+	}
+	rel := &Relation{Columns: []Column{{Name: "z", TypeOID: oidTimetz, TypeMod: -1}, {Name: "zs", TypeOID: 1270, TypeMod: -1}}, PrimaryKey: []string{"z"}}
+	require.True(t, rel.OwnForm())
+	c := &Change{Op: Create, Relation: rel, After: Tuple{text("13:14:15+02"), text("{01:00:00-03,NULL}")}}
+	require.Contains(t, string(AppendEnvelope(nil, c, &Envelope{})), `"after":{"z":"13:14:15+02:00","zs":["01:00:00-03:00",null]}`)
+	require.Contains(t, string(AppendEnvelope(nil, c, &Envelope{UTC: true})), `"after":{"z":"11:14:15Z","zs":["04:00:00Z",null]}`)
+	key, ok := AppendKey(nil, rel, c.After)
+	require.True(t, ok)
+	require.Equal(t, `{"z":"13:14:15+02:00"}`, string(key))
+	key, ok = AppendMessageKey(nil, rel, c.After)
+	require.True(t, ok)
+	require.Equal(t, `{"z":"11:14:15Z"}`, string(key))
+	require.False(t, (&Relation{Columns: []Column{{Name: "z", TypeOID: 25}}}).OwnForm())
+}
+
 func FuzzAppendText(f *testing.F) {
 	for _, s := range []string{"1", "-0", "01", "1e", "{a,{b}}", `{"`, `{"\`, "2026-11-21 BC", "0044-03-15 12:00:00+00 BC", "1 year \"", "13:14:15\"+02", `\xZZ`, "$1.2.3", "--:::", "-", "{{{{{{{{{{"} {
 		f.Add(uint32(oidInt4), int32(-1), s)

@@ -19,6 +19,8 @@ const (
 	FormText uint32 = 25
 	// FormHstore is the extension's type, which has another OID in each database.
 	FormHstore uint32 = 1<<32 - 1
+	// formTimetzUTC is timetz as the connector has it.
+	formTimetzUTC uint32 = 1<<32 - 2
 )
 
 // FirstAssignedOID is where the OIDs begin that differ from database to database. Those below are the same in all.

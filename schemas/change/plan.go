@@ -9,6 +9,8 @@ type plan struct {
 	table []byte
 	// key and message are the places of the columns of the primary key and of the record's key; nil for none.
 	key, message []int
+	// utc are the columns as the connector has them, where that loses what columns keep; nil: as columns.
+	utc []columnPlan
 }
 
 type columnPlan struct {
@@ -32,6 +34,14 @@ func (r *Relation) planned() *plan {
 		name := append(appendString([]byte{','}, []byte(c.Name)), ':')
 		p.columns[i] = columnPlan{name: name, form: f, unchanged: unavailable(f)}
 	}
+	if slices.ContainsFunc(p.columns, func(c columnPlan) bool { return c.form.OID == oidTimetz }) {
+		p.utc = slices.Clone(p.columns)
+		for i := range p.utc {
+			if p.utc[i].form.OID == oidTimetz {
+				p.utc[i].form.OID = formTimetzUTC
+			}
+		}
+	}
 	p.table = appendString([]byte(`"schema":`), []byte(r.Schema))
 	p.table = appendString(append(p.table, `,"table":`...), []byte(r.Name))
 	p.table = append(p.table, `,"txId":`...)
@@ -42,6 +52,17 @@ func (r *Relation) planned() *plan {
 	}
 	r.plan.Store(p)
 	return p
+}
+
+// OwnForm reports whether the connector's form of the table's rows is another than ours; see [Envelope.UTC].
+func (r *Relation) OwnForm() bool { return r.planned().utc != nil }
+
+// written are the columns in ours or the connector's form.
+func (p *plan) written(utc bool) []columnPlan {
+	if utc && p.utc != nil {
+		return p.utc
+	}
+	return p.columns
 }
 
 // messageKey lists the columns of a record's key; see [AppendMessageKey].

@@ -56,6 +56,8 @@ func appendScalar(dst []byte, oid uint32, mod int32, text []byte) []byte {
 		return append(dst, 'Z', '"')
 	case oidTimetz:
 		return appendTimetz(dst, text)
+	case formTimetzUTC:
+		return appendTimetzUTC(dst, text)
 	case oidInterval:
 		return appendInterval(dst, text)
 	case oidPoint, oidLine, oidLseg, oidBox, oidPath, oidPolygon, oidCircle:
