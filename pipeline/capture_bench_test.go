@@ -43,19 +43,19 @@ type benchStream struct {
 }
 
 func newBenchStream(rows, each int) *benchStream {
-	s := &benchStream{left: rows, rows: each, relation: &change.Relation{OID: 1, Schema: "public", Name: "products", ReplicaIdentity: 'd', PrimaryKey: []string{"id"}}}
-	for _, c := range []change.Column{
-		{Name: "id", TypeOID: 20, Identity: true},
-		{Name: "shop", TypeOID: 23},
-		{Name: "handle", TypeOID: 25},
-		{Name: "title", TypeOID: 25},
-		{Name: "price", TypeOID: 1700},
-		{Name: "qty", TypeOID: 23},
-		{Name: "updated_at", TypeOID: 1184},
-		{Name: "body", TypeOID: 25},
-	} {
-		s.relation.Columns = append(s.relation.Columns, c)
-	}
+	s := &benchStream{left: rows, rows: each, relation: &change.Relation{
+		OID: 1, Schema: "public", Name: "products", ReplicaIdentity: 'd', PrimaryKey: []string{"id"},
+		Columns: []change.Column{
+			{Name: "id", TypeOID: 20, Identity: true},
+			{Name: "shop", TypeOID: 23},
+			{Name: "handle", TypeOID: 25},
+			{Name: "title", TypeOID: 25},
+			{Name: "price", TypeOID: 1700},
+			{Name: "qty", TypeOID: 23},
+			{Name: "updated_at", TypeOID: 1184},
+			{Name: "body", TypeOID: 25},
+		},
+	}}
 	for i := range 20_000 {
 		var t change.Tuple
 		for _, text := range []string{

@@ -238,11 +238,11 @@ func TestNextCanBeGivenUpAndCalledAgain(t *testing.T) {
 	}
 	// A ctx that ends while nobody waits ends the next read, and no later one.
 	for range 20 {
-		ctx, cancel = context.WithCancel(t.Context())
-		_, err = st.NextUntil(ctx, time.Now().Add(time.Millisecond))
+		gone, leave := context.WithCancel(t.Context())
+		_, err = st.NextUntil(gone, time.Now().Add(time.Millisecond))
 		require.NoError(t, err)
-		cancel()
-		_, err = st.NextUntil(ctx, time.Time{})
+		leave()
+		_, err = st.NextUntil(gone, time.Time{})
 		require.ErrorIs(t, err, context.Canceled)
 		_, err = st.NextUntil(t.Context(), time.Now().Add(time.Millisecond))
 		require.NoError(t, err)
