@@ -24,9 +24,6 @@ const (
 	MessageSnapshot  = "shelfwire.snapshot"
 	messageWatermark = "shelfwire.watermark"
 	messageHeartbeat = "shelfwire.heartbeat"
-	// messagePublished names tables that were not published until its transaction: what was written to them before is
-	// not in the stream.
-	messagePublished = "shelfwire.published"
 )
 
 // captureStream is the replication stream; connectors/postgres implements it. One goroutine calls all but Confirm.

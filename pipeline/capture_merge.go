@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -174,28 +173,18 @@ func (s *captureSession) begun(asked []*snapshotAsk) []event.Record {
 // so that no unit ends between the two.
 func (s *captureSession) commit(end change.LSN) {
 	step := captureStep{kind: captureCommit, end: end}
-	if !s.truncated && len(s.asked) == 0 && len(s.published) == 0 {
+	if !s.truncated && len(s.asked) == 0 {
 		s.step(step)
 		return
 	}
 	if s.truncated {
 		s.book.truncated(readableTables(s.c.cfg.Routes, s.resume), time.Now())
 	}
-	if again := s.republished(); len(again) > 0 {
-		s.c.log.Warn("routed tables were not published for a while: they are read again", "tables", again)
-		s.book.truncated(again, time.Now())
-	}
 	dead := s.begun(s.asked)
-	s.truncated, s.asked, s.published = false, nil, nil
+	s.truncated, s.asked = false, nil
 	step.progress = s.snapshotStep(nil, dead)
 	s.step(step)
 	s.dispatch()
-}
-
-// republished are the tables that a snapshot must read because the open transaction has published them. One that a
-// snapshot is about to read anyway is among them, and is not read twice.
-func (s *captureSession) republished() []string {
-	return slices.DeleteFunc(SnapshotTables(s.c.cfg.Routes), func(t string) bool { return !slices.Contains(s.published, t) })
 }
 
 // targets calls f for each image of the backlog that waits for a look-up.

@@ -43,7 +43,6 @@ type captureSession struct {
 	snapshots *snapshotReader
 	book      *snapshotBook
 	asked     []*snapshotAsk // by the open transaction
-	published []string       // by the open transaction
 	// truncated: the open transaction has truncated a routed table, in this session or the one before.
 	truncated bool
 
@@ -288,7 +287,7 @@ func (s *captureSession) take(ev *change.Event) error {
 }
 
 func (s *captureSession) begin(tx change.Transaction) error {
-	s.tx, s.asked, s.published = tx, nil, nil
+	s.tx, s.asked = tx, nil
 	s.encoder.begin(&s.tx)
 	s.book.streamed(tx.XID)
 	s.skip = tx.CommitLSN < s.resume.CommitLSN
@@ -399,11 +398,6 @@ func (s *captureSession) message(m *change.Message) {
 		}
 	case MessageSnapshot:
 		s.ask(m)
-	case messagePublished:
-		var tables []string
-		if m.Transactional && !s.skip && json.Unmarshal(m.Content, &tables) == nil { // of another version: nothing
-			s.published = append(s.published, tables...)
-		}
 	}
 }
 

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -59,8 +58,7 @@ func (s *Source) publication(ctx context.Context) (*publication, error) {
 //
 // It must have succeeded before [Source.EnsureSlot]: the slot looks the publication up in the catalog as it was when
 // the WAL was written, so a slot older than its publication can never be read. What was written to a table before it
-// was published is not streamed; such a table needs a snapshot. That is why a publication that is widened says so in the
-// same transaction, by a message with the prefix Config.MessagePrefix + "published" and the tables as a JSON array.
+// was published is not streamed; such a table needs a snapshot.
 func (s *Source) EnsurePublication(ctx context.Context, tables []string) error {
 	p, err := s.publication(ctx)
 	if err != nil {
@@ -73,12 +71,15 @@ func (s *Source) EnsurePublication(ctx context.Context, tables []string) error {
 	if err := s.refuseNameless(ctx, p.missing(tables)); err != nil {
 		return err
 	}
-	if err := s.publish(ctx, p, tables, stmts); err != nil {
-		err = wrap(ctx, fmt.Sprintf("set up publication %q", s.cfg.Publication), err)
-		if ctx.Err() == nil {
-			err = fmt.Errorf("%w; let a superuser or the owner run: %s;", err, strings.Join(stmts, "; "))
+	for _, sql := range stmts {
+		if _, err := s.pool.Exec(ctx, sql); err != nil {
+			err = wrap(ctx, fmt.Sprintf("set up publication %q", s.cfg.Publication), err)
+			if ctx.Err() == nil {
+				err = fmt.Errorf("%w; let a superuser or the owner run: %s;", err, strings.Join(stmts, "; "))
+			}
+			return err
 		}
-		return err
+		s.cfg.Logger.InfoContext(ctx, "publication changed", "sql", sql)
 	}
 	if len(stmts) == 0 {
 		return nil
@@ -91,33 +92,6 @@ func (s *Source) EnsurePublication(ctx context.Context, tables []string) error {
 		return fmt.Errorf("publication %q does not publish %s: is it a partition (route its root), or unlogged?", s.cfg.Publication, strings.Join(left, ", "))
 	}
 	return nil
-}
-
-// publish runs the statements that change the publication p, and says which tables they add to one that was there.
-func (s *Source) publish(ctx context.Context, p *publication, tables, stmts []string) error {
-	if len(stmts) == 0 {
-		return nil
-	}
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		for _, sql := range stmts {
-			if _, err := tx.Exec(ctx, sql); err != nil {
-				return err
-			}
-		}
-		added := p.missing(tables)
-		if p == nil || len(added) == 0 || s.cfg.MessagePrefix == "" {
-			return nil
-		}
-		content, err := json.Marshal(added)
-		if err == nil {
-			_, err = tx.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::bytea)", s.cfg.MessagePrefix+"published", content)
-		}
-		return err
-	})
-	if err == nil {
-		s.cfg.Logger.InfoContext(ctx, "publication changed", "sql", strings.Join(stmts, "; "))
-	}
-	return err
 }
 
 // refuseNameless refuses tables, and partitions of them, whose rows have no replica identity: once such a table is
