@@ -7,7 +7,7 @@
 //   - postgres.go: Config, Source, the read transaction that all reads share
 //   - slot.go, slot_status.go: history, publication, slot; what the slot costs
 //   - published.go: whether the publication is still what it was
-//   - stream.go: the replication stream; wire.go frames its bytes, gulp.go says when they are fetched, wide.go
+//   - stream.go: the replication stream, stream_end.go what ends it; wire.go frames its bytes, gulp.go says when they are fetched, wide.go
 //     cuts out what is too large, decode.go decodes pgoutput
 //   - keepalive.go: what the server is told, and when
 //   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
