@@ -202,6 +202,8 @@ func (c *checker) slot(ctx context.Context) {
 	case !errors.As(err, &trouble):
 		c.failed("slot "+c.cfg.Slot, err)
 		return
+	case trouble.Kind == SlotActive:
+		return // another process is making it: whoever comes now stands by
 	case trouble.Kind != SlotMissing:
 		c.add("slot "+c.cfg.Slot, trouble.Detail, trouble.Mend)
 		return

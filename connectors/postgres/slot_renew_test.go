@@ -12,6 +12,7 @@ import (
 
 	"github.com/shelfwire/shelfwire/connectors/postgres"
 	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
 // gone is the kind of trouble that only a new slot mends; empty for any other.
@@ -40,6 +41,12 @@ func TestSlotInCreationBelongsToSomebody(t *testing.T) {
 	require.Equal(t, postgres.SlotActive, slotKind(t, err))
 	require.Empty(t, gone(t, err))
 	require.Equal(t, postgres.SlotActive, slotKind(t, other.RenewSlot(t.Context())))
+	for _, f := range other.Check(t.Context(), postgres.Declared{
+		Routes:    []route.Route{{Table: "public.p", Key: "id"}},
+		Documents: `SELECT id::text AS product_id, ''::text AS shop, '{}'::jsonb AS document FROM p WHERE id::text = ANY ($1)`,
+	}) {
+		require.NotContains(t, f.Where, "slot", "a process that starts now stands by: %s", f.Problem)
+	}
 	d.exec(`COMMIT`)
 	require.NoError(t, <-done)
 	require.NoError(t, other.CheckSlot(t.Context()))
