@@ -59,7 +59,7 @@ func (tr *trial) strike(b blow) {
 	case "read the slot":
 		tr.active.kill()
 		tr.free()
-		tr.server.exec(tr.database, `SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())`, tr.slot())
+		tr.server.exec(tr.database, `SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots WHERE slot_name = $1`, tr.slot())
 		tr.active = tr.enter(b.habits)
 	case "lose the slot's WAL":
 		tr.loseWAL()
@@ -160,7 +160,22 @@ func (tr *trial) free() {
 func (tr *trial) loseWAL() {
 	tr.active.kill()
 	tr.free()
-	tr.server.exec("postgres", `ALTER SYSTEM SET max_slot_wal_keep_size = '48MB'`)
+	there := 0
+	tr.server.with(tr.database, func(ctx context.Context, conn *pgx.Conn) error {
+		for range 2 { // the witness shall not be lost too
+			if _, err := conn.Exec(ctx, "CHECKPOINT"); err != nil {
+				return err
+			}
+			if err := tr.evidence.witness.drain(ctx, conn); err != nil {
+				return err
+			}
+		}
+		return conn.QueryRow(ctx, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, tr.slot()).Scan(&there)
+	})
+	if there == 0 { // dropped by an earlier blow, and not made again yet
+		return
+	}
+	tr.server.exec("postgres", `ALTER SYSTEM SET max_slot_wal_keep_size = '96MB'`)
 	tr.server.exec("postgres", `SELECT pg_reload_conf()`)
 	lost := false
 	for range 40 {
@@ -260,7 +275,11 @@ func (tr *trial) failOver(b blow, rng *rand.Rand) {
 	standby, slots, whole := tr.server.copy(), rng.IntN(2) == 0, rng.IntN(2) == 0
 	tr.server.start(nil)
 	standby.standBy(tr.server, slots)
-	tr.t.Cleanup(func() { _ = standby.now().Stop() })
+	tr.t.Cleanup(func() {
+		if standby.now() != tr.server.now() { // it has never come to be the primary
+			_ = standby.now().Stop()
+		}
+	})
 	tr.active = tr.enter(b.habits)
 	ddl := tr.clerks.ddl
 	tr.clerks.ddl = false
