@@ -225,7 +225,8 @@ func (r *captureRig) wait(c *pipeline.Capture) {
 	require.NoError(r.t, err)
 	// WAL that concerns nobody here, so that a keepalive passes the mark.
 	r.exec("INSERT INTO unrouted VALUES (1)")
-	stacks := time.AfterFunc(59*time.Second, func() {
+	const patience = 3 * time.Minute // of a machine that does much else
+	stacks := time.AfterFunc(patience-time.Second, func() {
 		snapshots, _ := json.Marshal(c.Stats().Snapshots.Load())
 		r.t.Logf("capture is at %s, snapshots %s, goroutines:", change.LSN(c.Stats().Confirmed.Load()), snapshots)
 		_ = pprof.Lookup("goroutine").WriteTo(r.t.Output(), 1)
@@ -233,7 +234,7 @@ func (r *captureRig) wait(c *pipeline.Capture) {
 	defer stacks.Stop()
 	require.Eventually(r.t, func() bool {
 		return change.LSN(c.Stats().Confirmed.Load()) >= end && !c.Stats().Snapshotting.Load()
-	}, time.Minute, 2*time.Millisecond, "capture has not come to %s", end)
+	}, patience, 2*time.Millisecond, "capture has not come to %s", end)
 }
 
 // records reads a whole topic, partition by partition.
