@@ -181,6 +181,7 @@ func resumesASnapshot(t *testing.T) {
 
 // The failing schedule: a process hangs in the middle of a write, another takes over, and the first one wakes up.
 func fencesAPredecessorThatWakesUp(t *testing.T) {
+	t.Helper()
 	r := newCaptureRig(t)
 	asleep, wake := make(chan struct{}), make(chan struct{})
 	var armed atomic.Bool

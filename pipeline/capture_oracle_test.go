@@ -79,6 +79,7 @@ func TestCaptureLosesAndDoublesNothing(t *testing.T) {
 }
 
 func losesAndDoublesNothing(t *testing.T, seed uint64) {
+	t.Helper()
 	r := newCaptureRig(t)
 	r.cfg.BatchRows, r.cfg.TxRows, r.cfg.SnapshotChunk, r.cfg.SnapshotReaders = 20, 40, 5, 3
 	rnd := rand.New(rand.NewPCG(seed, 1))
