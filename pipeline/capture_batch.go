@@ -93,8 +93,8 @@ type captureUnit struct {
 	moved bool
 	// newest is the commit time of the last transaction in it, for the measured lag.
 	newest time.Time
-	// memory is what its records lie in, if nothing else does that is not in Kafka by then.
-	memory *captureMemory
+	// memories are those that are free once it is in Kafka.
+	memories []*captureMemory
 }
 
 // captureAnnounce is a batch whose last record stands in the unit.
@@ -114,11 +114,14 @@ type captureLimits struct {
 // captureBatcher turns steps into units: it decides what is a batch before the first record of a transaction is let
 // go, and where a large transaction is split. It is pure; one goroutine uses it.
 type captureBatcher struct {
-	memory  *captureMemory
-	limits  captureLimits
-	history change.History
-	writer  string
-	stats   *CaptureStats
+	memory *captureMemories
+	// waitedIn is the number of the memory that the first of the steps lies in that have waited and are applied now; 0 for
+	// steps that come at once.
+	waitedIn uint64
+	limits   captureLimits
+	history  change.History
+	writer   string
+	stats    *CaptureStats
 
 	unit  *captureUnit
 	tx    captureTx
@@ -147,12 +150,14 @@ type captureTx struct {
 	last               change.Position
 	// id is the header of the batch, once it is one.
 	id []byte
+	// heldIn is the number of the memory that the first of what is held lies in.
+	heldIn uint64
 }
 
 // newCaptureBatcher goes on from a position. Its Open transaction, if any, will be begun again by the stream.
 func newCaptureBatcher(limits captureLimits, pos event.Position, stats *CaptureStats) *captureBatcher {
 	b := &captureBatcher{
-		memory: newCaptureMemory(), limits: limits, history: captureNames(pos), writer: pos.Writer, stats: stats,
+		memory: newCaptureMemories(), limits: limits, history: captureNames(pos), writer: pos.Writer, stats: stats,
 		group: captureResumed, snapshots: map[string]int64{}, position: pos,
 	}
 	for _, p := range pos.Snapshots {
@@ -267,6 +272,7 @@ func (b *captureBatcher) row(r *captureRowStep) {
 			b.emit(b.tx.group, b.withBatch(rec))
 			return
 		}
+		b.hold()
 		b.tx.held = append(b.tx.held, rec)
 		b.tx.heldBytes += captureSize(&rec)
 		if rec.Topic == b.limits.changes {
@@ -327,6 +333,7 @@ func (b *captureBatcher) commit(end change.LSN) {
 	for _, rec := range b.tx.held {
 		b.emit(0, rec)
 	}
+	b.tx.held, b.tx.heldBytes = b.tx.held[:0], 0
 	if b.tx.batch {
 		b.stats.Batches.Add(1)
 		b.unit.announce = append(b.unit.announce, captureAnnounce{group: b.tx.group, batch: event.Batch{
@@ -401,22 +408,31 @@ func (b *captureBatcher) holds() bool {
 	return len(b.tx.held) > 0 || len(b.tx.mirrored) > 0 || len(b.tx.messages) > 0
 }
 
+// hold must be called before a record is held.
+func (b *captureBatcher) hold() {
+	switch {
+	case b.holds():
+	case b.waitedIn != 0:
+		b.tx.heldIn = b.waitedIn
+	default:
+		b.tx.heldIn = b.memory.number
+	}
+}
+
 // renew begins the next unit where this one, which is on its way, ends. spare is a unit that is in Kafka, whose memory
-// may be used again; nil where there is none.
+// may be used again, perhaps even this one; nil where there is none.
 func (b *captureBatcher) renew(spare *captureUnit) {
+	gone := b.unit.memories
 	b.position = b.unit.position
-	gone := b.unit.memory != nil
 	b.unit = &captureUnit{position: b.position}
-	if spare != nil && cap(spare.records) <= captureUnitKept {
-		b.unit.records, b.unit.groups = spare.records[:0], spare.groups[:0]
+	var back []*captureMemory
+	if spare != nil {
+		back = spare.memories
+		if cap(spare.records) <= captureUnitKept {
+			b.unit.records, b.unit.groups = spare.records[:0], spare.groups[:0]
+		}
 	}
-	if !gone {
-		return
-	}
-	if b.memory = newCaptureMemory(); spare != nil && spare.memory != nil {
-		b.memory = spare.memory
-		b.memory.reset()
-	}
+	b.memory.turn(gone, back)
 }
 
 // captureUnitKept is how long a list of records may be to be used again: more than a busy stream needs.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -313,7 +314,10 @@ func TestCaptureRowsOfASnapshotHaveTheirOwnPositions(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = writer.Close(context.Background()) }()
 	var marks []change.LSN
+	var one sync.Mutex // parts of a snapshot are read side by side
 	r.emit = func(prefix string, content []byte) (at change.LSN, err error) {
+		one.Lock()
+		defer one.Unlock()
 		var text string
 		tx, err := writer.Begin(context.Background())
 		if err == nil {

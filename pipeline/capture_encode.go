@@ -22,10 +22,11 @@ type captureEncoder struct {
 	// them.
 	tables map[uint32]uint64
 	names  map[*change.Relation][]byte
-	memory *captureMemory
+	memory *captureMemories
 	row1   captureRowStep // the step of a row that nothing waits for
 	buf    []byte
-	// xid and committed are headers of the open transaction.
+	// tx is the open transaction, xid and committed are its headers.
+	tx             change.Transaction
 	xid, committed []byte
 	// room is what the envelope of the row in work may take.
 	room int
@@ -34,16 +35,16 @@ type captureEncoder struct {
 
 func (e *captureEncoder) begin(tx *change.Transaction) {
 	clear(e.tables)
-	e.buf = strconv.AppendUint(e.buf[:0], uint64(tx.XID), 10)
-	e.xid = e.memory.copy(e.buf)
-	e.buf = strconv.AppendInt(e.buf[:0], tx.CommitTime.UnixMicro(), 10)
-	e.committed = e.memory.copy(e.buf)
+	e.tx = *tx
+	e.turned()
 }
 
-// use goes on with other memory, in the middle of a transaction perhaps.
-func (e *captureEncoder) use(m *captureMemory) {
-	e.memory = m
-	e.xid, e.committed = m.copy(e.xid), m.copy(e.committed)
+// turned puts what the rows of the open transaction share into the memory in use.
+func (e *captureEncoder) turned() {
+	e.buf = strconv.AppendUint(e.buf[:0], uint64(e.tx.XID), 10)
+	e.xid = e.memory.copy(e.buf)
+	e.buf = strconv.AppendInt(e.buf[:0], e.tx.CommitTime.UnixMicro(), 10)
+	e.committed = e.memory.copy(e.buf)
 }
 
 // count must see every change of a table whose changes are encoded, also those that are captured already.

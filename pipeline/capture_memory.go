@@ -9,15 +9,74 @@ import (
 
 // captureMemory hands out the small pieces that rows consist of from large ones, so that a row costs next to no
 // allocation of its own.
-//
-// It belongs to a unit, and is used again once that unit is in Kafka. What is held of an open transaction, or waits for
-// the product of a parent row, when a unit leaves will be in a later unit: then that one takes the memory with it.
-// Units are written in order, so all that lies in it has been written by then.
 type captureMemory struct {
+	number  uint64 // of those of its session
 	bytes   pieces[byte]
 	headers pieces[event.Header]
 	rows    pieces[captureRowStep]
 	pairs   pieces[routerPair]
+}
+
+// captureMemories are the memories of a session: the one in use, which each unit begins anew, and earlier ones. Each is
+// used again once all that lies in it is in Kafka.
+//
+// Invariant: what lies in a memory is in a unit that has left, or is held of the open transaction, or waits for the
+// product of a parent row. A unit that leaves takes with it the memories that are older than the first record held and
+// the first step that waits, by their numbers. Units are written in order, so when it is in Kafka, so is all of them.
+type captureMemories struct {
+	*captureMemory // in use
+	full           []*captureMemory
+	free           []*captureMemory
+	count          uint64
+}
+
+// captureMemoriesFree is how many are kept for use: one is filled while another is written.
+const captureMemoriesFree = 2
+
+func newCaptureMemories() *captureMemories {
+	m := &captureMemories{}
+	m.begin()
+	return m
+}
+
+func (m *captureMemories) begin() {
+	if n := len(m.free); n > 0 {
+		m.captureMemory, m.free = m.free[n-1], m.free[:n-1]
+	} else {
+		m.captureMemory = newCaptureMemory()
+	}
+	m.count++
+	m.number = m.count
+}
+
+// before lists those with lower numbers.
+func (m *captureMemories) before(number uint64) []*captureMemory {
+	n := 0
+	for n < len(m.full) && m.full[n].number < number {
+		n++
+	}
+	list := m.full[:n:n]
+	if m.number < number {
+		list = append(list, m.captureMemory)
+	}
+	return list
+}
+
+// turn begins another memory, after those in gone, which came from before, have left with a unit. Those in back, which
+// left earlier, are in Kafka.
+func (m *captureMemories) turn(gone, back []*captureMemory) {
+	if n := len(gone); n > 0 && gone[n-1] == m.captureMemory {
+		m.full = m.full[n-1:]
+	} else {
+		m.full = append(m.full[n:], m.captureMemory)
+	}
+	for _, b := range back {
+		if len(m.free) < captureMemoriesFree {
+			b.reset()
+			m.free = append(m.free, b)
+		}
+	}
+	m.begin()
 }
 
 func newCaptureMemory() *captureMemory {

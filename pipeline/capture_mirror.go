@@ -165,6 +165,7 @@ func (b *captureBatcher) message(s *captureStep) {
 	}
 	// Invariant: a position that names the event before the message says that the message is not written yet. So it waits
 	// for the next event, with which the position goes on.
+	b.hold()
 	b.tx.messages = append(b.tx.messages, s.mirror...)
 }
 
@@ -186,6 +187,7 @@ func (b *captureBatcher) mirror(recs []event.Record) {
 			b.emit(0, rec)
 			continue
 		}
+		b.hold()
 		b.tx.mirrored = append(b.tx.mirrored, rec)
 		b.tx.heldBytes += captureSize(&rec)
 	}

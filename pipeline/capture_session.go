@@ -35,7 +35,9 @@ type captureSession struct {
 
 	// backlog holds steps while a row among them waits for the product of its parent, and those of a snapshot chunk;
 	// waiting counts the rows that wait, and waitingBytes is about what the backlog takes.
+	// backlogIn is the number of the memory that the first of it lies in.
 	backlog      []captureStep
+	backlogIn    uint64
 	waiting      int
 	waitingBytes int
 	pairs        []routerPair
@@ -88,7 +90,7 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 	names := captureNames(pos)
 	s := &captureSession{
 		c: c, stream: stream, router: newRouter(c.cfg.Routes), resume: pos, units: make(chan *captureUnit),
-		spare: make(chan *captureUnit, 2), // one is being filled, and one written
+		spare: make(chan *captureUnit, 1), // one more is being filled, and one written
 		encoder: &captureEncoder{
 			cfg: c.cfg, history: names, tables: map[uint32]uint64{}, names: map[*change.Relation][]byte{}, log: c.log,
 			envelope: change.Envelope{Version: c.cfg.Version, Name: c.cfg.Name, Database: c.cfg.Database},
@@ -140,18 +142,23 @@ func (s *captureSession) read(ctx context.Context) error {
 		if err := s.take(&ev); err != nil {
 			return err
 		}
-		switch {
-		case len(s.backlog) == 0:
-			if s.batcher.full() {
-				err = s.handOver(ctx)
-			}
-		case s.waiting == 0, len(s.backlog) >= captureBacklog, s.waitingBytes >= s.c.cfg.TxBytes:
-			err = s.drain(ctx)
-		}
-		if err != nil {
+		if err := s.after(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// after lets go what an event has made, as far as it must not wait.
+func (s *captureSession) after(ctx context.Context) error {
+	switch {
+	case len(s.backlog) == 0:
+		if s.batcher.full() {
+			return s.handOver(ctx)
+		}
+	case s.waiting == 0, len(s.backlog) >= captureBacklog, s.waitingBytes >= s.c.cfg.TxBytes:
+		return s.drain(ctx)
+	}
+	return nil
 }
 
 // next returns the next event. While the server has nothing to say it hands on the unit, no sooner than TxEvery after
@@ -162,8 +169,7 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 			// Asking for the time costs as much as a good part of a row.
 			if s.events++; s.events%captureClock == 0 {
 				s.tick()
-				// Not while rows are held: the unit would have to leave its memory behind.
-				if !s.batcher.empty() && !s.batcher.holds() && s.encoder.envelope.At.Sub(s.handed) >= s.c.cfg.TxEvery {
+				if !s.batcher.empty() && s.encoder.envelope.At.Sub(s.handed) >= s.c.cfg.TxEvery {
 					s.offer()
 				}
 			}
@@ -232,10 +238,14 @@ func (s *captureSession) handOver(ctx context.Context) error {
 func (s *captureSession) seal() *captureUnit {
 	u := s.batcher.seal()
 	u.position.Unseen = s.book.unseen()
-	u.memory = nil
-	if len(s.backlog) == 0 && !s.batcher.holds() {
-		u.memory = s.batcher.memory
+	needed := s.batcher.memory.number + 1
+	if len(s.backlog) > 0 {
+		needed = s.backlogIn
 	}
+	if s.batcher.holds() {
+		needed = min(needed, s.batcher.tx.heldIn)
+	}
+	u.memories = s.batcher.memory.before(needed)
 	return u
 }
 
@@ -247,9 +257,7 @@ func (s *captureSession) renew() {
 	default:
 	}
 	s.batcher.renew(spare)
-	if s.encoder.memory != s.batcher.memory {
-		s.encoder.use(s.batcher.memory)
-	}
+	s.encoder.turned()
 }
 
 // offer hands the unit over if the writer waits for one, and otherwise lets it grow.
@@ -352,11 +360,11 @@ func (s *captureSession) row(c *change.Change, tx *change.Transaction, later boo
 
 // step takes a step at once, unless others wait before it.
 func (s *captureSession) step(st captureStep) {
-	if len(s.backlog) > 0 {
-		s.backlog = append(s.backlog, st)
+	if len(s.backlog) == 0 {
+		s.batcher.apply(&st)
 		return
 	}
-	s.batcher.apply(&st)
+	s.backlog = append(s.backlog, st)
 }
 
 // push takes a row, directly unless it waits.
@@ -372,6 +380,9 @@ func (s *captureSession) push(row *captureRowStep, direct bool) {
 		return
 	}
 	s.waitingBytes += len(row.whole) + len(row.leave) + len(row.arrive)
+	if len(s.backlog) == 0 {
+		s.backlogIn = s.batcher.memory.number
+	}
 	s.backlog = append(s.backlog, captureStep{kind: captureRow, row: row})
 }
 
@@ -422,6 +433,8 @@ func (s *captureSession) drain(ctx context.Context) error {
 			return err
 		}
 	}
+	s.batcher.waitedIn = s.backlogIn
+	defer func() { s.batcher.waitedIn = 0 }()
 	for i := range s.backlog {
 		s.batcher.apply(&s.backlog[i])
 		if s.batcher.full() && s.cuttable(i) {
