@@ -128,6 +128,14 @@ func TestReadsSeeTheRowsOfATableThatIsRewritten(t *testing.T) {
 			rows, _, err := src.ParentKeys(t.Context(), route.Parent{Column: "p_id", Table: "public.p", ID: "id", Key: "n"}, ids)
 			return len(rows), err
 		},
+		"documents": func() (int, error) {
+			rows, _, _, err := src.Documents(t.Context(), `SELECT id::text AS product_id, 'one' AS shop, '{}'::jsonb AS document FROM p WHERE $1::text[] IS NOT NULL`, nil)
+			return len(rows), err
+		},
+		"page": func() (int, error) {
+			page, _, err := src.Page(t.Context(), `SELECT id::text FROM p WHERE $1::jsonb IS NOT NULL AND $2::text <> '-' LIMIT $3::int`, map[string]*string{}, "", 100)
+			return len(page), err
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d.exec(`BEGIN; ALTER TABLE p ALTER n TYPE text; ALTER TABLE p ALTER n TYPE int USING n::int`)

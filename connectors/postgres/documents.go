@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/document"
 )
@@ -15,8 +13,8 @@ import (
 // documentColumns are the columns of the documents query. Their order is the query's own.
 var documentColumns = []string{"product_id", "shop", "document"}
 
-// Documents runs the documents query for these products in one REPEATABLE READ READ ONLY transaction on the primary
-// and returns its rows with the snapshot that they belong to and the time it was taken, by the database's clock. A
+// Documents runs the documents query for these products on the primary, as one statement of a READ ONLY transaction, and
+// returns its rows, a snapshot whose transactions it has all seen, and the time that was taken, by the database's clock. A
 // product without a row in the result has none in the source.
 //
 // An error that is Temporary may be gone at the next try. One that is Data broke on a value of some product: the
@@ -30,24 +28,22 @@ func (s *Source) Documents(ctx context.Context, sql string, ids []change.Product
 	rows := make([]document.Row, 0, len(ids))
 	var place []int
 	op := fmt.Sprintf("read the documents of %d products", len(ids))
-	m, err := s.read(ctx, op, func(pg *pgconn.PgConn) error {
-		return query(ctx, pg, sql, [][]byte{arrayLiteral(text)}, func(names []string, v [][]byte) error {
-			if place == nil {
-				for _, c := range documentColumns {
-					i := slices.Index(names, c)
-					if i < 0 {
-						return errDocumentColumns(names)
-					}
-					place = append(place, i)
+	m, err := s.readStatement(ctx, op, sql, [][]byte{arrayLiteral(text)}, func(names []string, v [][]byte) error {
+		if place == nil {
+			for _, c := range documentColumns {
+				i := slices.Index(names, c)
+				if i < 0 {
+					return errDocumentColumns(names)
 				}
+				place = append(place, i)
 			}
-			row := document.Row{ProductID: string(v[place[0]]), Shop: string(v[place[1]])}
-			if d := v[place[2]]; d != nil {
-				row.Document = slices.Clone(d)
-			}
-			rows = append(rows, row)
-			return nil
-		})
+		}
+		row := document.Row{ProductID: string(v[place[0]]), Shop: string(v[place[1]])}
+		if d := v[place[2]]; d != nil {
+			row.Document = slices.Clone(d)
+		}
+		rows = append(rows, row)
+		return nil
 	})
 	if err != nil {
 		return nil, change.Snapshot{}, time.Time{}, err

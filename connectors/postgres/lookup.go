@@ -42,7 +42,7 @@ func (s *Source) ParentKeys(ctx context.Context, p route.Parent, ids []string) (
 }
 
 // Page runs the query of a route for one image of a row and returns the product ids after the given one, at most
-// limit, with the snapshot that they were read at. Fewer than limit: there are no more.
+// limit, with a snapshot whose transactions the query has all seen. Fewer than limit: there are no more.
 func (s *Source) Page(ctx context.Context, sql string, image map[string]*string, after string, limit int) ([]change.ProductID, change.Snapshot, error) {
 	row, err := json.Marshal(image)
 	if err != nil {
@@ -50,13 +50,11 @@ func (s *Source) Page(ctx context.Context, sql string, image map[string]*string,
 	}
 	var page []change.ProductID
 	args := [][]byte{row, []byte(after), []byte(strconv.Itoa(limit))}
-	m, err := s.read(ctx, "list the products of a fan-out", func(pg *pgconn.PgConn) error {
-		return query(ctx, pg, sql, args, func(_ []string, v [][]byte) error {
-			if len(v) > 0 && v[0] != nil {
-				page = append(page, change.ProductID(v[0]))
-			}
-			return nil
-		})
+	m, err := s.readStatement(ctx, "list the products of a fan-out", sql, args, func(_ []string, v [][]byte) error {
+		if len(v) > 0 && v[0] != nil {
+			page = append(page, change.ProductID(v[0]))
+		}
+		return nil
 	})
 	return page, m.snapshot, err
 }

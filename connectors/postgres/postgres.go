@@ -296,6 +296,10 @@ type moment struct {
 
 // read runs f in one REPEATABLE READ READ ONLY transaction on the primary and says what that transaction saw. The
 // snapshot is taken by the statement that reports it, so every row that f reads belongs to it.
+//
+// To a snapshot that is older than the locks on its tables, a table that was rewritten meanwhile (ALTER TABLE ... TYPE)
+// looks empty. So f reads catalogs only; a table that is known goes through [Source.readTable], which locks it first, and
+// somebody's query through [Source.readStatement].
 func (s *Source) read(ctx context.Context, op string, f func(*pgconn.PgConn) error) (moment, error) {
 	return s.readTable(ctx, op, readAhead{}, f)
 }
@@ -305,8 +309,16 @@ type readAhead struct {
 	// table, "schema.name", is locked against a change of its shape: to an older snapshot, a table that has been rewritten
 	// looks empty. The lock is that of any SELECT. Empty: none.
 	table string
+	// statement: the read is one statement, in a READ COMMITTED transaction.
+	statement bool
 	// mark is the text of a logical message with this prefix; empty: none.
 	prefix, mark string
+}
+
+// readStatement is read for one statement whose tables are not known here. It has a snapshot of its own, which the
+// server takes once the statement has its locks; so it sees all that the snapshot says that is returned, and perhaps more.
+func (s *Source) readStatement(ctx context.Context, op, sql string, args [][]byte, each func([]string, [][]byte) error) (moment, error) {
+	return s.readTable(ctx, op, readAhead{statement: true}, func(pg *pgconn.PgConn) error { return query(ctx, pg, sql, args, each) })
 }
 
 // readTable is read with something done ahead of it.
@@ -320,7 +332,7 @@ func (s *Source) readTable(ctx context.Context, op string, ahead readAhead, f fu
 	if err := s.before(ctx, conn.Conn(), ahead); err != nil {
 		return moment{}, wrap(ctx, op, err)
 	}
-	m, err := begin(ctx, pg, ahead.table)
+	m, err := begin(ctx, pg, ahead)
 	if err != nil {
 		rollback(ctx, pg)
 		if ahead.table != "" && sqlstate(err) == "42P01" {
@@ -358,16 +370,19 @@ func (s *Source) before(ctx context.Context, conn *pgx.Conn, ahead readAhead) er
 // errStandby is temporary: after a failover the address leads to the primary again.
 var errStandby = &QueryError{Op: "read", SQLSTATE: "25006", Err: errors.New("the server is a standby; reads need the primary, whose snapshots tell which transactions they saw")}
 
-func begin(ctx context.Context, pg *pgconn.PgConn, table string) (moment, error) {
-	lock := ""
-	if table != "" {
-		q, err := quoteTable(table)
+func begin(ctx context.Context, pg *pgconn.PgConn, ahead readAhead) (moment, error) {
+	lock, isolation := "", "REPEATABLE READ"
+	if ahead.statement {
+		isolation = "READ COMMITTED"
+	}
+	if ahead.table != "" {
+		q, err := quoteTable(ahead.table)
 		if err != nil {
 			return moment{}, err
 		}
 		lock = "LOCK TABLE " + q + " IN ACCESS SHARE MODE;"
 	}
-	res, err := pg.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;`+lock+`
+	res, err := pg.Exec(ctx, `BEGIN ISOLATION LEVEL `+isolation+` READ ONLY;`+lock+`
 		SELECT pg_current_snapshot(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_is_in_recovery()`).ReadAll()
 	if err != nil {
 		return moment{}, err
