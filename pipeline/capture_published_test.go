@@ -107,6 +107,18 @@ func TestCaptureReadsAgainWhatWasNotPublished(t *testing.T) {
 	require.Equal(t, 3, count(brief(r.records(event.Changes)), "products r a"))
 	require.NoError(t, stop())
 
+	// One that did not publish everything for a while: seen at the next look, and at the next start.
+	r.exec(`ALTER PUBLICATION shelfwire SET (publish = 'insert')`)
+	c, stop = r.start()
+	r.wait(c)
+	require.Len(t, r.rereads(), 3)
+	before := count(brief(r.records(event.Changes)), "products r a")
+	r.exec(`BEGIN; ALTER PUBLICATION shelfwire SET (publish = 'insert'); UPDATE products SET title = 'unseen' WHERE id = 'a'; COMMIT`)
+	require.Eventually(t, func() bool { return len(r.rereads()) == 4 }, time.Minute, 10*time.Millisecond)
+	r.wait(c)
+	require.Equal(t, before+1, count(brief(r.records(event.Changes)), "products r a"))
+	require.NoError(t, stop())
+
 	// A publication that is made anew, with a table less.
 	r.cfg.NoHeal = true
 	r.exec(`ALTER PUBLICATION ` + publication + ` SET TABLE stock, variants, categories`)
@@ -115,7 +127,7 @@ func TestCaptureReadsAgainWhatWasNotPublished(t *testing.T) {
 	c, stop = r.start()
 	r.wait(c)
 	require.NoError(t, stop())
-	require.Len(t, r.rereads(), 3)
+	require.Len(t, r.rereads(), 5)
 }
 
 // A kill between the change of the publication and the record of it neither forgets to read the table nor reads it twice.

@@ -281,6 +281,11 @@ func (s *captureSession) take(ev *change.Event) error {
 	case change.EventChange:
 		s.change(ev.Change)
 	case change.EventMessage:
+		if !ev.Message.Transactional {
+			if err := s.passed(ev.Message.LSN); err != nil {
+				return err
+			}
+		}
 		s.message(ev.Message)
 	case change.EventCommit:
 		s.encoder.envelope.LastCommit = ev.EndLSN
@@ -288,6 +293,9 @@ func (s *captureSession) take(ev *change.Event) error {
 			s.commit(ev.EndLSN)
 		}
 	case change.EventKeepalive:
+		if err := s.passed(ev.EndLSN); err != nil {
+			return err
+		}
 		s.step(captureStep{kind: captureAdvance, end: ev.EndLSN})
 	case change.EventIdle: // a chance to hand over, which comes with every event
 	}
@@ -302,13 +310,21 @@ func (s *captureSession) begin(tx change.Transaction) error {
 	if s.skip {
 		return nil
 	}
-	if open := s.resume.Open; open != nil && !s.began && tx.CommitLSN != s.resume.CommitLSN {
-		return &captureGap{cause: gapHalf, renew: true, back: true, reason: fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent "+
-			"again: the next one commits at %s", s.resume.CommitLSN, tx.CommitLSN)}
+	if err := s.passed(tx.CommitLSN); err != nil {
+		return err
 	}
 	s.began = true
 	s.step(captureStep{kind: captureBegin, tx: tx})
 	return nil
+}
+
+// passed reports a stream that has come to this place without the transaction that is half in Kafka.
+func (s *captureSession) passed(to change.LSN) error {
+	if s.resume.Open == nil || s.began || to <= s.resume.CommitLSN {
+		return nil
+	}
+	return &captureGap{cause: gapHalf, renew: true, back: true, reason: fmt.Sprintf("the transaction that commits at %s is half in Kafka and is not sent "+
+		"again: the stream has come to %s", s.resume.CommitLSN, to)}
 }
 
 func (s *captureSession) change(c *change.Change) {

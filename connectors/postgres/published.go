@@ -54,9 +54,10 @@ func (s *Source) existing(ctx context.Context, tables []string) ([]string, error
 	return there, wrap(ctx, "look for tables", err)
 }
 
-// Memberships says of each of these tables that is published which table it is and which entry of the publication it has
-// there. As long as both stay, the stream has had every change of it; a table that was dropped and made again, or taken
-// out of the publication and put back, also by a new row filter or column list, has another.
+// Memberships says of each of these tables that is published which table it is, which entry of the publication it has
+// there, and which transaction has set the options of the publication. As long as they stay, the stream has had every
+// change of it; a table that was dropped and made again, or taken out of the publication and put back, also by a new row
+// filter or column list, has another entry, and a publication that did not publish deletes for a while other options.
 func (s *Source) Memberships(ctx context.Context, tables []string) (map[string]string, error) {
 	schemas := "NULL::oid"
 	if s.version >= 150000 {
@@ -64,7 +65,7 @@ func (s *Source) Memberships(ctx context.Context, tables []string) (map[string]s
 	}
 	rows, err := s.pool.Query(ctx, `
 		SELECT n.nspname || '.' || c.relname, c.oid || '/' || coalesce(
-			(SELECT pr.oid FROM pg_publication_rel pr WHERE pr.prpubid = p.oid AND pr.prrelid = c.oid), `+schemas+`, p.oid)
+			(SELECT pr.oid FROM pg_publication_rel pr WHERE pr.prpubid = p.oid AND pr.prrelid = c.oid), `+schemas+`, p.oid) || '/' || p.xmin
 		FROM pg_publication p JOIN pg_publication_tables t ON t.pubname = p.pubname
 		JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
 		WHERE p.pubname = $1 AND n.nspname || '.' || c.relname = ANY ($2)`, s.cfg.Publication, tables)
