@@ -298,6 +298,7 @@ func (s *captureSession) parents(ctx context.Context, parent *routerParent, ids 
 	var rows map[string]change.ParentRow
 	var snap change.Snapshot
 	var bad error
+	var gone bool
 	var tries captureTries
 	err := retry(ctx, s.c.log, "products of parent rows", func(ctx context.Context) (err error) {
 		s.c.stats.Lookups.Add(1)
@@ -307,11 +308,17 @@ func (s *captureSession) parents(ctx context.Context, parent *routerParent, ids 
 			bad = err
 			return nil
 		}
+		// All its rows are gone. Once it is there again, it is read, and so are all products that the state knows.
+		var none interface{ NoTable() bool }
+		if gone = errors.As(err, &none) && none.NoTable(); gone {
+			return nil
+		}
 		return tries.judge("products of parent rows", err)
 	})
 	switch half := len(ids) / 2; {
 	case err != nil:
 		return err
+	case gone:
 	case bad == nil:
 		maps.Copy(found.rows, rows)
 		saw(snap)

@@ -111,11 +111,7 @@ func (c *Capture) published(ctx context.Context, producer captureProducer, old, 
 	}
 	pos.Published = has
 	routed := RoutedTables(c.cfg.Routes)
-	pos.Gone = slices.DeleteFunc(slices.Concat(old.Gone, slices.Collect(maps.Keys(old.Published))), func(t string) bool {
-		return has[t] != "" || !slices.Contains(routed, t)
-	})
-	slices.Sort(pos.Gone)
-	pos.Gone = slices.Compact(pos.Gone)
+	pos.Gone = slices.DeleteFunc(slices.Clone(routed), func(t string) bool { return has[t] != "" })
 	var changed []string
 	if had != nil {
 		changed = slices.DeleteFunc(membersChanged(had, has), func(t string) bool { return !slices.Contains(routed, t) })

@@ -56,6 +56,9 @@ func TestCaptureTakesATableThatIsDroppedAndMadeAgain(t *testing.T) {
 	require.Eventually(t, func() bool { return touched.Load() == 1 }, time.Minute, 5*time.Millisecond, "its rows are gone, and nobody says which")
 	r.exec(`INSERT INTO products VALUES ('b', 'B', 1)`)
 	r.comes("products c b") // the others go on
+	r.exec(`INSERT INTO stock (variant_id, qty) VALUES (1, 1)`)
+	r.wait(c) // of a parent that is no more: it concerns nobody
+	require.EqualValues(t, 1, c.Stats().Orphans.Load())
 	r.exec(`CREATE TABLE variants (id text PRIMARY KEY, product_id text, sku text); ALTER TABLE variants REPLICA IDENTITY FULL`)
 	r.exec(`INSERT INTO variants VALUES ('k1', 'c', 'y')`) // before or after it is published
 	require.Eventually(t, func() bool { return touched.Load() == 2 }, time.Minute, 5*time.Millisecond)
@@ -80,6 +83,25 @@ func TestCaptureTakesATableThatIsDroppedAndMadeAgain(t *testing.T) {
 	require.NoError(t, stop())
 	require.Contains(t, brief(r.records(event.Changes)), "products r 5")
 	require.Len(t, r.rereads(), 3)
+}
+
+// A whole snapshot leaves out a table that is gone.
+func TestCaptureHealsWithoutATableThatIsGone(t *testing.T) {
+	r, touched := publishedRig(t)
+	c, stop := r.start()
+	r.wait(c)
+	r.exec(`DROP TABLE variants`)
+	require.Eventually(t, func() bool { return touched.Load() == 1 }, time.Minute, 5*time.Millisecond)
+	r.wait(c)
+	require.Eventually(t, func() bool { // it comes back at once
+		_, _ = r.db.Exec(t.Context(), `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, r.slot())
+		_, err := r.db.Exec(t.Context(), `SELECT pg_drop_replication_slot($1)`, r.slot())
+		return err == nil
+	}, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return touched.Load() == 2 }, time.Minute, 5*time.Millisecond)
+	r.wait(c)
+	require.NoError(t, stop())
+	require.Equal(t, 2, count(brief(r.records(event.Changes)), "products r a"))
 }
 
 func count(list []string, what string) (n int) {

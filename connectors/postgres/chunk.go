@@ -21,6 +21,12 @@ func (e tableError) Error() string { return string(e) }
 // Permanent says that trying again does not help.
 func (tableError) Permanent() bool { return true }
 
+// missingTable is that of a table that is not there.
+type missingTable struct{ tableError }
+
+// NoTable says that the table does not exist.
+func (missingTable) NoTable() bool { return true }
+
 // Errors about a table. They are Permanent.
 var (
 	// ErrNoPrimaryKey is returned for a table whose rows nothing names, so that rows of a chunk could not be told from
@@ -28,7 +34,7 @@ var (
 	ErrNoPrimaryKey error = tableError("the table has no primary key, so a snapshot of it could not be resumed: add one, or, " +
 		"for a table that is not partitioned, set REPLICA IDENTITY FULL, or leave the table out of the routes")
 	// ErrNoTable is returned for a table that does not exist.
-	ErrNoTable error = tableError("there is no such table")
+	ErrNoTable error = missingTable{"there is no such table"}
 	// ErrNoColumn is returned for a column that does not exist.
 	ErrNoColumn error = tableError("there is no such column")
 
