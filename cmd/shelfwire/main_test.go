@@ -289,7 +289,7 @@ func (s *site) lists(t *testing.T) {
 			t.Setenv("STATE_URL", "postgres://x@127.0.0.1:1/x")
 			code, out := shelfwire(t, append(args, "-c", s.file)...)
 			require.Equal(t, exitError, code)
-			require.Contains(t, out, "shelfwire.yaml:35:8: ")
+			require.Contains(t, out, "shelfwire.yaml:36:8: ")
 			require.Contains(t, out, "start the service, or correct host and port in state.url")
 		})
 	}

@@ -74,7 +74,7 @@ func TestABatchIsShownWithWhatFailed(t *testing.T) {
 	v = viewBatch(&state.Batch{ID: "b2", Status: state.BatchFailed, Reason: "not whole: the slot is gone"}, at)
 	out.Reset()
 	require.NoError(t, batchSheet(&v).write(&out))
-	require.Contains(t, out.String(), "reason   not whole: the slot is gone\n")
+	require.Contains(t, out.String(), "reason  not whole: the slot is gone\n")
 }
 
 func TestReplaySaysWhatToLookAt(t *testing.T) {
