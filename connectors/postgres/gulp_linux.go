@@ -87,10 +87,17 @@ func (g *gulp) now(p []byte) (int, error) {
 	return g.n, nil
 }
 
+// setReceiveBuffer also bounds the segments that the other side sends. Those of loopback have up to 64 KiB, and a sender
+// makes them as large as half the largest window that it has ever seen. Where the window is smaller than that later, as
+// the kernel reckons it by how well segments fill their buffers, none fits into it: then a window is sent each time the
+// sender's timer runs out, 0.2 s to minutes apart, and the stream stands still.
 func setReceiveBuffer(c syscall.RawConn, bytes int) error {
 	var err error
 	if cerr := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, bytes)
+		err = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, bytes),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, bytes/gulpSegments),
+		)
 	}); cerr != nil {
 		return cerr
 	}
