@@ -16,7 +16,7 @@ const (
 	// gulpWindow is SO_RCVBUF on loopback.
 	gulpWindow = 16 << 10
 	// gulpSegments is how many segments of the largest size gulpWindow has room for, at least.
-	gulpSegments = 4
+	gulpSegments = 2
 	// gulpStart is how large a read must be to say that the stream flows, gulpStop how small one after a pause must be
 	// to say that it has ceased to.
 	gulpStart, gulpStop = 8 << 10, 2 << 10
