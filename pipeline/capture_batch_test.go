@@ -11,6 +11,7 @@ import (
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
 func testBatcher(pos event.Position) *captureBatcher {
@@ -224,4 +225,22 @@ func TestCaptureNamesABatchAsItWasBegun(t *testing.T) {
 	require.EqualValues(t, 2, captureNames(pos).Timeline)
 	pos.Open.BatchID = "" // not a batch
 	require.EqualValues(t, 3, captureNames(pos).Timeline)
+}
+
+// A transaction that is half in Kafka and does not come again is a gap, whatever comes in its place.
+func TestHalfATransactionIsNotPassedInSilence(t *testing.T) {
+	half := event.Position{Writer: "x", Position: change.Position{CommitLSN: 100, Ordinal: 3}, Open: &event.OpenTransaction{BatchID: "tx-1-64", Rows: 3}}
+	for name, ev := range map[string]change.Event{
+		"another transaction": {Kind: change.EventBegin, Transaction: &change.Transaction{XID: 9, CommitLSN: 500}},
+		"a keepalive":         {Kind: change.EventKeepalive, EndLSN: 500},
+		"a message":           {Kind: change.EventMessage, Message: &change.Message{LSN: 500, Prefix: MessageSnapshot, Content: []byte(`{}`)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := NewCapture(CaptureConfig{Routes: []route.Route{{Table: "public.products", Key: "id"}}}, CaptureParts{}).newSession(&memoryStream{}, half)
+			require.NoError(t, s.take(&change.Event{Kind: change.EventKeepalive, EndLSN: 90}), "before it")
+			var gap *captureGap
+			require.ErrorAs(t, s.take(&ev), &gap)
+			require.Equal(t, gapHalf, gap.cause)
+		})
+	}
 }

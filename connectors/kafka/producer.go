@@ -245,7 +245,8 @@ const slabChunk, slabChunks = 1024, 64
 
 func (s *slab[T]) reset() {
 	if len(s.chunks) > slabChunks {
-		s.chunks = s.chunks[:slabChunks:slabChunks]
+		clear(s.chunks[slabChunks:])
+		s.chunks = s.chunks[:slabChunks]
 	}
 	s.at, s.used = 0, 0
 }

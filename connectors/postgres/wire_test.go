@@ -24,16 +24,7 @@ func TestWireFramesAnySplit(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer func() { _ = ours.Close() }()
 		piece := rapid.IntRange(1, 700).Draw(rt, "piece")
-		go func() {
-			defer func() { _ = theirs.Close() }()
-			for b := sent; len(b) > 0; {
-				n := min(piece, len(b))
-				if _, err := theirs.Write(b[:n]); err != nil {
-					return
-				}
-				b = b[n:]
-			}
-		}()
+		go sendPieces(theirs, sent, piece)
 		w := newWire(ours, 64, 0)
 		for i, n := range sizes {
 			for {
@@ -105,16 +96,7 @@ func TestWireCutsWideRows(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer func() { _ = ours.Close() }()
 		piece := rapid.IntRange(1, 700).Draw(rt, "piece")
-		go func() {
-			defer func() { _ = theirs.Close() }()
-			for b := sent; len(b) > 0; {
-				n := min(piece, len(b))
-				if _, err := theirs.Write(b[:n]); err != nil {
-					return
-				}
-				b = b[n:]
-			}
-		}()
+		go sendPieces(theirs, sent, piece)
 		w := newWire(ours, 64, 0)
 		w.wideRow, w.wideValue, w.chunk = most, keep, &chunk
 		for i := range want {
@@ -188,4 +170,16 @@ func TestWireIsQuietAndGoesOn(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, byte('d'), typ)
 	require.Equal(t, []byte{7}, body)
+}
+
+// sendPieces writes in pieces of this size, and closes.
+func sendPieces(conn net.Conn, sent []byte, piece int) {
+	defer func() { _ = conn.Close() }()
+	for b := sent; len(b) > 0; {
+		n := min(piece, len(b))
+		if _, err := conn.Write(b[:n]); err != nil {
+			return
+		}
+		b = b[n:]
+	}
 }
