@@ -56,11 +56,7 @@ func promote(t *testing.T, primary *captureRig, standby *postgres.Server) {
 
 // A standby is promoted that has the slot: the timeline is new, the history up to it is the same.
 func goesOnAfterAFailoverWithTheSlot(t *testing.T) {
-	dir := embeddedtest.Dir(t)
-	s := ownServer(t, dir, nil)
-	r := newCaptureRigOn(t, s.URL("postgres"))
-	r.slotName = "failover"
-	h := newHealRig(t, r)
+	dir, s, h := ownHealRig(t, "failover")
 	require.NoError(t, s.Stop())
 	primary, standby := standbyOf(t, dir, true)
 	h.connect(primary.URL("postgres"))
@@ -97,11 +93,7 @@ func goesOnAfterAFailoverWithTheSlot(t *testing.T) {
 
 // A standby is promoted that has neither the slot nor the last transactions.
 func healsAFailoverThatLostWhatWasCaptured(t *testing.T) {
-	dir := embeddedtest.Dir(t)
-	s := ownServer(t, dir, nil)
-	r := newCaptureRigOn(t, s.URL("postgres"))
-	r.slotName = "failover"
-	h := newHealRig(t, r)
+	dir, s, h := ownHealRig(t, "failover")
 	require.NoError(t, s.Stop())
 	primary, standby := standbyOf(t, dir, false)
 	h.connect(primary.URL("postgres"))

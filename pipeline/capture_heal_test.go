@@ -173,6 +173,16 @@ func healsASlotThatIsOlderThanItsPublication(t *testing.T) {
 	h.healed("stale", "unpublished") // the new publication is seen before the stream comes to where there was none
 }
 
+// ownHealRig is a healRig on a server of the test's own in dir, which may be stopped, copied and set back.
+func ownHealRig(t *testing.T, slot string) (dir string, s *postgres.Server, h *healRig) {
+	t.Helper()
+	dir = embeddedtest.Dir(t)
+	s = ownServer(t, dir, nil)
+	r := newCaptureRigOn(t, s.URL("postgres"))
+	r.slotName = slot
+	return dir, s, newHealRig(t, r)
+}
+
 // ownServer starts a Postgres of the test's own, in dir.
 func ownServer(t *testing.T, dir string, params map[string]string) *postgres.Server {
 	t.Helper()
@@ -219,11 +229,7 @@ func copyServer(t *testing.T, from string) string {
 
 // A file system's snapshot is put back: system and timeline are the same, and even the slot is there.
 func TestCaptureHealsASourceThatWasSetBack(t *testing.T) {
-	dir := embeddedtest.Dir(t)
-	s := ownServer(t, dir, nil)
-	r := newCaptureRigOn(t, s.URL("postgres"))
-	r.slotName = "set_back"
-	h := newHealRig(t, r)
+	dir, s, h := ownHealRig(t, "set_back")
 	require.NoError(t, s.Stop())
 	backup := copyServer(t, dir)
 	s = ownServer(t, dir, nil)
@@ -244,11 +250,7 @@ func TestCaptureHealsASourceThatWasSetBack(t *testing.T) {
 
 // A server that cannot decode has lost nothing: the slot must not be given up for that.
 func TestCaptureDoesNotHealAServerWithoutLogicalDecoding(t *testing.T) {
-	dir := embeddedtest.Dir(t)
-	s := ownServer(t, dir, nil)
-	r := newCaptureRigOn(t, s.URL("postgres"))
-	r.slotName = "undecoded"
-	h := newHealRig(t, r)
+	dir, s, h := ownHealRig(t, "undecoded")
 	h.exec(`SELECT pg_drop_replication_slot($1)`, h.slot()) // a server with one does not start without logical decoding
 	require.NoError(t, s.Stop())
 	s = ownServer(t, dir, map[string]string{"wal_level": "replica"})
@@ -333,11 +335,7 @@ func (h *healRig) half() {
 // A source that was set back has written so much since that its WAL is past the position again. A transaction that was
 // half captured does not come to its end then.
 func TestCaptureHealsAHalfTransactionWhoseRestIsGone(t *testing.T) {
-	dir := embeddedtest.Dir(t)
-	s := ownServer(t, dir, nil)
-	r := newCaptureRigOn(t, s.URL("postgres"))
-	r.slotName = "half"
-	h := newHealRig(t, r)
+	dir, s, h := ownHealRig(t, "half")
 	require.NoError(t, s.Stop())
 	backup := copyServer(t, dir)
 	s = ownServer(t, dir, nil)
