@@ -58,7 +58,8 @@ func (st *Stream) Attend(ctx context.Context, work func(context.Context) error) 
 	}
 }
 
-// status tells the server the confirmed position: as written, as flushed and as applied.
+// status tells the server the confirmed position: as written, as flushed and as applied. Before the slot has been looked
+// at all three are zero, of which the server takes nothing but the sign of life.
 func (st *Stream) status() error {
 	pos := st.Confirmed()
 	now := time.Now()

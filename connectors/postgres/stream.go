@@ -86,7 +86,10 @@ func (s *Source) Stream(ctx context.Context, from change.LSN) (*Stream, error) {
 	streaming := s.streaming()
 	err = st.start(ctx, from, streaming)
 	if err == nil {
-		err = st.settle(ctx, from)
+		err = st.Attend(ctx, func(ctx context.Context) error { return st.settle(ctx, from) })
+	}
+	if err == nil {
+		err = st.status()
 	}
 	if err != nil {
 		_ = raw.Close() // the error at hand says more
@@ -190,10 +193,9 @@ func (st *Stream) settle(ctx context.Context, from change.LSN) error {
 		return wrap(ctx, "start replication", err)
 	}
 	st.near = change.XID(near)
-	// Invariant: never zero, or the server would take the write position for flushed.
 	st.began = max(from, info.ConfirmedFlush)
 	st.confirmed.Store(uint64(st.began))
-	return st.status()
+	return nil
 }
 
 // Confirm says that everything before lsn is durable: the server may drop its WAL for it and will not send it again.
@@ -268,7 +270,7 @@ func (st *Stream) next(ctx context.Context, until time.Time) (change.Event, erro
 			}
 		}
 		if st.unresolved != nil {
-			if err := st.resolve(ctx); err != nil {
+			if err := st.Attend(ctx, st.resolve); err != nil {
 				return change.Event{}, err
 			}
 		}
