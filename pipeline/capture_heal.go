@@ -111,7 +111,7 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 			return old, err
 		}
 	}
-	pos.Snapshots = snapshotPlan(pos, readableTables(c.cfg.Routes, pos), time.Now())
+	pos.Snapshots = snapshotPlan(pos, readableTables(captureTables(c.cfg), pos), time.Now())
 	return pos, nil
 }
 
@@ -328,7 +328,7 @@ func (c *Capture) heal(ctx context.Context, producer captureProducer, old, pos e
 		}
 		h.Touched = n
 	}
-	pos.Snapshots = snapshotPlan(pos, readableTables(c.cfg.Routes, pos), now)
+	pos.Snapshots = snapshotPlan(pos, readableTables(captureTables(c.cfg), pos), now)
 	if len(pos.Snapshots) > 0 {
 		h.Snapshot = pos.Snapshots[0].ID
 	}

@@ -60,6 +60,10 @@ func (s *captureSession) watermark(m snapshotMark, lsn change.LSN) {
 	a, t := s.snapshots.take(m), s.book.tasks[m.number]
 	switch {
 	case a == nil || t == nil: // the mark was written twice, or nobody waits for the part any more
+	case a.refused != "" && t.request.spare:
+		s.c.log.Error("a table cannot be read whole: its mirror topic begins with what changes", "table", t.request.query.Table, "reason", a.refused)
+		s.book.without(t)
+		s.snapshotMoved()
 	case a.refused != "":
 		s.refuse(t, a.refused, lsn)
 	case a.cut != nil:
@@ -140,10 +144,10 @@ func (s *captureSession) ask(m *change.Message) {
 		return // taken
 	case m.Transactional:
 		// Also one below the position: what the transaction asks for is on record with its commit only.
-		s.asked = append(s.asked, parseSnapshotAsk(m, s.c.cfg.Routes))
+		s.asked = append(s.asked, parseSnapshotAsk(m, s.c.cfg))
 		return
 	}
-	dead := s.begun([]*snapshotAsk{parseSnapshotAsk(m, s.c.cfg.Routes)})
+	dead := s.begun([]*snapshotAsk{parseSnapshotAsk(m, s.c.cfg)})
 	step := s.snapshotStep(nil, dead)
 	step.taken = m.LSN
 	s.step(captureStep{kind: captureProgress, progress: step})
@@ -178,7 +182,7 @@ func (s *captureSession) commit(end change.LSN) {
 		return
 	}
 	if s.truncated {
-		s.book.truncated(readableTables(s.c.cfg.Routes, s.resume), time.Now())
+		s.book.truncated(readableTables(SnapshotTables(s.c.cfg.Routes), s.resume), time.Now())
 	}
 	dead := s.begun(s.asked)
 	s.truncated, s.asked = false, nil

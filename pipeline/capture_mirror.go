@@ -15,8 +15,7 @@ type MirrorConfig struct {
 	// On mirrors the tables of the routes, their parents, and logical messages of every prefix but our own watermarks and
 	// heartbeats. The stream must yield the messages.
 	On bool
-	// Tables are mirrored beside them; they need no route. A snapshot does not read them: their topics begin with what
-	// changes.
+	// Tables are mirrored beside them; they need no route.
 	Tables []string
 }
 
@@ -29,6 +28,22 @@ func PublishedTables(cfg CaptureConfig) []string {
 	}
 	slices.Sort(tables)
 	return slices.Compact(tables)
+}
+
+// captureTables lists the tables that must have been read once: those of SnapshotTables, and then the others that are
+// mirrored, whose rows are for the mirror alone: one of these that cannot be read is left out, and begins with what
+// changes.
+func captureTables(cfg CaptureConfig) []string {
+	tables := SnapshotTables(cfg.Routes)
+	if !cfg.Mirror.On {
+		return tables
+	}
+	for _, t := range PublishedTables(cfg) {
+		if !slices.Contains(tables, t) {
+			tables = append(tables, t)
+		}
+	}
+	return tables
 }
 
 // captureMirror makes the records of the mirror topics. A nil one makes none.

@@ -235,3 +235,57 @@ func TestMirrorIsExactlyOnce(t *testing.T) {
 	}
 	require.Equal(t, []string{"1", "1", "1", "1"}, batches)
 }
+
+// A table that is mirrored and leads to no product each is read by a snapshot like any other, for the mirror alone: at
+// the first start, when it comes into the configuration, when somebody asks, and when it is made anew.
+func TestMirrorTopicsBeginWithASnapshot(t *testing.T) {
+	r, touched := publishedRig(t)
+	r.exec(`CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain SELECT i, 'v' FROM generate_series(1, 250) i`)
+	r.exec(`CREATE TABLE later (v text); ALTER TABLE later REPLICA IDENTITY FULL; INSERT INTO later VALUES ('x'), ('x')`) // no key
+	r.exec(`INSERT INTO categories VALUES (1, 'c')`)
+	r.cfg.Name, r.cfg.SnapshotChunk = "shop", 20
+	r.cfg.Mirror = pipeline.MirrorConfig{On: true, Tables: []string{"public.plain", "public.later"}}
+	r.mirrorTopics(2)
+	reads := func(table string) (n int) {
+		for _, rec := range r.mirrored("shop.public." + table) {
+			if rec.Value != nil && rec.Value.Op == "r" {
+				n++
+			}
+		}
+		return n
+	}
+
+	r.cfg.Mirror.Tables = []string{"public.plain"}
+	c, stop := r.start()
+	r.wait(c)
+	require.Equal(t, 250, reads("plain"))
+	require.Equal(t, 1, reads("categories"), "its route is a query")
+	require.Equal(t, 1, reads("products"))
+	require.Empty(t, r.records(event.Fanouts), "a row that is read changes nothing")
+	require.NoError(t, stop())
+
+	r.cfg.Mirror.Tables = []string{"public.plain", "public.later"}
+	c, stop = r.start()
+	r.wait(c)
+	require.Equal(t, 2, reads("later"))
+	require.Equal(t, 250, reads("plain"))
+
+	r.exec(`SELECT pg_logical_emit_message(true, 'shelfwire.snapshot', '{"id": "x", "table": "public.plain", "where": "id <= 30"}')`)
+	require.Eventually(t, func() bool { return reads("plain") == 280 }, time.Minute, 10*time.Millisecond)
+	r.wait(c)
+	r.exec(`SELECT pg_logical_emit_message(true, 'shelfwire.snapshot', '{"id": "y", "table": "public.plain", "products": ["a"]}')`)
+	require.Eventually(t, func() bool { return len(r.records(event.DeadLetters)) == 1 }, time.Minute, 10*time.Millisecond)
+
+	r.exec(`BEGIN; DROP TABLE plain; CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain VALUES (1, 'new'); COMMIT`)
+	require.Eventually(t, func() bool { return reads("plain") == 281 }, time.Minute, 10*time.Millisecond)
+	r.wait(c)
+	require.Len(t, r.rereads(), 1)
+	require.Zero(t, touched.Load(), "no product has a row in it")
+	r.exec(`DROP TABLE plain`)
+	require.Eventually(t, func() bool { return len(r.rereads()) == 2 }, time.Minute, 10*time.Millisecond)
+	r.exec(`INSERT INTO products VALUES ('b', 'B', 1)`)
+	r.comes("products c b")
+	require.NoError(t, stop())
+	require.Equal(t, []string{"products r a", "variants r a", "products c b"}, slices.DeleteFunc(brief(r.records(event.Changes)), func(s string) bool { return s == "" }))
+	require.Zero(t, touched.Load())
+}

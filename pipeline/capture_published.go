@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/event"
-	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
 // capturePublication looks after the publication; connectors/postgres implements it.
@@ -72,9 +71,9 @@ func (c *Capture) orUnpublished(ctx context.Context, had map[string]string, err 
 	return err
 }
 
-// readableTables are those of SnapshotTables that are there.
-func readableTables(routes []route.Route, pos event.Position) []string {
-	return slices.DeleteFunc(SnapshotTables(routes), func(t string) bool { return slices.Contains(pos.Gone, t) })
+// readableTables are those of tables that are there.
+func readableTables(tables []string, pos event.Position) []string {
+	return slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return slices.Contains(pos.Gone, t) })
 }
 
 // membersChanged lists the tables that are not what they were.
@@ -110,11 +109,11 @@ func (c *Capture) published(ctx context.Context, producer captureProducer, old, 
 		}
 	}
 	pos.Published = has
-	routed := RoutedTables(c.cfg.Routes)
-	pos.Gone = slices.DeleteFunc(slices.Clone(routed), func(t string) bool { return has[t] != "" })
+	tables := PublishedTables(c.cfg)
+	pos.Gone = slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return has[t] != "" })
 	var changed []string
-	if had != nil {
-		changed = slices.DeleteFunc(membersChanged(had, has), func(t string) bool { return !slices.Contains(routed, t) })
+	if had != nil { // one that is not in the configuration any more is nobody's
+		changed = slices.DeleteFunc(membersChanged(had, has), func(t string) bool { return !slices.Contains(tables, t) })
 	}
 	if len(changed) == 0 {
 		return pos, nil
@@ -150,7 +149,8 @@ func (c *Capture) reread(ctx context.Context, producer captureProducer, old, pos
 	if old.Healed != nil {
 		h.Recent = old.Healed.Recent // it does not count: it is somebody's will, and no trouble of the slot
 	}
-	if c.parts.Touch != nil {
+	routed := RoutedTables(c.cfg.Routes)
+	if c.parts.Touch != nil && slices.ContainsFunc(changed, func(t string) bool { return slices.Contains(routed, t) }) {
 		n, err := c.parts.Touch(ctx, false)
 		if err != nil {
 			return old, fmt.Errorf("touch the products that are known: %w", err)
@@ -168,7 +168,7 @@ func (c *Capture) reread(ctx context.Context, producer captureProducer, old, pos
 		}
 		pos.Snapshots[i] = p
 	}
-	pos.Snapshots = snapshotPlan(pos, readableTables(c.cfg.Routes, pos), now)
+	pos.Snapshots = snapshotPlan(pos, readableTables(captureTables(c.cfg), pos), now)
 	if i := slices.IndexFunc(pos.Snapshots, func(p event.SnapshotProgress) bool { return p.Request == nil }); i >= 0 {
 		h.Snapshot = pos.Snapshots[i].ID
 	}

@@ -31,7 +31,7 @@ const (
 )
 
 // parseSnapshotAsk reads a request and finds its tables.
-func parseSnapshotAsk(m *change.Message, routes []route.Route) *snapshotAsk {
+func parseSnapshotAsk(m *change.Message, cfg CaptureConfig) *snapshotAsk {
 	a := &snapshotAsk{lsn: m.LSN, position: m.Position, content: bytes.Clone(m.Content[:min(len(m.Content), snapshotAskBytes)])}
 	if !m.Transactional {
 		a.position = change.Position{CommitLSN: m.LSN}
@@ -52,21 +52,22 @@ func parseSnapshotAsk(m *change.Message, routes []route.Route) *snapshotAsk {
 	}
 	r := &a.request
 	r.ID, r.Admin, r.Table = captureLabel(r.ID), captureLabel(r.Admin), captureLabel(r.Table)
-	snapshots := SnapshotTables(routes)
 	switch {
 	case r.All && (r.Table != "" || r.Where != "" || len(r.Products) > 0):
 		a.refused = `"all" goes with no table, condition or products`
 	case r.All:
-		a.tables = snapshots
+		a.tables = captureTables(cfg)
 	case r.Table == "" && r.Where != "":
 		a.refused = "a condition needs a table"
 	case r.Table == "" && len(r.Products) == 0:
 		a.refused = `it names neither a table nor products; {"all": true} asks for every routed table`
 	case r.Table == "":
-		a.tables = snapshots
-	case slices.Contains(snapshots, r.Table):
+		a.tables = SnapshotTables(cfg.Routes)
+	case slices.Contains(SnapshotTables(cfg.Routes), r.Table), slices.Contains(captureTables(cfg), r.Table) && len(r.Products) == 0:
 		a.tables = []string{r.Table}
-	case slices.ContainsFunc(routes, func(x route.Route) bool { return x.Table == r.Table }):
+	case slices.Contains(captureTables(cfg), r.Table):
+		a.refused = "the rows of " + r.Table + " lead to no product each: it can be read whole or by a condition"
+	case slices.ContainsFunc(cfg.Routes, func(x route.Route) bool { return x.Table == r.Table }):
 		a.refused = "the rows of " + r.Table + " lead to products by a query only, and a snapshot of them touches none: take the tables of the products"
 	default:
 		a.refused = "there is no route for a table " + r.Table
@@ -92,12 +93,12 @@ func snapshotDead(topic string, a *snapshotAsk, reason string) event.Record {
 
 // CheckSnapshotRequest says what is wrong with a request before it is sent, and otherwise which tables it reads. A
 // condition it does not look at: only the database can.
-func CheckSnapshotRequest(r *event.SnapshotRequest, routes []route.Route) (tables []string, err error) {
+func CheckSnapshotRequest(r *event.SnapshotRequest, cfg CaptureConfig) (tables []string, err error) {
 	content, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("request of a snapshot: %w", err)
 	}
-	a := parseSnapshotAsk(&change.Message{Content: content}, routes)
+	a := parseSnapshotAsk(&change.Message{Content: content}, cfg)
 	if a.refused != "" {
 		return nil, errors.New(a.refused)
 	}

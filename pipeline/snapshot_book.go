@@ -64,6 +64,7 @@ type snapshotRequest struct {
 	table, place int
 	cut          bool
 	asked        bool // by somebody, who may be told that it cannot be had
+	spare        bool // of a table that is for the mirror alone, which may begin with what changes
 	query        change.ChunkQuery
 	// writers are the transactions that a cut waits for.
 	writers []string
@@ -109,9 +110,12 @@ func (b *snapshotBook) next() (snapshotRequest, bool) {
 // part finds what of a snapshot can be read next.
 func (b *snapshotBook) part(p *event.SnapshotProgress, free func(table, place int) bool) (snapshotRequest, bool) {
 	r := snapshotRequest{snapshot: p.ID, asked: p.Request != nil}
+	spare := func(table string) bool {
+		return p.Request == nil && !slices.ContainsFunc(b.routes, func(x route.Route) bool { return x.Table == table && x.Query == "" })
+	}
 	for i := range p.Tables {
 		if t := &p.Tables[i]; t.Shape == "" && free(t.Number, 0) {
-			r.table, r.cut, r.query.Selection = t.Number, true, b.selection(p, t.Table)
+			r.table, r.cut, r.query.Selection, r.spare = t.Number, true, b.selection(p, t.Table), spare(t.Table)
 			return r, true
 		}
 	}
@@ -119,7 +123,7 @@ func (b *snapshotBook) part(p *event.SnapshotProgress, free func(table, place in
 		t := &p.Tables[i]
 		for j, part := range t.Ranges {
 			if !part.Done && free(t.Number, j) {
-				r.table, r.place = t.Number, j
+				r.table, r.place, r.spare = t.Number, j, spare(t.Table)
 				r.query = change.ChunkQuery{Selection: b.selection(p, t.Table), Shape: t.Shape, After: part.After, Upto: part.Upto}
 				return r, true
 			}
@@ -281,11 +285,25 @@ func (b *snapshotBook) advance(t *snapshotTask, c *change.Chunk) string {
 		return ""
 	}
 	name := table.Table
-	p.Tables = slices.DeleteFunc(p.Tables, func(t event.SnapshotTable) bool { return t.Number == r.table })
+	b.through(p, table)
+	return name
+}
+
+// through notes that nothing more is to be read of a table.
+func (b *snapshotBook) through(p *event.SnapshotProgress, table *event.SnapshotTable) {
+	number, name := table.Number, table.Table
+	p.Tables = slices.DeleteFunc(p.Tables, func(t event.SnapshotTable) bool { return t.Number == number })
 	if p.Request == nil && !slices.Contains(b.complete, name) {
 		b.complete = append(slices.Clone(b.complete), name)
 	}
-	return name
+}
+
+// without has a snapshot go on without a table that cannot be read.
+func (b *snapshotBook) without(t *snapshotTask) {
+	b.forget(t.request.snapshot, t.request.table)
+	if p, table := b.find(&t.request); table != nil {
+		b.through(p, table)
+	}
 }
 
 // finished takes the snapshots out that have nothing left to read.

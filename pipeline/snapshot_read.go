@@ -86,7 +86,7 @@ func (r *snapshotReader) loop(ctx context.Context) error {
 }
 
 // serve reads a part, and tries again as long as that may help. An error that stays is an answer where somebody has
-// asked for the part, and the end of Capture otherwise.
+// asked for the part or it can be spared, and the end of Capture otherwise.
 func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
 	if !req.cut && !r.pace.wait(ctx) {
 		return nil
@@ -98,7 +98,7 @@ func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
 		return tries.judge("snapshot of "+req.query.Table, r.read(ctx, req, attempt))
 	})
 	var final *captureError
-	if !req.asked || !errors.As(err, &final) {
+	if !(req.asked || req.spare) || !errors.As(err, &final) {
 		return err
 	}
 	return retry(ctx, r.log, "refusal of a snapshot", func(ctx context.Context) error {

@@ -325,7 +325,7 @@ func TestSnapshotRequests(t *testing.T) {
 		`{"products": [""]}`:                              "! empty",
 		`{"where": "` + strings.Repeat("x", 1<<20) + `"}`: "! bytes",
 	} {
-		a := parseSnapshotAsk(&change.Message{Content: []byte(content), LSN: 5}, routes)
+		a := parseSnapshotAsk(&change.Message{Content: []byte(content), LSN: 5}, CaptureConfig{Routes: routes})
 		if reason, bad := strings.CutPrefix(want, "! "); bad {
 			require.Contains(t, a.refused, reason)
 			continue

@@ -49,7 +49,7 @@ func snapshotCommand() *cobra.Command {
 		if len(args) == 1 {
 			r.Table = args[0]
 		}
-		tables, err := pipeline.CheckSnapshotRequest(&r, a.cfg.Routes)
+		tables, err := pipeline.CheckSnapshotRequest(&r, pipeline.CaptureConfig{Routes: a.cfg.Routes, Mirror: a.mirror()})
 		if err != nil {
 			return usageError(cmd, "%s", err)
 		}
