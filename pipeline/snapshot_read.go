@@ -98,7 +98,7 @@ func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
 		return tries.judge("snapshot of "+req.query.Table, r.read(ctx, req, attempt))
 	})
 	var final *captureError
-	if !(req.asked || req.spare) || !errors.As(err, &final) {
+	if !req.asked && !req.spare || !errors.As(err, &final) {
 		return err
 	}
 	return retry(ctx, r.log, "refusal of a snapshot", func(ctx context.Context) error {
