@@ -130,6 +130,58 @@ func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (
 	return t, err
 }
 
+// resolve completes a relation by its primary key. Under identity DEFAULT the flagged columns are the primary key,
+// by the catalog as it was when the WAL was written. Only their order, where there are several, and the key under any
+// other identity must come from the live catalog, which may be ahead of the stream: an answer that does not fit the
+// description is not used.
+func (st *Stream) resolve(ctx context.Context) error {
+	rel := st.unresolved
+	var flagged []string
+	if rel.ReplicaIdentity == 'd' {
+		for i := range rel.Columns {
+			if rel.Columns[i].Identity {
+				flagged = append(flagged, rel.Columns[i].Name)
+			}
+		}
+	}
+	key := flagged
+	if rel.ReplicaIdentity != 'd' || len(flagged) > 1 {
+		live, mixed, err := st.liveTable(ctx, rel.OID)
+		if err != nil {
+			return fmt.Errorf("primary key of %s: %w", rel.Table(), err)
+		}
+		// A new partition has the default identity, and the stream describes the root again before its first row.
+		rel.Mixed = mixed && rel.ReplicaIdentity == 'f'
+		fits := rel.ReplicaIdentity != 'd' || len(live) == len(flagged)
+		for _, c := range live {
+			i := rel.Index(c)
+			fits = fits && i >= 0 && (rel.ReplicaIdentity != 'd' || rel.Columns[i].Identity)
+		}
+		if fits {
+			key = live
+		}
+	}
+	if err := st.src.completeTypes(ctx, rel); err != nil {
+		return err
+	}
+	rel.PrimaryKey = key
+	st.unresolved = nil
+	return nil
+}
+
+// liveTable reads the columns of a primary key in key order, none where the table has none or is gone, and whether a
+// partition of the table has another replica identity than FULL.
+func (s *Source) liveTable(ctx context.Context, oid uint32) (key []string, mixed bool, err error) {
+	err = s.pool.QueryRow(ctx, `
+		SELECT ARRAY(SELECT a.attname::text
+			FROM pg_index i CROSS JOIN unnest(i.indkey) WITH ORDINALITY k (attnum, n)
+			JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+			WHERE i.indrelid = $1 AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n),
+			EXISTS (SELECT FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid WHERE t.isleaf AND c.relreplident <> 'f')`,
+		oid).Scan(&key, &mixed)
+	return key, mixed, wrap(ctx, "read the catalog", err)
+}
+
 // columnType is the type of a column as SQL, with its modifier.
 func columnType(ctx context.Context, pg *pgconn.PgConn, name, column string) (typ string, err error) {
 	schema, rel, err := splitTable(name)

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 )
@@ -154,11 +153,11 @@ func (e *RowError) Error() string {
 // Unwrap returns the server's error.
 func (e *RowError) Unwrap() error { return e.Err }
 
-// tooLarge recognises that the server could not make a piece of memory as large as a row.
+// tooLarge recognises that the server could not make a piece of memory as large as a row. The text of the first error,
+// an internal one, is never translated.
 func tooLarge(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (strings.HasPrefix(pg.Message, "invalid memory alloc request size") ||
-		strings.HasPrefix(pg.Detail, "Cannot enlarge string buffer") || strings.HasPrefix(pg.Message, "string buffer exceeds"))
+	return ok && (strings.HasPrefix(pg.Message, "invalid memory alloc request size") || pg.Code == "54000" && pg.Routine == "enlargeStringInfo")
 }
 
 // wrap gives an error of the driver its type. A cancelled or expired ctx stays recognisable by errors.Is.
@@ -182,10 +181,15 @@ func sqlstate(err error) string {
 	return ""
 }
 
-// slotError names the trouble behind an error that START_REPLICATION was answered with; nil for any other.
+// slotError names the trouble with the slot behind an error of the server; nil for any other.
+//
+// The server's texts may be translated (lc_messages), and its codes are shared with what has nothing to do with a slot, or
+// with a slot that is well, such as a wal_level that is too low. So an error is known by its code and by the function of
+// the server that raised it, which do not change with the language. These functions may have other names in a version to
+// come: what START_REPLICATION is refused for is therefore looked up in the catalog first, see Stream.refused.
 func slotError(slot string, err error) error {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
 		return nil
 	}
 	e := &SlotError{Slot: slot, Err: err}
@@ -193,13 +197,11 @@ func slotError(slot string, err error) error {
 	case pg.Code == "55006":
 		e.Kind, e.Detail = SlotActive, "another process reads from it"
 		e.Mend = "wait until it has ended (a dead one is noticed after wal_sender_timeout), or end it with pg_terminate_backend"
-	case pg.Code == "42704" && strings.Contains(pg.Message, "replication slot"):
-		e.Kind, e.Detail = SlotMissing, "there is none of this name"
-		e.Mend = "create it again and take a new snapshot: changes since the last position are not held"
-	case slotInvalid(pg):
-		e.Kind, e.Detail = SlotLost, "the server no longer has the WAL that it needs"
-		e.Mend = mendLost(slot)
-	case (pg.Code == "0A000" || pg.Code == "55000") && strings.Contains(pg.Message, "in recovery"):
+	case pg.Code == "42704" && strings.HasPrefix(pg.Routine, "ReplicationSlot"):
+		e.Kind, e.Detail, e.Mend = SlotMissing, "there is none of this name", mendMissing
+	case pg.Code == "58P01" && strings.HasPrefix(pg.Routine, "WalSnd"): // a segment of WAL has already been removed
+		e.Kind, e.Detail, e.Mend = SlotLost, "the server no longer has the WAL that it needs", mendLost(slot)
+	case pg.Code == "0A000" && pg.Routine == "CheckLogicalDecodingRequirements":
 		return standbyError(slot)
 	default:
 		return nil
@@ -207,18 +209,7 @@ func slotError(slot string, err error) error {
 	return e
 }
 
-// slotInvalid recognises the answers that a slot cannot come back from. Their codes are shared with others that a
-// setting mends, such as a wal_level that is too low, and the slot must not be dropped for those.
-func slotInvalid(pg *pgconn.PgError) bool {
-	switch pg.Code {
-	case "55000": // 18 and newer say the second, older ones the first
-		return strings.Contains(pg.Message, "cannot read from logical replication slot") ||
-			strings.Contains(pg.Message, "can no longer ")
-	case "58P01":
-		return strings.Contains(pg.Message, "has already been removed")
-	}
-	return false
-}
+const mendMissing = "create it again and take a new snapshot: changes since the last position are not held"
 
 func standbyError(slot string) *SlotError {
 	return &SlotError{
@@ -235,26 +226,4 @@ func mendLost(slot string) string {
 func connectionEnded(err error) bool {
 	var ne net.Error
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &ne)
-}
-
-// serverError decodes an ErrorResponse.
-func serverError(body []byte) error {
-	var m pgproto3.ErrorResponse
-	if err := m.Decode(body); err != nil {
-		return fmt.Errorf("error of the server: %w", err)
-	}
-	return pgconn.ErrorResponseToPgError(&m)
-}
-
-// notice looks for the one that tells of a loss. Where the publication does not exist yet at a place of the WAL, a
-// server before 18 ends the stream; a newer one warns, leaves the rows out and goes on.
-func (st *Stream) notice(body []byte) error {
-	var m pgproto3.NoticeResponse
-	if err := m.Decode(body); err != nil {
-		return fmt.Errorf("notice of the server: %w", err)
-	}
-	if m.Code == "55000" && m.Routine == "LoadPublications" { // the message itself may be translated
-		return st.stale(pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(&m)))
-	}
-	return nil
 }

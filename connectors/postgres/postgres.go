@@ -11,11 +11,12 @@
 //     cuts out what is too large, decode.go decodes pgoutput
 //   - keepalive.go: what the server is told, and when
 //   - streamed.go, spill.go: transactions that are streamed before their end, and the disk where they wait for it
-//   - catalog.go, types.go, chunk.go: what a table and its types look like, and its rows in chunks
+//   - catalog.go, types.go: what a table and its types look like
+//   - chunk.go, chunk_cut.go, chunk_where.go: its rows in chunks, what divides it into ranges, and which rows are selected
 //   - lookup.go, documents.go: parent keys, fan-out pages, documents
 //   - check.go, check_documents.go, check_reads.go, identity.go, setup.go: what is wrong with a source, and the SQL that
 //     sets one up
-//   - errors.go: SlotError and QueryError; pooler.go: what stands between us and the server
+//   - errors.go: SlotError, QueryError and RowError; pooler.go: what stands between us and the server
 //
 // # Non-obvious
 //
@@ -24,8 +25,8 @@
 // settings in sessionSettings are those that output functions depend on. Stream and chunk agree byte for byte only
 // because both sessions have them.
 //
-// A status message whose flush position is zero acknowledges the write position instead, which would be received
-// but not durable data. All three positions are therefore always the confirmed one.
+// pglogrepl's status message acknowledges the write position where the flush position is zero, which would be received
+// but not durable data. Ours is made here, and all three positions are always the confirmed one.
 package postgres
 
 import (
@@ -442,7 +443,7 @@ func eachRow(ctx context.Context, rr *pgconn.ResultReader, each func([]string, [
 func quoteIdent(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // quoteLiteral quotes a string. The session has standard_conforming_strings on, as every server since 9.1; a
-// backslash in the text makes it an E” string, which reads the same under either setting.
+// backslash in the text makes it an escape string, which reads the same under either setting.
 func quoteLiteral(text string) string {
 	q := strings.ReplaceAll(text, "'", "''")
 	if strings.Contains(q, `\`) {

@@ -232,8 +232,7 @@ func (s *Source) slotInfo(ctx context.Context) (SlotInfo, error) {
 		return SlotInfo{}, standbyError(s.cfg.Slot)
 	case !there:
 		return SlotInfo{}, &SlotError{
-			Slot: s.cfg.Slot, Kind: SlotMissing, Detail: "there is none of this name",
-			Mend: "create it again and take a new snapshot: changes since the last position are not held",
+			Slot: s.cfg.Slot, Kind: SlotMissing, Detail: "there is none of this name", Mend: mendMissing,
 		}
 	case kind != "logical" || plugin != "pgoutput" || database != here:
 		return SlotInfo{}, &SlotError{

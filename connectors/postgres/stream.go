@@ -162,16 +162,12 @@ func (st *Stream) start(ctx context.Context, from change.LSN, streaming bool) er
 		case 'W': // CopyBothResponse
 			return nil
 		case 'E':
-			err := serverError(body)
-			if typed := slotError(cfg.Slot, err); typed != nil {
-				return typed
-			}
-			return wrap(ctx, fmt.Sprintf("start replication of slot %q", cfg.Slot), err)
+			return st.refused(ctx, serverError(body))
 		}
 	}
 }
 
-// quoteOption quotes a value for the replication grammar, which knows no E”.
+// quoteOption quotes a value for the replication grammar, which knows no escape strings.
 func quoteOption(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // settle compares the position asked for with the slot's. The slot is ours by now, so nobody can move it meanwhile.
@@ -494,58 +490,6 @@ func (st *Stream) nextTruncated() change.Event {
 	return change.Event{Kind: change.EventChange, Transaction: &st.tx, Change: &st.change}
 }
 
-// resolve completes a relation by its primary key. Under identity DEFAULT the flagged columns are the primary key,
-// by the catalog as it was when the WAL was written. Only their order, where there are several, and the key under any
-// other identity must come from the live catalog, which may be ahead of the stream: an answer that does not fit the
-// description is not used.
-func (st *Stream) resolve(ctx context.Context) error {
-	rel := st.unresolved
-	var flagged []string
-	if rel.ReplicaIdentity == 'd' {
-		for i := range rel.Columns {
-			if rel.Columns[i].Identity {
-				flagged = append(flagged, rel.Columns[i].Name)
-			}
-		}
-	}
-	key := flagged
-	if rel.ReplicaIdentity != 'd' || len(flagged) > 1 {
-		live, mixed, err := st.liveTable(ctx, rel.OID)
-		if err != nil {
-			return fmt.Errorf("primary key of %s: %w", rel.Table(), err)
-		}
-		// A new partition has the default identity, and the stream describes the root again before its first row.
-		rel.Mixed = mixed && rel.ReplicaIdentity == 'f'
-		fits := rel.ReplicaIdentity != 'd' || len(live) == len(flagged)
-		for _, c := range live {
-			i := rel.Index(c)
-			fits = fits && i >= 0 && (rel.ReplicaIdentity != 'd' || rel.Columns[i].Identity)
-		}
-		if fits {
-			key = live
-		}
-	}
-	if err := st.src.completeTypes(ctx, rel); err != nil {
-		return err
-	}
-	rel.PrimaryKey = key
-	st.unresolved = nil
-	return nil
-}
-
-// liveTable reads the columns of a primary key in key order, none where the table has none or is gone, and whether a
-// partition of the table has another replica identity than FULL.
-func (s *Source) liveTable(ctx context.Context, oid uint32) (key []string, mixed bool, err error) {
-	err = s.pool.QueryRow(ctx, `
-		SELECT ARRAY(SELECT a.attname::text
-			FROM pg_index i CROSS JOIN unnest(i.indkey) WITH ORDINALITY k (attnum, n)
-			JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-			WHERE i.indrelid = $1 AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n),
-			EXISTS (SELECT FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid WHERE t.isleaf AND c.relreplident <> 'f')`,
-		oid).Scan(&key, &mixed)
-	return key, mixed, wrap(ctx, "read the catalog", err)
-}
-
 // Close sends the confirmed position, ends the stream in good order, so that the slot is free when it returns, and
 // closes the connection. It takes no longer than 2 s, and less when ctx ends.
 func (st *Stream) Close(ctx context.Context) error {
@@ -565,7 +509,7 @@ func (st *Stream) Close(ctx context.Context) error {
 	if err == nil {
 		err = st.wire.send('c', nil) // CopyDone
 	}
-	for err == nil {
+	for err == nil && ctx.Err() == nil {
 		typ, _, nextErr := st.wire.next()
 		switch {
 		case nextErr != nil:

@@ -1,9 +1,13 @@
 package postgres
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // lastWords finds out what the server has said before it closed the connection: whoever writes to it is told only that it
@@ -13,7 +17,7 @@ func (st *Stream) lastWords(err error) error {
 	if !connectionEnded(err) {
 		return err
 	}
-	for deadline := time.Now().Add(time.Second); ; {
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); {
 		typ, body, wireErr := st.wire.next()
 		switch {
 		case typ == 'E':
@@ -22,6 +26,23 @@ func (st *Stream) lastWords(err error) error {
 			return err
 		}
 	}
+	return err
+}
+
+// refused gives an error that START_REPLICATION was answered with its type. What is wrong with the slot the catalog knows
+// best; that somebody reads from it passes, and those who stand by ask for it again and again.
+func (st *Stream) refused(ctx context.Context, err error) error {
+	slot := st.src.cfg.Slot
+	if sqlstate(err) != "55006" {
+		if trouble, ok := errors.AsType[*SlotError](st.src.CheckSlot(ctx)); ok {
+			trouble.Err = err
+			return trouble
+		}
+	}
+	if typed := slotError(slot, err); typed != nil {
+		return typed
+	}
+	return wrap(ctx, fmt.Sprintf("start replication of slot %q", slot), err)
 }
 
 // ended gives an error that ends the stream its type.
@@ -29,7 +50,7 @@ func (st *Stream) ended(err error) error {
 	if typed := slotError(st.src.cfg.Slot, err); typed != nil {
 		return typed
 	}
-	if strings.Contains(err.Error(), "publication") && sqlstate(err) == "42704" {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42704" && pg.Routine == "get_publication_oid" {
 		return st.stale(err)
 	}
 	if tooLarge(err) {
@@ -43,4 +64,26 @@ func (st *Stream) stale(err error) error {
 		Slot: st.src.cfg.Slot, Kind: SlotStale, Err: err, Mend: mendLost(st.src.cfg.Slot),
 		Detail: fmt.Sprintf("the slot is older than publication %q and can never be read through it", st.src.cfg.Publication),
 	}
+}
+
+// serverError decodes an ErrorResponse.
+func serverError(body []byte) error {
+	var m pgproto3.ErrorResponse
+	if err := m.Decode(body); err != nil {
+		return fmt.Errorf("error of the server: %w", err)
+	}
+	return pgconn.ErrorResponseToPgError(&m)
+}
+
+// notice looks for the one that tells of a loss. Where the publication does not exist yet at a place of the WAL, a
+// server before 18 ends the stream; a newer one warns, leaves the rows out and goes on.
+func (st *Stream) notice(body []byte) error {
+	var m pgproto3.NoticeResponse
+	if err := m.Decode(body); err != nil {
+		return fmt.Errorf("notice of the server: %w", err)
+	}
+	if m.Code == "55000" && m.Routine == "LoadPublications" { // the message itself may be translated
+		return st.stale(pgconn.ErrorResponseToPgError((*pgproto3.ErrorResponse)(&m)))
+	}
+	return nil
 }
