@@ -20,11 +20,12 @@ test: ## Run all tests that need no JVM, with the race detector
 
 # On a real broker an example of a property test takes half a second: fewer of them.
 REAL := SHELFWIRE_TEST_KAFKA=apache $(GO) test -count=1 $(ARGS)
-integration: ## Run what speaks to Postgres or Kafka on Postgres 17 and 18 and Apache Kafka (needs Java 17 and Maven)
+integration: ## Run what speaks to Postgres or Kafka on Postgres 17 and 18 and Apache Kafka, and bound capture's memory (needs Java 17 and Maven)
 	$(REAL) -timeout 10m ./deploy/embedded/apachekafka ./deploy/embedded/embeddedtest
 	SHELFWIRE_TEST_POSTGRES=17 $(REAL) -timeout 30m ./connectors/... ./pipeline -rapid.checks=10
 	SHELFWIRE_TEST_POSTGRES=18 $(REAL) -timeout 30m ./connectors/... ./pipeline -rapid.checks=10
 	SHELFWIRE_TEST_POSTGRES=18 $(REAL) -timeout 20m ./cmd/shelfwire/torture -run 'TestTorture$$|TestCaptureTorture$$'
+	$(GO) run ./cmd/shelfwire bench --strict --only transaction
 
 torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run, SCHEDULES= says how many of capture)
 	SHELFWIRE_TORTURE=1 SEED=$(SEED) SCHEDULES=$(SCHEDULES) $(GO) test -run Torture -timeout 120m -v $(ARGS) ./cmd/shelfwire/torture

@@ -81,6 +81,13 @@ func TestBenchSaysWhatItCannotMeasure(t *testing.T) {
 	require.Len(t, b.figures, 1)
 	require.False(t, b.figures[0].Holds)
 	require.Equal(t, "≤ 1", b.figures[0].Goal)
+
+	// A goal that is missed is an error for whoever asks for that.
+	require.NoError(t, b.missed())
+	b.strict = true
+	require.EqualError(t, b.missed(), "missed: kept: 2 s, goal ≤ 1")
+	b.figures[0] = atMost("kept", 1, "s", 1, "always")
+	require.NoError(t, b.missed())
 }
 
 func TestQuantileIsReachedByItsShare(t *testing.T) {
