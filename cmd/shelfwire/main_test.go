@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/audit"
@@ -407,6 +408,79 @@ func TestRunWaitsForServicesThatAreAway(t *testing.T) {
 	began := time.Now()
 	stop()
 	require.Less(t, time.Since(began), 5*time.Second)
+}
+
+// A source that ends connections while a start looks at it is waited for like one that does not answer.
+func TestRunWaitsForASourceThatGoesAwayDuringItsChecks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts all services")
+	}
+	s := newSite(t, 3)
+	u, err := url.Parse(s.parts.sourceURL)
+	require.NoError(t, err)
+	server := u.Host
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	u.Host = l.Addr().String()
+	t.Setenv("SOURCE_URL", u.String())
+	// It ends one in each look, where one of these questions is asked.
+	questions := []string{"pg_stat_replication", "relpersistence", "EXPLAIN"}
+	var mu sync.Mutex
+	armed, ended := false, 0
+	end := func(asked string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		armed = armed || strings.Contains(asked, questions[0])
+		if !armed || ended == len(questions) || !strings.Contains(asked, questions[ended]) {
+			return false
+		}
+		armed = false
+		ended++
+		return true
+	}
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go relay(t.Context(), in, server, end)
+		}
+	}()
+	stop := s.run("--only", "capture")
+	require.Eventually(t, func() bool { code, _ := s.get("/readyz"); return code == http.StatusOK }, time.Minute, 50*time.Millisecond)
+	stop()
+	require.Len(t, questions, ended)
+}
+
+// relay passes one connection on. Where end says so, the client is told in the place of an answer that an administrator
+// has ended it.
+func relay(ctx context.Context, in net.Conn, to string, end func(asked string) bool) {
+	defer func() { _ = in.Close() }()
+	out, err := (&net.Dialer{}).DialContext(ctx, "tcp", to)
+	if err != nil {
+		return
+	}
+	defer func() { _ = out.Close() }()
+	go func() { _, _ = io.Copy(in, out) }()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := in.Read(buf)
+		if err != nil {
+			return
+		}
+		if end(string(buf[:n])) {
+			e := pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "57P01", Message: "terminating connection"}
+			if raw, err := e.Encode(nil); err == nil {
+				_, _ = in.Write(raw)
+			}
+			return
+		}
+		if _, err := out.Write(buf[:n]); err != nil {
+			return
+		}
+	}
 }
 
 // forward passes connections on until l closes.

@@ -324,10 +324,10 @@ func (c *checker) table(ctx context.Context, key, where, name string) (*table, b
 		})
 	}
 	if err == nil {
-		err = c.pool.QueryRow(ctx, `
+		err = wrap(ctx, "look at "+name, c.pool.QueryRow(ctx, `
 			SELECT c.relkind::text || c.relpersistence::text || c.relispartition::text,
 				CASE WHEN has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') THEN '' ELSE current_user END
-			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2`, schema, rel).Scan(&kind, &privilege)
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2`, schema, rel).Scan(&kind, &privilege))
 	}
 	quoted, _ := quoteTable(name)
 	switch {

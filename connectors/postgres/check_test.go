@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -22,6 +23,43 @@ func TestCheckFindsNothingInTheReference(t *testing.T) {
 	stmts, err := src.Identities(t.Context(), routes)
 	require.NoError(t, err)
 	require.Empty(t, stmts)
+}
+
+// Whichever of its questions the server does not answer because it ends the connection: that is no mistake of anybody's,
+// and asking again helps.
+func TestCheckCallsALostConnectionAway(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE v (id text PRIMARY KEY); INSERT INTO v VALUES ('1');
+		CREATE TABLE w (id int PRIMARY KEY, v text); ALTER TABLE w REPLICA IDENTITY FULL;
+		CREATE TABLE c (id int PRIMARY KEY); ALTER TABLE c REPLICA IDENTITY FULL; INSERT INTO c VALUES (1);
+		CREATE TABLE m (id int PRIMARY KEY)`)
+	declared := postgres.Declared{
+		Routes: []route.Route{
+			{Table: "public.v", Key: "id"},
+			{Table: "public.w", Parent: &route.Parent{Column: "v", Table: "public.v", ID: "id", Key: "id"}},
+			{Table: "public.c", Query: `SELECT id FROM v WHERE $1::jsonb IS NOT NULL AND id COLLATE "C" > $2 ORDER BY id COLLATE "C" LIMIT $3`},
+		},
+		Mirrored: []string{"public.m"}, Unrouted: []string{"public.m"},
+		Documents: `SELECT id AS product_id, 'x' AS shop, (SELECT to_jsonb(m) FROM m LIMIT 1) AS document FROM v WHERE id = ANY ($1)`,
+	}
+	var asked, fatal atomic.Int64
+	cfg := d.config()
+	cfg.URL = (&between{end: func() bool { return asked.Add(1) == fatal.Load() }}).url(t, d.url)
+	src := d.open(cfg)
+	ends := 0
+	for n := int64(1); ; n += 3 { // a statement is at least so many messages
+		asked.Store(0)
+		fatal.Store(n)
+		found := src.Check(t.Context(), declared)
+		fatal.Store(0)
+		if asked.Load() < n {
+			break
+		}
+		for _, f := range found {
+			ends++
+			require.Equal(t, postgres.FindingAway, f.Kind, "message %d: %+v", n, f)
+		}
+	}
+	require.Greater(t, ends, 20, "connections whose end was noticed")
 }
 
 func TestCheckSaysWhatIsWrongAndHowToMendIt(t *testing.T) {

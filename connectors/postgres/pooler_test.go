@@ -22,6 +22,8 @@ type between struct {
 	startup func(parameters map[string]string) string
 	// data changes what the server sends within a copy. Nil: nothing.
 	data func(body []byte) []byte
+	// end ends a connection as an administrator does, in the place of a message of the client. Nil: never.
+	end func() bool
 }
 
 // url is where a server is reached through it.
@@ -79,10 +81,40 @@ func (m *between) serve(ctx context.Context, client net.Conn, host string) {
 		return
 	}
 	go func() {
-		_, _ = io.Copy(server, client)
+		m.ask(server, client)
 		_ = server.Close()
 	}()
 	m.pass(client, bufio.NewReader(server))
+}
+
+// ask hands the client's messages on until one of the two has gone.
+func (m *between) ask(server io.Writer, client net.Conn) {
+	if m.end == nil {
+		_, _ = io.Copy(server, client)
+		return
+	}
+	in := bufio.NewReader(client)
+	for {
+		if _, err := in.Peek(1); err != nil {
+			return
+		}
+		if m.end() {
+			e := pgproto3.ErrorResponse{
+				Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "57P01", Message: "terminating connection due to administrator command",
+			}
+			if raw, err := e.Encode(nil); err == nil {
+				_, _ = client.Write(raw)
+			}
+			return
+		}
+		head, err := in.Peek(5)
+		if err != nil {
+			return
+		}
+		if _, err := io.CopyN(server, in, 1+int64(binary.BigEndian.Uint32(head[1:]))); err != nil {
+			return
+		}
+	}
 }
 
 // pass hands the server's messages on until one of the two has gone.
