@@ -19,7 +19,7 @@ const (
 	captureCommit                      // end, and progress where the transaction calls for a snapshot
 	captureAdvance                     // end: nothing of ours stands before it that has not been seen
 	captureProgress                    // progress: the rows of one snapshot chunk are complete
-	captureMessage                     // mirror, and end where it belongs to no transaction: a logical message for the mirror
+	captureMessage                     // mirror: a logical message for the mirror; position and nth, or end where it belongs to no transaction
 )
 
 // captureStep is one step of the stream or of a snapshot, routed and encoded, in the order in which it becomes
@@ -29,6 +29,7 @@ type captureStep struct {
 	tx          change.Transaction
 	end         change.LSN
 	position    change.Position
+	nth         int64 // of the messages that have this position, see captureMessage
 	name, admin string
 	row         *captureRowStep
 	progress    *captureSnapshotStep
@@ -141,13 +142,15 @@ type captureTx struct {
 	batch, loose bool
 	group        int64
 	held         []event.Record
-	// mirrored are those held for the mirror, messages those that wait for the next event.
-	mirrored, messages []event.Record
-	heldBytes          int
-	products           map[change.ProductID]struct{}
-	rows               int64
-	name, admin        string
-	last               change.Position
+	// mirrored are those held for the mirror.
+	mirrored    []event.Record
+	heldBytes   int
+	products    map[change.ProductID]struct{}
+	rows        int64
+	name, admin string
+	// last is the position of the last event, messages how many messages for the mirror have come behind it.
+	last     change.Position
+	messages int64
 	// id is the header of the batch, once it is one.
 	id []byte
 	// heldIn is the number of the memory that the first of what is held lies in.
@@ -210,8 +213,8 @@ func (b *captureBatcher) apply(s *captureStep) {
 	case captureRow:
 		b.row(s.row)
 	case captureName:
-		b.mirrorStep(s.mirror)
-		b.tx.last = s.position
+		b.mirror(s.mirror)
+		b.tx.last, b.tx.messages = s.position, 0
 		b.tx.name = s.name
 		if s.admin != "" {
 			b.tx.admin = s.admin
@@ -239,7 +242,7 @@ func (b *captureBatcher) begin(tx change.Transaction) {
 	}
 	b.tx = captureTx{
 		open: true, Transaction: tx, products: products,
-		held: b.tx.held[:0], mirrored: b.tx.mirrored[:0], messages: b.tx.messages[:0],
+		held: b.tx.held[:0], mirrored: b.tx.mirrored[:0],
 	}
 	if open := b.position.Open; open != nil && b.position.CommitLSN == tx.CommitLSN {
 		b.tx.batch, b.tx.loose, b.tx.group = open.BatchID != "", open.BatchID == "", captureResumed
@@ -257,8 +260,8 @@ func (b *captureBatcher) row(r *captureRowStep) {
 		b.mirror(r.mirror)
 		return
 	}
-	b.mirrorStep(r.mirror)
-	b.tx.last = r.position
+	b.mirror(r.mirror)
+	b.tx.last, b.tx.messages = r.position, 0
 	if r.mirrorOnly {
 		b.bound()
 		return
@@ -328,7 +331,6 @@ func (b *captureBatcher) withBatch(rec event.Record) event.Record {
 }
 
 func (b *captureBatcher) commit(end change.LSN) {
-	b.mirrorStep(nil)
 	b.letMirrorGo()
 	for _, rec := range b.tx.held {
 		b.emit(0, rec)
@@ -392,9 +394,9 @@ func (b *captureBatcher) seal() *captureUnit {
 		u.snapshots = append(u.snapshots, b.snapshotGroup(u.position.Snapshots[i].ID))
 	}
 	// A transaction that has begun again but brought nothing new yet leaves the position where it was.
-	if b.tx.open && (b.tx.batch || b.tx.loose) && b.tx.last.Compare(u.position.Position) > 0 {
+	if b.tx.open && (b.tx.batch || b.tx.loose) && b.tx.beyond(&u.position) {
 		u.position.Position = b.tx.last
-		u.position.Open = &event.OpenTransaction{Name: b.tx.name, Admin: b.tx.admin, Rows: b.tx.rows}
+		u.position.Open = &event.OpenTransaction{Name: b.tx.name, Admin: b.tx.admin, Rows: b.tx.rows, Messages: b.tx.messages}
 		if b.tx.batch {
 			u.position.Open.BatchID = b.batchID(b.tx.Transaction)
 		}
@@ -403,9 +405,20 @@ func (b *captureBatcher) seal() *captureUnit {
 	return u
 }
 
+// beyond reports whether the transaction has brought something that a position does not say yet.
+func (t *captureTx) beyond(p *event.Position) bool {
+	switch c := t.last.Compare(p.Position); {
+	case c != 0:
+		return c > 0
+	case p.Open == nil:
+		return t.messages > 0
+	}
+	return t.messages > p.Open.Messages
+}
+
 // holds reports whether records of the open transaction are held back for a later unit.
 func (b *captureBatcher) holds() bool {
-	return len(b.tx.held) > 0 || len(b.tx.mirrored) > 0 || len(b.tx.messages) > 0
+	return len(b.tx.held) > 0 || len(b.tx.mirrored) > 0
 }
 
 // hold must be called before a record is held.

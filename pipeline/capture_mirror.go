@@ -145,7 +145,8 @@ func (e *captureEncoder) message(m *change.Message, tx *change.Transaction, mirr
 }
 
 // mirrorMessage hands a logical message to the mirror. One that Capture itself does not read has the position of the
-// event before it, and so travels with the event behind it; see captureBatcher.
+// event before it, so that positions do not depend on the mirror, and however many may share one. They are told apart by
+// their number among them.
 func (s *captureSession) mirrorMessage(m *change.Message) {
 	switch {
 	case s.mirror == nil || m.Prefix == MessageBatch:
@@ -156,12 +157,25 @@ func (s *captureSession) mirrorMessage(m *change.Message) {
 		if rec, ok := s.encoder.message(m, nil, s.mirror); ok {
 			s.step(captureStep{kind: captureMessage, end: m.LSN, mirror: []event.Record{rec}})
 		}
-	case s.skip || m.Position.Compare(s.resume.Position) < 0:
+	case s.skip:
 	default:
+		if m.Position != s.messagesAt {
+			s.messagesAt, s.messages = m.Position, 0
+		}
+		s.messages++
+		if !s.mirrorsBeyond(m.Position, s.messages) {
+			return
+		}
 		if rec, ok := s.encoder.message(m, &s.tx, s.mirror); ok {
-			s.step(captureStep{kind: captureMessage, position: m.Position, mirror: []event.Record{rec}})
+			s.step(captureStep{kind: captureMessage, position: m.Position, nth: s.messages, mirror: []event.Record{rec}})
 		}
 	}
+}
+
+// mirrorsBeyond reports whether the nth message of a position is not in Kafka yet.
+func (s *captureSession) mirrorsBeyond(pos change.Position, nth int64) bool {
+	c := pos.Compare(s.resume.Position)
+	return c > 0 || c == 0 && (s.resume.Open == nil || nth > s.resume.Open.Messages)
 }
 
 // mirrorRow makes the step of a row that leads to no product.
@@ -178,17 +192,9 @@ func (b *captureBatcher) message(s *captureStep) {
 		b.moveTo(s.end)
 		return
 	}
-	// Invariant: a position that names the event before the message says that the message is not written yet. So it waits
-	// for the next event, with which the position goes on.
-	b.hold()
-	b.tx.messages = append(b.tx.messages, s.mirror...)
-}
-
-// mirrorStep takes what one event of the open transaction gives to the mirror, and the messages before it.
-func (b *captureBatcher) mirrorStep(recs []event.Record) {
-	b.mirror(b.tx.messages)
-	b.tx.messages = b.tx.messages[:0]
-	b.mirror(recs)
+	b.mirror(s.mirror)
+	b.tx.last, b.tx.messages = s.position, s.nth
+	b.bound()
 }
 
 // mirror takes records of mirror topics. While their transaction is undecided they are held with its others: what is

@@ -190,6 +190,9 @@ func TestMirrorIsExactlyOnce(t *testing.T) {
 			r.exec(`INSERT INTO products VALUES ($1, 'T')`, fmt.Sprint("p", i))
 		}
 		r.exec(`UPDATE plain SET v = -1 WHERE id % 20 = 0 AND id > $1 * 200`, i)
+		if i%4 == 0 { // more at one position than one Kafka transaction takes
+			r.exec(`SELECT pg_logical_emit_message(true, 'note', $1 || n) FROM generate_series(1, 170) n`, fmt.Sprint("many ", i, " "))
+		}
 		r.exec(`SELECT pg_logical_emit_message(true, 'note', $1)`, fmt.Sprint("last of ", i))
 		r.exec(`COMMIT`)
 		r.exec(`SELECT pg_logical_emit_message(false, 'note', $1)`, fmt.Sprint("after ", i))
@@ -222,7 +225,13 @@ func TestMirrorIsExactlyOnce(t *testing.T) {
 	}
 	var expect []string
 	for i := range 12 {
-		expect = append(expect, fmt.Sprint("in ", i), fmt.Sprint("last of ", i), fmt.Sprint("after ", i))
+		expect = append(expect, fmt.Sprint("in ", i))
+		for n := range 170 {
+			if i%4 == 0 {
+				expect = append(expect, fmt.Sprint("many ", i, " ", n+1))
+			}
+		}
+		expect = append(expect, fmt.Sprint("last of ", i), fmt.Sprint("after ", i))
 	}
 	require.Equal(t, expect, notes)
 	require.Len(t, r.whole("shop.public.products"), 4)

@@ -45,6 +45,9 @@ type captureSession struct {
 	snapshots *snapshotReader
 	book      *snapshotBook
 	asked     []*snapshotAsk // by the open transaction
+	// messages counts the messages for the mirror that have the position messagesAt.
+	messagesAt change.Position
+	messages   int64
 	// truncated: the open transaction has truncated a routed table, in this session or the one before.
 	truncated bool
 
@@ -379,6 +382,9 @@ func (s *captureSession) step(st captureStep) {
 	if len(s.backlog) == 0 {
 		s.batcher.apply(&st)
 		return
+	}
+	for i := range st.mirror {
+		s.waitingBytes += captureSize(&st.mirror[i])
 	}
 	s.backlog = append(s.backlog, st)
 }

@@ -197,10 +197,12 @@ type Position struct {
 
 // OpenTransaction is what Capture must know of a transaction whose beginning is already in Kafka.
 type OpenTransaction struct {
-	BatchID string          `json:"batch_id,omitempty"`
-	Name    string          `json:"name,omitempty"`
-	Admin   string          `json:"admin,omitempty"`
-	Rows    int64           `json:"rows"`
-	Changes map[int32]int64 `json:"changes,omitempty"`
-	Fanouts map[int32]int64 `json:"fanouts,omitempty"`
+	BatchID string `json:"batch_id,omitempty"`
+	Name    string `json:"name,omitempty"`
+	Admin   string `json:"admin,omitempty"`
+	Rows    int64  `json:"rows"`
+	// Messages is how many logical messages of the mirror are in Kafka behind the event of the position, which they share.
+	Messages int64           `json:"messages,omitempty"`
+	Changes  map[int32]int64 `json:"changes,omitempty"`
+	Fanouts  map[int32]int64 `json:"fanouts,omitempty"`
 }
