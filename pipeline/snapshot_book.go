@@ -21,8 +21,9 @@ type snapshotBook struct {
 	ended    []event.SnapshotEnd
 	tasks    map[int]*snapshotTask
 	number   int // of the last task
-	// recent are the transactions streamed last that no read has been seen to contain.
-	recent []change.XID
+	// recent are the transactions streamed last that no read has been seen to contain. What stands in it is never
+	// overwritten: positions on their way to Kafka share it.
+	recent change.XIDs
 }
 
 // snapshotTask is a part that is being read.
@@ -165,17 +166,27 @@ func snapshotPause(n int) time.Duration { return 20 * time.Millisecond << min(ma
 // streamed notes a transaction of the stream.
 func (b *snapshotBook) streamed(x change.XID) {
 	if len(b.recent) >= 2*snapshotRecent {
-		b.recent = append(b.recent[:0], b.recent[len(b.recent)-snapshotRecent:]...)
+		b.recent = append(make(change.XIDs, 0, 2*snapshotRecent), b.recent[len(b.recent)-snapshotRecent:]...)
 	}
 	b.recent = append(b.recent, x)
 }
 
 // unseen is what a position must say of the transactions streamed last.
-func (b *snapshotBook) unseen() []change.XID {
+func (b *snapshotBook) unseen() change.XIDs {
 	if len(b.running) == 0 {
 		return nil
 	}
-	return slices.Clone(b.recent[max(0, len(b.recent)-snapshotRecent):])
+	return b.recent[max(0, len(b.recent)-snapshotRecent):len(b.recent):len(b.recent)]
+}
+
+// seen forgets the transactions that a read has seen.
+//
+// Invariant: the mark of the read has come with the stream. A chunk whose low mark is still to come is read after it, and
+// sees them as well.
+func (b *snapshotBook) seen(s change.Snapshot) {
+	if slices.ContainsFunc(b.recent, s.Sees) {
+		b.recent = slices.DeleteFunc(slices.Clone(b.recent), s.Sees)
+	}
 }
 
 // touch notes a change of the stream.
@@ -203,7 +214,7 @@ func (b *snapshotBook) merge(t *snapshotTask, attempt int, c *change.Chunk) (row
 	if t.window.attempt == attempt {
 		rows, ok = t.window.close(c)
 	}
-	b.recent = slices.DeleteFunc(b.recent, c.Snapshot.Sees)
+	b.seen(c.Snapshot)
 	return rows, ok, false
 }
 
@@ -241,6 +252,7 @@ func (b *snapshotBook) recut(t *snapshotTask) {
 // cut notes the ranges of a table. It returns false, and a request to look again, while transactions write to the table
 // that may have begun to before the stream had it: of these nobody else tells.
 func (b *snapshotBook) cut(t *snapshotTask, c *change.Cut) (snapshotRequest, bool) {
+	b.seen(c.Snapshot)
 	r := &t.request
 	if !r.asked {
 		wait := c.Writers

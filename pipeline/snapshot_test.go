@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"strconv"
@@ -171,9 +172,11 @@ func (m *snapshotModel) step() {
 	p := m.parts[i]
 	p.stage++
 	switch task := m.book.tasks[p.req.number]; {
+	case p.req.cut && p.stage == 1:
+		p.chunk = m.see(p.req.query)
 	case p.req.cut:
 		m.parts = slices.Delete(m.parts, i, i+1)
-		_, ok := m.book.cut(task, &change.Cut{Shape: "id int", Bounds: [][]string{{"3"}, {"6"}}, Rows: 10})
+		_, ok := m.book.cut(task, &change.Cut{Shape: "id int", Bounds: [][]string{{"3"}, {"6"}}, Rows: 10, Snapshot: p.chunk.Snapshot})
 		require.True(m.t, ok)
 	case p.stage == 1:
 		m.book.low(snapshotMark{run: "r", number: p.req.number, attempt: 1})
@@ -372,4 +375,39 @@ func TestSnapshotPartsWaitForTheReaders(t *testing.T) {
 		places[req.place] = true
 	}
 	require.Len(t, places, 1+snapshotAhead, "one is read, the others wait, none twice")
+}
+
+// A cut may wait for a writer for hours. What the position says of transactions does not grow meanwhile, and is not copied
+// each time that it is asked for.
+func TestUnseenTransactionsAreFewWhileACutWaits(t *testing.T) {
+	b := newSnapshotBook("r", 1, nil, event.Position{Snapshots: snapshotPlan(event.Position{}, []string{"a"}, time.Unix(0, 0))})
+	req, _ := b.next()
+	most, x := 0, change.XID(1000)
+	for range 30 {
+		for range 1000 { // a second of a busy database
+			x++
+			b.streamed(x)
+		}
+		raw, err := json.Marshal(event.Position{Unseen: b.unseen()})
+		require.NoError(t, err)
+		most = max(most, len(raw))
+		// A writer of before goes on, and one transaction waits for a standby.
+		snap := change.Snapshot{Xmin: 10, Xmax: x, Running: []change.XID{10, 1500}}
+		req, _ = b.cut(b.tasks[req.number], &change.Cut{Shape: "s", Writers: []string{"1/1"}, Snapshot: snap})
+	}
+	require.Less(t, most, 4000, "bytes of the position")
+	require.Contains(t, b.unseen(), change.XID(1500))
+	kept := b.unseen()
+	want := slices.Clone(kept)
+	require.Zero(t, testing.AllocsPerRun(10, func() { b.unseen() }))
+	for range 3 * snapshotRecent {
+		x++
+		b.streamed(x)
+	}
+	b.seen(change.Snapshot{Xmin: x, Xmax: x})
+	for range 100 {
+		x++
+		b.streamed(x)
+	}
+	require.Equal(t, want, kept, "what is on its way to Kafka stays as it was")
 }

@@ -25,7 +25,7 @@ import (
 // primary key gives [ErrNoPrimaryKey].
 func (s *Source) CutTable(ctx context.Context, sel change.Selection, ranges, least int) (change.Cut, error) {
 	var cut change.Cut
-	_, err := s.read(ctx, "divide "+sel.Table, func(pg *pgconn.PgConn) error {
+	m, err := s.read(ctx, "divide "+sel.Table, func(pg *pgconn.PgConn) error {
 		t, err := s.describe(ctx, pg, sel.Table)
 		if err != nil {
 			return err
@@ -53,6 +53,7 @@ func (s *Source) CutTable(ctx context.Context, sel change.Selection, ranges, lea
 	if err != nil {
 		return change.Cut{}, conditionError(ctx, &sel, err)
 	}
+	cut.Snapshot = m.snapshot
 	return cut, nil
 }
 

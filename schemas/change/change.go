@@ -4,6 +4,7 @@ package change
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -113,6 +114,39 @@ func Widen(xid uint32, near XID) XID {
 		return XID(xid)
 	}
 	return XID(w)
+}
+
+// XIDs are transaction ids in any order. As JSON, each stands as its distance to the one before: those of one stream are
+// near each other, so that a thousand take some 2 KB.
+type XIDs []XID
+
+// MarshalJSON writes the distances.
+func (l XIDs) MarshalJSON() ([]byte, error) {
+	b := []byte{'['}
+	last := XID(0)
+	for i, x := range l {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, int64(x-last), 10)
+		last = x
+	}
+	return append(b, ']'), nil
+}
+
+// UnmarshalJSON reads them.
+func (l *XIDs) UnmarshalJSON(b []byte) error {
+	var steps []int64
+	if err := json.Unmarshal(b, &steps); err != nil {
+		return fmt.Errorf("transaction ids: %w", err)
+	}
+	*l = nil
+	last := XID(0)
+	for _, d := range steps {
+		last += XID(d)
+		*l = append(*l, last)
+	}
+	return nil
 }
 
 // Snapshot is a Postgres snapshot (pg_snapshot): which transactions a read has seen.

@@ -113,3 +113,20 @@ func TestSnapshotSees(t *testing.T) {
 		require.Error(t, err, s)
 	}
 }
+
+func TestXIDsAsJSON(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var list XIDs
+		for _, x := range rapid.SliceOf(rapid.Uint64()).Draw(t, "xids") {
+			list = append(list, XID(x))
+		}
+		raw, err := json.Marshal(list)
+		require.NoError(t, err)
+		var got XIDs
+		require.NoError(t, json.Unmarshal(raw, &got))
+		require.Equal(t, list, got)
+	})
+	raw, err := json.Marshal(XIDs{1000, 1001, 1003, 1002})
+	require.NoError(t, err)
+	require.Equal(t, "[1000,1,2,-1]", string(raw))
+}

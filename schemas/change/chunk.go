@@ -33,6 +33,8 @@ type Cut struct {
 	Rows int64
 	// Writers are the transactions that were writing to the table, as [Cut] of an earlier look may name them too.
 	Writers []string
+	// Snapshot tells which transactions have been seen.
+	Snapshot Snapshot
 }
 
 // ChunkQuery asks for the next rows of a range.

@@ -184,7 +184,7 @@ type Position struct {
 	Gone []string `json:"gone,omitempty"`
 	// Unseen are, while a snapshot runs, the transactions streamed last that none of its reads has been seen to contain:
 	// the stream may be ahead of what is visible.
-	Unseen []change.XID `json:"unseen,omitempty"`
+	Unseen change.XIDs `json:"unseen_xids,omitempty"`
 	// Healed is the last healing; with a CommitLSN of 0, one that has only begun (capture).
 	Healed *Healing `json:"healed,omitempty"`
 	// LargestOpen is how many bytes of the largest open transaction have been streamed (capture).
