@@ -23,6 +23,9 @@ const (
 	StageLoad    Stage = "load"    // all topics; Partition counts topic partitions in the loader's own order
 )
 
+// StageRelay has no leases; it is named in what waits.
+const StageRelay Stage = "relay"
+
 // Fence names a lease as its holder believes to hold it. Every write of a stage carries the fences of the partitions
 // that it is about, and is rolled back as a whole unless owner and epoch of each are still these.
 type Fence struct {
@@ -90,8 +93,15 @@ type Parked struct {
 	// or that stood before its read began.
 	Generation int64
 	// Reason is why it waits: SNAPSHOT, FANOUT, REPLAY, RETRY, LATE_REQUEST, SHOP_DEAD, NOT_YET_VISIBLE, SLOW_READ,
-	// HELD, SHOP_BUSY.
+	// HELD, SHOP_BUSY, PAUSED.
 	Reason string
+	// Campaign is the number of the campaign that wants it; 0 is none. A product that several want has a row for each,
+	// so that none of them is paused, cancelled or counted with another. What is parked for a cancelled campaign is
+	// dropped.
+	Campaign int64
+	// CampaignID names the campaign where its number is not known: the batch's id. The state gives the number, makes
+	// the campaign where it has none of this id yet, and never returns this field.
+	CampaignID string
 	// Attempt counts the failed automatic attempts behind it.
 	Attempt int
 	// XIDs are the transactions that the next read must see: all of them, as a higher one may become visible first.
@@ -117,6 +127,9 @@ const (
 	ItemCancelled  ItemStatus = "CANCELLED"
 )
 
+// Token names a write to the state. Sixteen random bytes.
+type Token [16]byte
+
 // Item is a product in a shop as part of a batch. Shop is empty until the first read has split it.
 type Item struct {
 	BatchID   string
@@ -140,6 +153,9 @@ type Item struct {
 
 // TakeIn records what a stage has read but not yet pushed: one transaction.
 type TakeIn struct {
+	// Token names the write, so that it is applied once however often its caller sends it. The zero value: the state
+	// draws one, and only its own repetitions are recognised.
+	Token  Token
 	Fences []Fence
 	// Batches are opened (inserted as PENDING) where the state does not have them yet.
 	Batches []event.Batch
@@ -270,8 +286,10 @@ type Settled struct {
 
 // ParkedRef names a parked row at the generation that a push has seen.
 type ParkedRef struct {
-	ProductID  string
-	Shop       string
+	ProductID string
+	Shop      string
+	// Campaign is that of the row. A push that must wait again parks the product once for each of them.
+	Campaign   int64
 	Generation int64
 	// XIDs are the transactions that the row waits for: a read that does not see each must leave the row standing.
 	XIDs []change.XID
@@ -279,6 +297,8 @@ type ParkedRef struct {
 
 // Settlement is everything that a group of finished pushes changes: one transaction, valid only under its fences.
 type Settlement struct {
+	// Token is as that of [TakeIn].
+	Token    Token
 	Fences   []Fence
 	Products []Settled
 	// Forget removes the records of products that left a shop for good.
@@ -349,4 +369,21 @@ type Loaded struct {
 	Items []Item
 	// Parked are all parked rows of the products, at the generation that stands now.
 	Parked []ParkedRef
+	// Excluded are those that a person has taken out: nothing is sent for them until they are included again.
+	Excluded []Exclusion
+}
+
+// Exclusion is a product that a person keeps from being pushed; an empty Shop is every shop.
+type Exclusion struct {
+	ProductID, Shop string
+}
+
+// Waiting is what a stage waits for, for status and metrics.
+type Waiting struct {
+	Stage Stage
+	// Topic is what the stage reads or writes; empty where it waits as a whole.
+	Topic  string
+	Reason string
+	// Since is when the waiting began.
+	Since time.Time
 }

@@ -30,7 +30,7 @@ const heldRecheck = time.Hour
 func (s *Store) Park(ctx context.Context, parked []work.Parked) error {
 	// Pieces keep each transaction short, so that a settlement never waits long for a row of the campaign.
 	for piece := range slices.Chunk(parked, 5000) {
-		if err := s.applyOnce(ctx, "park", func(b *pgx.Batch) { queuePark(b, piece) }); err != nil {
+		if err := s.applyOnce(ctx, "park", work.Token{}, func(b *pgx.Batch) { queuePark(b, piece) }); err != nil {
 			return err
 		}
 	}

@@ -71,7 +71,7 @@ func (s *Store) Settle(ctx context.Context, t work.Settlement) error {
 	if err != nil {
 		return fmt.Errorf("settle: %w", err)
 	}
-	return s.apply(ctx, "settle", t.Fences, func(b *pgx.Batch) {
+	return s.applyAs(ctx, "settle", t.Token, t.Fences, func(b *pgx.Batch) {
 		queueItems(b, t.Items, t.SplitItems)
 		queueProducts(b, t.Products, t.Forget)
 		queueUnpark(b, t.Unpark) // before Park: that is how a product is pushed back, see mergeParked

@@ -35,7 +35,7 @@ func (s *Store) TakeIn(ctx context.Context, t work.TakeIn) error {
 	if err != nil {
 		return fmt.Errorf("take in: %w", err)
 	}
-	return s.apply(ctx, "take in", t.Fences, func(b *pgx.Batch) {
+	return s.applyAs(ctx, "take in", t.Token, t.Fences, func(b *pgx.Batch) {
 		s.queueOpen(b, opened)
 		queueNewItems(b, t.Items)
 		queuePark(b, t.Parked)

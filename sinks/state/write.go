@@ -64,6 +64,12 @@ func transient(err error) bool {
 // same token; the token's row says whether it was applied, and where the first try is still running in the server,
 // inserting the token waits for its end. So appends to the outbox and additions to a parked row happen exactly once.
 func (s *Store) apply(ctx context.Context, op string, fences []work.Fence, queue func(b *pgx.Batch)) error {
+	return s.applyAs(ctx, op, work.Token{}, fences, queue)
+}
+
+// applyAs is apply under a token of the caller's, who may send the same write again after an error that leaves open
+// whether it was applied. A zero token is none.
+func (s *Store) applyAs(ctx context.Context, op string, token work.Token, fences []work.Fence, queue func(b *pgx.Batch)) error {
 	if len(fences) == 0 {
 		return fmt.Errorf("%s: no fences", op)
 	}
@@ -73,19 +79,20 @@ func (s *Store) apply(ctx context.Context, op string, fences []work.Fence, queue
 		}
 	}
 	stages, parts, owners, epochs := fenceColumns(fences)
-	return s.applyOnce(ctx, op, func(b *pgx.Batch) {
+	return s.applyOnce(ctx, op, token, func(b *pgx.Batch) {
 		b.Queue(`SELECT fence($1, $2, $3, $4)`, stages, parts, owners, epochs)
 		queue(b)
 	})
 }
 
 // applyOnce is apply without fences.
-func (s *Store) applyOnce(ctx context.Context, op string, queue func(b *pgx.Batch)) error {
-	var token [16]byte
-	_, _ = rand.Read(token[:]) // never fails (crypto/rand)
+func (s *Store) applyOnce(ctx context.Context, op string, token work.Token, queue func(b *pgx.Batch)) error {
+	if token == (work.Token{}) {
+		_, _ = rand.Read(token[:]) // never fails (crypto/rand)
+	}
 	err := s.retry(ctx, op, func() error {
 		var b pgx.Batch
-		b.Queue(`INSERT INTO writes (token) VALUES ($1)`, token)
+		b.Queue(`INSERT INTO writes (token) VALUES ($1)`, [16]byte(token))
 		queue(&b)
 		return s.pool.SendBatch(ctx, &b).Close()
 	})

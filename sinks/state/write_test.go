@@ -91,3 +91,22 @@ func TestAWriteWaitsForTheState(t *testing.T) {
 	defer gone.Close()
 	require.ErrorContains(t, gone.SavePosition(ctx, f, map[int32]int64{0: 1}, "id"), "save positions: ")
 }
+
+// TestAWriteThatItsCallerRepeatsIsAppliedOnce: the caller does not know an error that leaves open what became of the
+// write, and sends it again under its token, from another process even.
+func TestAWriteThatItsCallerRepeatsIsAppliedOnce(t *testing.T) {
+	s := newStore(t)
+	f := own(t, s, work.StagePush, "w", 1)
+	settle := work.Settlement{Token: work.Token{1}, Fences: f, Outbox: records("a"), Park: []work.Parked{{ProductID: "p", Changes: 3}}}
+	take := work.TakeIn{Token: work.Token{2}, Fences: f, Outbox: records("b"), Parked: []work.Parked{{ProductID: "q", Changes: 4}}}
+	for range 3 {
+		require.NoError(t, s.Settle(t.Context(), settle))
+		require.NoError(t, s.TakeIn(t.Context(), take))
+	}
+	require.Equal(t, 2, count(t, s, `SELECT count(*) FROM outbox`))
+	require.Equal(t, 7, count(t, s, `SELECT sum(changes) FROM parked`))
+	settle.Token = work.Token{}
+	require.NoError(t, s.Settle(t.Context(), settle))
+	require.NoError(t, s.Settle(t.Context(), settle))
+	require.Equal(t, 4, count(t, s, `SELECT count(*) FROM outbox`), "without a token each call is a write of its own")
+}
