@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -83,9 +84,9 @@ type captureUnit struct {
 	announce []captureAnnounce
 	position event.Position
 	// open is the group of the batch that position.Open describes; 0 for none. snapshots are the groups of
-	// position.Snapshots.
-	open      int64
-	snapshots []int64
+	// position.Snapshots, ended those of snapshots that have ended by it and are not announced, as nothing is in Kafka.
+	open             int64
+	snapshots, ended []int64
 	// confirm is what the source may forget once the unit is committed; 0 for nothing new.
 	confirm change.LSN
 	// snapshot: rows of a snapshot are among the records.
@@ -376,6 +377,15 @@ func (b *captureBatcher) progress(d *captureSnapshotStep) {
 	for _, batch := range d.announce {
 		b.unit.announce = append(b.unit.announce, captureAnnounce{group: b.snapshotGroup(batch.ID), batch: batch})
 		delete(b.snapshots, batch.ID)
+	}
+	if len(b.snapshots) <= len(d.running) {
+		return
+	}
+	for id, group := range b.snapshots { // also one that had no rows has ended
+		if !slices.ContainsFunc(d.running, func(p event.SnapshotProgress) bool { return p.ID == id }) {
+			b.unit.ended = append(b.unit.ended, group)
+			delete(b.snapshots, id)
+		}
 	}
 }
 

@@ -274,13 +274,16 @@ type captureFound struct {
 	bad map[string]string
 }
 
-// lookUp asks until the answer has seen every transaction that it must: WAL is sent before its commit is visible.
+// lookUp asks until the answer has seen every transaction that it must: WAL is sent before its commit is visible. These
+// are those of the rows, and those that have changed the parent's table: what they made of it the stream has said, and may
+// be forgotten by now.
 func (s *captureSession) lookUp(ctx context.Context, parent *routerParent, ask *captureLookup) (found captureFound, err error) {
 	err = s.stream.Attend(ctx, func(ctx context.Context) error {
 		for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 			found = captureFound{rows: map[string]change.ParentRow{}, bad: map[string]string{}}
 			late := false
 			err := s.parents(ctx, parent, ask.ids, &found, func(snap change.Snapshot) {
+				late = late || parent.ahead(snap)
 				for x := range ask.xids {
 					late = late || !snap.Sees(x)
 				}

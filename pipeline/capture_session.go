@@ -339,7 +339,7 @@ func (s *captureSession) change(c *change.Change) {
 		s.c.log.Error("table cannot be routed as it should", "error", err)
 	}
 	// These three must see what is captured already as well: what a truncate calls for is on record with the commit only.
-	s.router.learn(c)
+	s.router.learn(c, s.tx.XID)
 	s.book.touch(c)
 	if !s.skip && c.Op == change.Truncate && s.router.routed(c.Relation) {
 		s.truncated = true

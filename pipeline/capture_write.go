@@ -85,6 +85,9 @@ func (w *captureWriter) write(ctx context.Context, u *captureUnit) error {
 			return err
 		}
 	}
+	for _, group := range u.ended {
+		delete(w.offsets, group)
+	}
 	pos := u.position
 	pos.At = time.Now().UTC()
 	if w.largest != nil {

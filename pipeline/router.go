@@ -105,6 +105,27 @@ type routerTable struct {
 type routerParent struct {
 	route.Parent
 	index int
+	// changed are the transactions of the stream that have changed the table and that no look-up has been seen to contain,
+	// the newest last: the stream is ahead of what is visible, by hours where a commit waits for a standby.
+	changed []change.XID
+}
+
+// change notes a transaction that has changed the table.
+func (p *routerParent) change(xid change.XID) {
+	n := len(p.changed)
+	switch {
+	case n > 0 && p.changed[n-1] == xid:
+		return
+	case n >= 2*snapshotRecent:
+		p.changed = append(p.changed[:0], p.changed[n-snapshotRecent:]...)
+	}
+	p.changed = append(p.changed, xid)
+}
+
+// ahead reports whether the stream has told of changes that a look-up has not seen.
+func (p *routerParent) ahead(s change.Snapshot) bool {
+	p.changed = slices.DeleteFunc(p.changed, s.Sees)
+	return len(p.changed) > 0
 }
 
 // routerPlan is a routerTable with the places of its columns in one shape of the table.
@@ -231,12 +252,15 @@ func (r *router) plan(rel *change.Relation) *routerPlan {
 	return p
 }
 
-// learn keeps the cache current from a change of a parent table. It must see every change of the stream, in order,
-// also those that are captured already.
-func (r *router) learn(c *change.Change) {
+// learn keeps the cache current from a change of a parent table, by a transaction. It must see every change of the
+// stream, in order, also those that are captured already.
+func (r *router) learn(c *change.Change, xid change.XID) {
 	p := r.plan(c.Relation)
 	if p.table == nil {
 		return
+	}
+	for _, par := range p.table.parents {
+		par.change(xid)
 	}
 	for i, par := range p.table.parents {
 		if c.Op == change.Truncate {

@@ -92,7 +92,7 @@ func TestRouterTakesBothImages(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRouter(routes)
-			r.learn(&change.Change{Op: 'c', Relation: variants, After: testTuple("1", "p1", "s")})
+			r.learn(&change.Change{Op: 'c', Relation: variants, After: testTuple("1", "p1", "s")}, 1)
 			require.Equal(t, c.known, r.known(c.change.Relation))
 			got := r.route(&c.change, nil)
 			require.Equal(t, c.fanout, got.fanout)
@@ -163,10 +163,10 @@ func TestRouterCacheFollowsTheStream(t *testing.T) {
 			i, p := id.Draw(t, "row"), rapid.SampledFrom([]string{"a", "b", "NULL"}).Draw(t, "product")
 			switch rapid.IntRange(0, 3).Draw(t, "step") {
 			case 0:
-				r.learn(&change.Change{Op: 'u', Relation: rel, After: testTuple(i, p)})
+				r.learn(&change.Change{Op: 'u', Relation: rel, After: testTuple(i, p)}, 1)
 				stream[i] = p
 			case 1:
-				r.learn(&change.Change{Op: 'd', Relation: rel, Before: testTuple(i, p)})
+				r.learn(&change.Change{Op: 'd', Relation: rel, Before: testTuple(i, p)}, 1)
 				stream[i] = ""
 				delete(asked, i)
 			case 2:
@@ -200,12 +200,12 @@ func TestRouterCacheKnowsAParentByItsOwnText(t *testing.T) {
 	par := r.tables["public.variants"].parents[0]
 	row := change.Change{Op: 'c', Relation: stock, After: testTuple("7", "1.50")}
 	r.resolve(par, "1.50", change.ParentRow{ID: "1.5", Product: "a"})
-	r.learn(&change.Change{Op: 'u', Relation: variants, After: testTuple("1.5", "b")})
+	r.learn(&change.Change{Op: 'u', Relation: variants, After: testTuple("1.5", "b")}, 1)
 	require.Equal(t, routerPending, r.route(&row, nil).pairs[0].new.kind)
 
 	// A parent whose product id is none leads nowhere, whoever says so.
 	for _, product := range []string{"", strings.Repeat("x", routerIDBytes+1), "\xff"} {
-		r.learn(&change.Change{Op: 'u', Relation: variants, After: testTuple("1.50", product)})
+		r.learn(&change.Change{Op: 'u', Relation: variants, After: testTuple("1.50", product)}, 1)
 		r.resolve(par, "1.50", change.ParentRow{ID: "1.50", Product: change.ProductID(product)})
 		require.Equal(t, routerPending, r.route(&row, nil).pairs[0].new.kind)
 	}

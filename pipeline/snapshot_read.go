@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,16 +29,17 @@ const snapshotLeast, snapshotRanges = 4, 4
 
 // snapshotReader reads parts of tables in goroutines beside the stream, each chunk between its two watermarks.
 type snapshotReader struct {
-	source   snapshotSource
-	run      string
-	readers  int
-	limit    int // rows of a chunk
-	pace     *snapshotPace
-	log      *slog.Logger
-	requests chan snapshotRequest
+	source  snapshotSource
+	run     string
+	readers int
+	limit   int // rows of a chunk
+	pace    *snapshotPace
+	log     *slog.Logger
+	wake    chan struct{} // holds a value while there is something to read and a reader may sleep
 
-	mu      sync.Mutex
-	answers map[int]*snapshotAnswer
+	mu       sync.Mutex
+	requests []snapshotRequest
+	answers  map[int]*snapshotAnswer
 }
 
 // snapshotAnswer is what a request has brought. One of the three is set.
@@ -51,18 +53,56 @@ type snapshotAnswer struct {
 func newSnapshotReader(source snapshotSource, run string, cfg CaptureConfig, log *slog.Logger) *snapshotReader {
 	return &snapshotReader{
 		source: source, run: run, readers: cfg.SnapshotReaders, limit: cfg.SnapshotChunk, log: log,
-		pace: &snapshotPace{rate: cfg.SnapshotRate}, answers: map[int]*snapshotAnswer{},
-		requests: make(chan snapshotRequest, snapshotTasks+1), // as many as there can be
+		pace: &snapshotPace{rate: cfg.SnapshotRate}, answers: map[int]*snapshotAnswer{}, wake: make(chan struct{}, 1),
 	}
 }
 
-// submit hands a request to the readers, after its pause.
+// submit hands a request to the readers, after its pause. It never waits for them: whoever calls it owns the stream, and
+// what nobody wants any more, of a table that is divided anew, may still be in their hands.
 func (r *snapshotReader) submit(req snapshotRequest) {
 	if req.pause > 0 {
-		time.AfterFunc(req.pause, func() { r.requests <- req })
+		pause := req.pause
+		req.pause = 0
+		time.AfterFunc(pause, func() { r.submit(req) })
 		return
 	}
-	r.requests <- req
+	r.mu.Lock()
+	r.requests = append(r.requests, req)
+	r.mu.Unlock()
+	r.rouse()
+}
+
+// rouse has a reader look for requests.
+func (r *snapshotReader) rouse() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // one is about to
+	}
+}
+
+// next takes the oldest request; false when ctx ends first.
+func (r *snapshotReader) next(ctx context.Context) (snapshotRequest, bool) {
+	for {
+		r.mu.Lock()
+		var req snapshotRequest
+		n := len(r.requests)
+		if n > 0 {
+			req = r.requests[0]
+			r.requests = slices.Delete(r.requests, 0, 1)
+		}
+		r.mu.Unlock()
+		if n > 1 {
+			r.rouse() // another reader
+		}
+		if n > 0 {
+			return req, true
+		}
+		select {
+		case <-ctx.Done():
+			return req, false
+		case <-r.wake:
+		}
+	}
 }
 
 // loop serves requests until ctx ends or an error that trying again cannot mend.
@@ -71,13 +111,12 @@ func (r *snapshotReader) loop(ctx context.Context) error {
 	for range r.readers {
 		g.Go(func() error {
 			for {
-				select {
-				case <-ctx.Done():
+				req, ok := r.next(ctx)
+				if !ok {
 					return nil
-				case req := <-r.requests:
-					if err := r.serve(ctx, req); err != nil && ctx.Err() == nil {
-						return err
-					}
+				}
+				if err := r.serve(ctx, req); err != nil && ctx.Err() == nil {
+					return err
 				}
 			}
 		})

@@ -1,0 +1,82 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+)
+
+// cutSource divides tables, and counts how often.
+type cutSource struct {
+	snapshotSource
+
+	mu   sync.Mutex
+	cuts map[string]int
+}
+
+func (s *cutSource) CutTable(_ context.Context, sel change.Selection, _, _ int) (change.Cut, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cuts[sel.Table]++
+	return change.Cut{}, nil
+}
+
+func (*cutSource) EmitMessage(context.Context, string, []byte) (change.LSN, error) { return 1, nil }
+
+// Who asks for parts of a snapshot owns the stream, and must not wait for those who read them, however many are asked for
+// and however busy they are.
+func TestSnapshotRequestsWaitForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &cutSource{cuts: map[string]int{}}
+		r := newSnapshotReader(source, "r", CaptureConfig{SnapshotReaders: 3, SnapshotRate: -1}, slog.New(slog.DiscardHandler))
+		const many = 4 * snapshotTasks
+		for i := range many {
+			req := snapshotRequest{number: i, cut: true}
+			req.query.Table = string(rune('a' + i%26))
+			if i%3 == 0 {
+				req.pause = time.Duration(i) * time.Millisecond
+			}
+			r.submit(req)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.loop(ctx) }()
+		time.Sleep(time.Minute) // of the bubble
+		synctest.Wait()
+		sum := 0
+		for _, n := range source.cuts {
+			sum += n
+		}
+		require.Equal(t, many, sum)
+		r.submit(snapshotRequest{number: many, cut: true, pause: time.Hour}) // its time comes when nobody reads any more
+		cancel()
+		require.NoError(t, <-done)
+		time.Sleep(2 * time.Hour)
+	})
+}
+
+// A snapshot that has ended without a row leaves nothing behind.
+func TestSnapshotsWithoutRowsAreForgotten(t *testing.T) {
+	b := testBatcher(event.Position{})
+	w := newCaptureWriter(CaptureConfig{}.withDefaults(), benchProducer{}, event.Position{}, &CaptureStats{}, func(*captureUnit) {})
+	for i := range 10 {
+		id := string(rune('a' + i))
+		for _, running := range [][]event.SnapshotProgress{{{ID: "long"}, {ID: id}}, {{ID: "long"}}} {
+			b.apply(&captureStep{kind: captureProgress, progress: &captureSnapshotStep{running: running}})
+			u := b.seal()
+			require.Len(t, u.snapshots, len(running))
+			require.NoError(t, w.write(t.Context(), u))
+			b.renew(nil)
+		}
+	}
+	require.Len(t, b.snapshots, 1)
+	require.Len(t, w.offsets, 1)
+}
