@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -11,24 +12,56 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// follower reads the partitions of a topic under leases and handles their records one after the other: the shape of
-// the stages that need no debounce (Expand, and the reader of catalog.batches).
+// follower reads the partitions of a topic under leases and handles the records of each one after the other, several
+// partitions side by side: the shape of the stages that need no debounce (Expand, and the reader of catalog.batches).
+//
+// Its loop is never busy: news of leases is heard at once, also while records are handled for minutes, and a partition
+// that another worker waits for is given back as soon as what is handled has been cut.
 type follower struct {
 	keeper *leaseKeeper
 	reader recordReader
 	log    *slog.Logger
+	// side is how many partitions are handled at once; 0 is one.
+	side int
 	// handle makes the effect of these records durable together with the position after them. They are of one
 	// partition and in order. It returns work.ErrLeaseLost when the partition is no longer this worker's, and
-	// otherwise tries until it succeeds or ctx ends.
+	// otherwise tries until it succeeds or ctx ends, which it may do at any point: whatever it has made durable stands.
 	handle func(ctx context.Context, lease work.Lease, recs []event.Record) error
 
-	held  map[int32]work.Lease
-	ahead readAhead
+	// All below belongs to the loop.
+	held    map[int32]*followed
+	ready   []*followed // with records to handle, in turn
+	busy    int
+	results chan followedDone
+	ahead   readAhead
+	work    sync.WaitGroup
 }
+
+// followed is a partition that this worker holds the lease of.
+type followed struct {
+	lease work.Lease
+	queue []event.Record
+	next  int64 // the offset after the last record that was queued
+	// full: reading has been stopped until the queue is handled.
+	full bool
+	// stop ends what is being handled; nil while nothing is. leaving: the lease is given back when it has ended.
+	stop    context.CancelFunc
+	leaving bool
+}
+
+// followedDone is the end of one call of handle.
+type followedDone struct {
+	of   *followed
+	next int64
+	err  error
+}
+
+// followQueue is how many records of a partition may wait while earlier ones are handled.
+const followQueue = 2000
 
 // run works until ctx ends and then gives the leases back.
 func (f *follower) run(ctx context.Context) error {
-	f.held = map[int32]work.Lease{}
+	f.held, f.results, f.side = map[int32]*followed{}, make(chan followedDone), max(f.side, 1)
 	updates := make(chan []heldLease)
 	records := make(chan []event.Record)
 	g, ctx := errgroup.WithContext(ctx)
@@ -40,15 +73,19 @@ func (f *follower) run(ctx context.Context) error {
 			case held := <-updates:
 				f.assign(ctx, held)
 			case recs := <-records:
-				if err := f.dispatch(ctx, recs); err != nil {
+				f.take(recs)
+			case d := <-f.results:
+				if err := f.done(ctx, d); err != nil {
 					return err
 				}
 			case <-ctx.Done():
-				return nil // nothing is ever left half done between two records
+				return nil
 			}
+			f.start(ctx)
 		}
 	})
 	err := g.Wait()
+	f.work.Wait()
 	for part := range f.held {
 		f.reader.Remove(part)
 	}
@@ -58,67 +95,134 @@ func (f *follower) run(ctx context.Context) error {
 
 func (f *follower) assign(ctx context.Context, held []heldLease) {
 	seen := map[int32]bool{}
-	var wanted []work.Fence
+	var free []work.Fence
 	for _, h := range held {
-		old, ok := f.held[h.Partition]
+		seen[h.Partition] = true
+		p := f.held[h.Partition]
 		switch {
-		case h.Wanted: // nothing is ever left half done between two records
+		case h.Wanted && (p == nil || p.stop == nil || p.lease.Epoch != h.Epoch):
 			f.drop(h.Partition)
-			wanted = append(wanted, h.Fence)
-			continue
-		case ok && old.Epoch == h.Epoch:
-			old.Expires = h.Expires
-			f.held[h.Partition] = old
-		default:
+			free = append(free, h.Fence)
+		case h.Wanted:
 			f.reader.Remove(h.Partition)
-			f.held[h.Partition] = h.Lease
+			p.leaving = true
+			p.stop()
+		case p != nil && p.lease.Epoch == h.Epoch:
+			p.lease.Expires = h.Expires
+		default:
+			f.drop(h.Partition)
+			f.held[h.Partition] = &followed{lease: h.Lease, next: h.Position}
 			f.ahead.begin(h.Partition, h.Position)
 			f.reader.Add(h.Partition, h.Position)
 		}
-		seen[h.Partition] = true
 	}
 	for part := range f.held {
 		if !seen[part] {
 			f.drop(part)
 		}
 	}
-	if len(wanted) > 0 {
-		if err := f.keeper.store.Release(ctx, wanted); err != nil {
+	f.release(ctx, free)
+}
+
+// release gives leases back, beside the loop: the state may be away.
+func (f *follower) release(ctx context.Context, fences []work.Fence) {
+	if len(fences) == 0 {
+		return
+	}
+	f.work.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, leaseStop)
+		defer cancel()
+		if err := f.keeper.store.Release(ctx, fences); err != nil && ctx.Err() == nil {
 			f.log.WarnContext(ctx, "leases not released; they end by themselves", "error", err)
 		}
-	}
+	})
 }
 
+// drop forgets a partition. What is being handled of it is cut: its writes would be refused.
 func (f *follower) drop(partition int32) {
+	p := f.held[partition]
+	if p == nil {
+		return
+	}
 	f.reader.Remove(partition)
 	delete(f.held, partition)
+	p.queue = nil
+	if p.stop != nil {
+		p.stop()
+	}
 }
 
-// dispatch hands each partition's records over in one call.
-func (f *follower) dispatch(ctx context.Context, recs []event.Record) error {
-	byPart := map[int32][]event.Record{}
+// take queues records. Of a partition whose queue is full nothing more is read, but for what has been read already.
+func (f *follower) take(recs []event.Record) {
 	for i := range recs {
 		r := &recs[i]
-		if f.ahead.stale(r) {
+		stale := f.ahead.stale(r)
+		p := f.held[r.Partition]
+		if stale || p == nil || p.leaving || r.Offset < p.next {
 			continue
 		}
-		if l, ok := f.held[r.Partition]; ok && r.Offset >= l.Position {
-			byPart[r.Partition] = append(byPart[r.Partition], *r)
+		if len(p.queue) == 0 && p.stop == nil {
+			f.ready = append(f.ready, p)
+		}
+		p.queue, p.next = append(p.queue, *r), r.Offset+1
+		if len(p.queue) >= followQueue && !p.full {
+			p.full = true
+			f.reader.Remove(r.Partition)
 		}
 	}
-	for part, rs := range byPart {
-		lease := f.held[part]
-		err := f.handle(ctx, lease, rs)
-		switch {
-		case err == nil:
-			lease.Position, lease.Cursor = rs[len(rs)-1].Offset+1, ""
-			f.held[part] = lease
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, work.ErrLeaseLost):
-			f.drop(part)
-		default:
-			return err
+}
+
+// start has queues handled, those that have waited longest first.
+func (f *follower) start(ctx context.Context) {
+	for f.busy < f.side && len(f.ready) > 0 {
+		p := f.ready[0]
+		f.ready = f.ready[1:]
+		if f.held[p.lease.Partition] != p || p.leaving {
+			continue
+		}
+		recs, lease := p.queue, p.lease
+		p.queue = nil
+		if p.full {
+			p.full = false
+			f.ahead.begin(lease.Partition, p.next)
+			f.reader.Add(lease.Partition, p.next)
+		}
+		hctx, stop := context.WithCancel(ctx)
+		p.stop = stop
+		f.busy++
+		f.work.Go(func() {
+			err := f.handle(hctx, lease, recs)
+			if err != nil && hctx.Err() != nil {
+				err = hctx.Err()
+			}
+			select {
+			case f.results <- followedDone{of: p, next: recs[len(recs)-1].Offset + 1, err: err}:
+			case <-ctx.Done():
+			}
+			stop()
+		})
+	}
+}
+
+// done books the end of one call of handle. An error that trying again cannot mend ends the stage.
+func (f *follower) done(ctx context.Context, d followedDone) error {
+	p := d.of
+	f.busy--
+	p.stop = nil
+	part := p.lease.Partition
+	switch {
+	case f.held[part] != p: // lost meanwhile
+	case p.leaving:
+		f.drop(part)
+		f.release(ctx, []work.Fence{p.lease.Fence})
+	case errors.Is(d.err, work.ErrLeaseLost):
+		f.drop(part)
+	case d.err != nil && ctx.Err() == nil:
+		return d.err
+	case d.err == nil:
+		p.lease.Position, p.lease.Cursor = d.next, ""
+		if len(p.queue) > 0 {
+			f.ready = append(f.ready, p)
 		}
 	}
 	return nil
