@@ -3,8 +3,10 @@ package pipeline
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,9 +18,10 @@ import (
 
 // pageSource lists the products that a row concerns; connectors/postgres implements it.
 type pageSource interface {
-	// Page returns at most n product ids after the given one, in ascending byte order, and the snapshot that saw
-	// them.
-	Page(ctx context.Context, query string, image map[string]*string, after string, n int) ([]change.ProductID, change.Snapshot, error)
+	// Page returns at most n rows after the given product id, in ascending byte order.
+	Page(ctx context.Context, query string, image map[string]*string, after string, n int) (change.Page, error)
+	// Snapshot says what a page that is read now would see.
+	Snapshot(ctx context.Context) (change.Snapshot, error)
 }
 
 // taker takes records in under fences.
@@ -36,6 +39,8 @@ type ExpandConfig struct {
 	Routes []route.Route
 	// Page is how many products are parked in one transaction. Default 1,000.
 	Page int
+	// Side is how many fan-outs, of as many partitions, are expanded at once. Default 4.
+	Side int
 }
 
 // ExpandStats counts since the start.
@@ -62,6 +67,9 @@ func NewExpand(cfg ExpandConfig, leases leaseStore, reader recordReader, source 
 	if cfg.Page == 0 {
 		cfg.Page = 1000
 	}
+	if cfg.Side == 0 {
+		cfg.Side = 4
+	}
 	e := &Expand{
 		cfg: cfg, leases: leases, reader: reader, source: source, state: state,
 		log: log.With("stage", "expand"), query: map[string]string{},
@@ -78,7 +86,7 @@ func NewExpand(cfg ExpandConfig, leases leaseStore, reader recordReader, source 
 func (e *Expand) Run(ctx context.Context) error {
 	f := follower{
 		keeper: &leaseKeeper{store: e.leases, stage: work.StageExpand, partitions: e.cfg.Partitions, cfg: e.cfg.Lease, log: e.log},
-		reader: e.reader, log: e.log, handle: e.handle,
+		reader: e.reader, log: e.log, side: e.cfg.Side, handle: e.handle,
 	}
 	return f.run(ctx)
 }
@@ -101,44 +109,28 @@ func (e *Expand) handle(ctx context.Context, lease work.Lease, recs []event.Reco
 // fanout parks all products of both images of one row, a page at a time, and moves the position with the last page.
 func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record) error {
 	var fan event.Fanout
-	err := json.Unmarshal(rec.Value, &fan)
-	query, known := e.query[fan.Table]
-	if err == nil && !known {
-		err = fmt.Errorf("no route of the configuration has a query for the table %q", fan.Table)
-	}
-	if err != nil {
+	if err := json.Unmarshal(rec.Value, &fan); err != nil {
 		return e.bury(ctx, lease, rec, err)
 	}
+	if _, known := e.query[fan.Table]; !known {
+		return e.bury(ctx, lease, rec, fmt.Errorf("no route of the configuration has a query for the table %q", fan.Table))
+	}
 	e.stats.Fanouts.Add(1)
-	image, after := cursorOf(lease.Cursor)
-	size := e.cfg.Page
-	for ; image < 2; image, after = image+1, "" {
-		row := fan.Before
-		if image == 1 {
-			row = fan.After
-		}
-		if row == nil {
+	w := &expansion{e: e, lease: lease, rec: rec, fan: &fan, size: e.cfg.Page}
+	from, after := cursorOf(lease.Cursor)
+	for i, row := range []map[string]*string{fan.Before, fan.After} {
+		if row == nil || i < from {
 			continue
 		}
-		for {
-			var ids []change.ProductID
-			ids, size, err = e.page(ctx, query, row, after, size, fan.XID)
-			if err != nil && blamesData(err) { // it would break for ever, and everything behind it would wait
-				return e.bury(ctx, lease, rec, fmt.Errorf("the route's query breaks on this row: %w", err))
-			}
-			if err != nil {
-				return err
-			}
-			if len(ids) == 0 {
-				break
-			}
-			after = string(ids[len(ids)-1])
-			if err := e.park(ctx, lease, rec, &fan, ids, fmt.Sprintf("%d:%s", image, after)); err != nil {
-				return err
-			}
-			if len(ids) < size {
-				break
-			}
+		if i > from {
+			after = ""
+		}
+		err := w.image(ctx, i, row, after)
+		if bad, ok := errors.AsType[*fanoutError](err); ok {
+			return e.bury(ctx, lease, rec, bad)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return e.takeIn(ctx, work.TakeIn{
@@ -147,14 +139,75 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 }
 
 // bury puts a record that cannot be expanded among the dead letters and passes it. What of its products was parked
-// before stays parked; the audit finds the others.
+// before stays parked; the audit finds the others. Its batch ends as FAILED, whatever becomes of its items: some were
+// never seen.
 func (e *Expand) bury(ctx context.Context, lease work.Lease, rec *event.Record, reason error) error {
 	e.stats.Dead.Add(1)
 	e.log.ErrorContext(ctx, "fan-out not expanded", "partition", rec.Partition, "offset", rec.Offset, "error", reason)
-	return e.takeIn(ctx, work.TakeIn{
+	t := work.TakeIn{
 		Fences: []work.Fence{lease.Fence}, Outbox: []event.Record{deadLetter(e.cfg.Prefix, rec, reason)},
 		Positions: map[int32]int64{rec.Partition: rec.Offset + 1},
-	})
+	}
+	if batch, ok := rec.Header(event.HeaderBatch); ok && batch != "" {
+		t.Batches = []event.Batch{{Type: event.BatchOpened, ID: batch, Kind: event.KindTransaction}}
+		t.Spoilt = map[string]string{batch: headOf("a fan-out was not expanded: " + reason.Error())}
+	}
+	return e.takeIn(ctx, t)
+}
+
+// expansion is the work on one fan-out.
+type expansion struct {
+	e     *Expand
+	lease work.Lease
+	rec   *event.Record
+	fan   *event.Fanout
+	size  int // of a page; it has come down to this where pages take too long
+}
+
+// fanoutError is why a fan-out can never be expanded: it would break again and again, and everything behind it would wait.
+type fanoutError struct{ err error }
+
+func (f *fanoutError) Error() string { return f.err.Error() }
+func (f *fanoutError) Unwrap() error { return f.err }
+
+// image parks the products of one image after the one that was reached.
+func (w *expansion) image(ctx context.Context, image int, row map[string]*string, after string) error {
+	for {
+		page, err := w.page(ctx, row, after)
+		if err != nil {
+			return err
+		}
+		ids, err := ascending(page.Products, after)
+		if err != nil {
+			return err
+		}
+		if len(ids) > 0 {
+			after = string(ids[len(ids)-1])
+			if err := w.park(ctx, ids, fmt.Sprintf("%d:%s", image, after)); err != nil {
+				return err
+			}
+		}
+		// Of rows without a product alone there are no more: NULL comes last in any order.
+		if page.Rows < w.size || len(ids) == 0 {
+			return nil
+		}
+	}
+}
+
+// ascending checks that a page comes after the one before and that its ids ascend, or the pages would never end, or lose
+// products. Equal ones become one.
+func ascending(ids []change.ProductID, after string) ([]change.ProductID, error) {
+	for i, id := range ids {
+		last := after
+		if i > 0 {
+			last = string(ids[i-1])
+		}
+		if string(id) < last || string(id) == after {
+			return nil, &fanoutError{fmt.Errorf("the route's query returned %q after %q: let it begin after $2 and order by the id "+
+				"COLLATE \"C\"", id, last)}
+		}
+	}
+	return slices.Compact(ids), nil
 }
 
 // cursorOf reads "image:last product id".
@@ -166,18 +219,21 @@ func cursorOf(c string) (image int, after string) {
 }
 
 // page reads one page in a snapshot that sees the fan-out's own transaction. It waits for as long as that takes: the
-// WAL of a commit is sent before the commit is visible to others. A page that takes too long is made smaller: size is
-// what it has come down to.
-func (e *Expand) page(
-	ctx context.Context, query string, row map[string]*string, after string, n int, xid change.XID,
-) (ids []change.ProductID, size int, err error) {
+// WAL of a commit is sent before the commit is visible to others, hours before where a synchronous standby is away. A
+// page that takes too long is made smaller.
+func (w *expansion) page(ctx context.Context, row map[string]*string, after string) (page change.Page, err error) {
+	e := w.e
 	for {
-		var snap change.Snapshot
+		if err := w.visible(ctx); err != nil {
+			return page, err
+		}
 		var broken error
+		size := w.size
 		err := retry(ctx, e.log, "page of a fan-out", func(ctx context.Context) (err error) {
-			ids, snap, err = e.source.Page(ctx, query, row, after, n)
+			size = w.size
+			page, err = e.source.Page(ctx, e.query[w.fan.Table], row, after, size)
 			if err != nil && ctx.Err() == nil && timedOut(err) {
-				n = max(1, n/2)
+				w.size = max(1, w.size/2)
 			}
 			if err != nil && blamesData(err) {
 				broken, err = err, nil
@@ -185,19 +241,45 @@ func (e *Expand) page(
 			return err
 		})
 		if broken != nil {
-			return nil, n, broken
+			return page, &fanoutError{fmt.Errorf("the route's query breaks on this row: %w", broken)}
 		}
-		if err != nil || snap.Sees(xid) {
+		if err != nil || page.Snapshot.Sees(w.fan.XID) {
 			e.stats.Pages.Add(1)
-			return ids, n, err
-		}
-		if !sleep(ctx, 20*time.Millisecond) {
-			return nil, n, ctx.Err()
+			return page, err
 		}
 	}
 }
 
-func (e *Expand) park(ctx context.Context, lease work.Lease, rec *event.Record, fan *event.Fanout, ids []change.ProductID, cursor string) error {
+// visible returns when the fan-out's transaction is visible to those who begin to read now. To ask costs next to nothing:
+// a page may be the product of minutes.
+func (w *expansion) visible(ctx context.Context) error {
+	e := w.e
+	told := time.Now().Add(expandPatience)
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		var snap change.Snapshot
+		err := retry(ctx, e.log, "visibility of a fan-out", func(ctx context.Context) (err error) {
+			snap, err = e.source.Snapshot(ctx)
+			return err
+		})
+		if err != nil || snap.Sees(w.fan.XID) {
+			return err
+		}
+		if now := time.Now(); now.After(told) {
+			e.log.WarnContext(ctx, "a fan-out waits until its transaction is visible: does its commit wait for a synchronous standby?",
+				"table", w.fan.Table, "transaction", uint64(w.fan.XID), "partition", w.rec.Partition, "offset", w.rec.Offset)
+			told = now.Add(time.Minute)
+		}
+		if !sleep(ctx, pause) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// expandPatience is how long a fan-out waits for its transaction before it is told.
+const expandPatience = 5 * time.Second
+
+func (w *expansion) park(ctx context.Context, ids []change.ProductID, cursor string) error {
+	e, lease, rec, fan := w.e, w.lease, w.rec, w.fan
 	t := work.TakeIn{
 		Fences: []work.Fence{lease.Fence}, Cursors: map[int32]string{rec.Partition: cursor},
 		Positions: map[int32]int64{rec.Partition: rec.Offset},

@@ -24,26 +24,37 @@ type pages struct {
 	visible  change.XID
 	from     time.Time // before it, no snapshot sees the row's transaction
 	broken   bool
-	most     int // a page of more takes too long; 0: none does
+	most     int  // a page of more takes too long; 0: none does
+	deaf     bool // the query does not ask for $2
+	nulls    int  // rows without a product, which come last
+	asked    int
 }
 
-func (p *pages) Page(_ context.Context, _ string, image map[string]*string, after string, n int) ([]change.ProductID, change.Snapshot, error) {
+func (p *pages) Page(_ context.Context, _ string, image map[string]*string, after string, n int) (change.Page, error) {
+	p.asked++
 	if p.most > 0 && n > p.most {
-		return nil, change.Snapshot{}, stateError("57014")
+		return change.Page{}, stateError("57014")
 	}
 	if p.broken {
-		return nil, change.Snapshot{}, queryError{data: true}
+		return change.Page{}, queryError{data: true}
 	}
-	var out []change.ProductID
+	var page change.Page
 	for _, id := range p.products {
-		if id[:1] == *image["category"] && id > after && len(out) < n {
-			out = append(out, change.ProductID(id))
+		if (p.deaf || id[:1] == *image["category"] && id > after) && page.Rows < n {
+			page.Products = append(page.Products, change.ProductID(id))
+			page.Rows++
 		}
 	}
+	page.Rows += min(p.nulls, n-page.Rows)
+	page.Snapshot, _ = p.Snapshot(context.Background())
+	return page, nil
+}
+
+func (p *pages) Snapshot(context.Context) (change.Snapshot, error) {
 	if time.Now().Before(p.from) {
-		return out, change.Snapshot{Xmin: 100, Xmax: 100}, nil
+		return change.Snapshot{Xmin: 100, Xmax: 100}, nil
 	}
-	return out, change.Snapshot{Xmin: p.visible, Xmax: p.visible}, nil
+	return change.Snapshot{Xmin: p.visible, Xmax: p.visible}, nil
 }
 
 // taken records what a stage writes; it fails at the write with the number fail, as a worker that dies there.
@@ -80,7 +91,9 @@ func fanout(t *testing.T, before, after string) *event.Record {
 	}
 	v, err := json.Marshal(f)
 	require.NoError(t, err)
-	return &event.Record{Partition: 3, Offset: 7, Key: []byte("k"), Value: v}
+	return &event.Record{
+		Partition: 3, Offset: 7, Key: []byte("k"), Value: v, Headers: []event.Header{{Key: event.HeaderBatch, Value: []byte("b1")}},
+	}
 }
 
 func expander(src *pages, st *taken) *Expand {
@@ -131,28 +144,34 @@ func TestExpandWaitsUntilTheRowIsVisible(t *testing.T) {
 		start := time.Now()
 		require.NoError(t, expander(src, st).fanout(t.Context(), work.Lease{}, fanout(t, "a", "")))
 		require.GreaterOrEqual(t, time.Since(start), time.Minute)
+		require.Less(t, time.Since(start), 62*time.Second)
 		require.Equal(t, []string{"a1"}, st.parked())
+		require.Equal(t, 1, src.asked, "the query may take minutes, and is not run for nothing")
 	})
 }
 
 func TestAFanoutThatCannotBeExpandedStopsNothing(t *testing.T) {
+	headers := []event.Header{{Key: event.HeaderBatch, Value: []byte("b1")}}
 	for name, tt := range map[string]struct {
-		rec    *event.Record
-		broken bool
+		rec *event.Record
+		src pages
 	}{
-		"no JSON":           {&event.Record{Partition: 3, Offset: 7, Value: []byte("{")}, false},
-		"no route":          {&event.Record{Partition: 3, Offset: 7, Value: []byte(`{"table":"catalog.other"}`)}, false},
-		"breaks on the row": {fanout(t, "a", ""), true},
+		"no JSON":           {&event.Record{Partition: 3, Offset: 7, Value: []byte("{"), Headers: headers}, pages{}},
+		"no route":          {&event.Record{Partition: 3, Offset: 7, Value: []byte(`{"table":"catalog.other"}`), Headers: headers}, pages{}},
+		"breaks on the row": {fanout(t, "a", ""), pages{broken: true}},
+		"descends":          {fanout(t, "a", ""), pages{products: []string{"a2", "a1"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			st := &taken{}
-			e := expander(&pages{broken: tt.broken, visible: 1 << 40}, st)
+			tt.src.visible = 1 << 40
+			e := expander(&tt.src, st)
 			require.NoError(t, e.fanout(t.Context(), work.Lease{}, tt.rec))
 			require.Len(t, st.writes, 1)
 			require.Equal(t, map[int32]int64{3: 8}, st.writes[0].Positions)
 			require.Len(t, st.writes[0].Outbox, 1)
 			require.Equal(t, "catalog.deadletters", st.writes[0].Outbox[0].Topic)
 			require.Equal(t, tt.rec.Value, st.writes[0].Outbox[0].Value, "the original bytes")
+			require.Contains(t, st.writes[0].Spoilt["b1"], "a fan-out was not expanded", "its batch can never be whole")
 		})
 	}
 }
@@ -174,4 +193,28 @@ func TestAPageThatTakesTooLongIsMadeSmaller(t *testing.T) {
 		require.NoError(t, e.fanout(ctx, work.Lease{}, fanout(t, "a", "")))
 		require.Equal(t, products, st.parked())
 	})
+}
+
+// A query that pays no heed to where the page before ended would page for ever.
+func TestAPageThatDoesNotAdvanceIsBuried(t *testing.T) {
+	st := &taken{}
+	e := expander(&pages{products: []string{"a1", "a2"}, visible: 1 << 40, deaf: true}, st)
+	require.NoError(t, e.fanout(t.Context(), work.Lease{}, fanout(t, "a", "")))
+	require.Equal(t, []string{"a1", "a2"}, st.parked())
+	last := st.writes[len(st.writes)-1]
+	require.Contains(t, last.Spoilt["b1"], `returned "a1" after "a2"`)
+	require.Equal(t, map[int32]int64{3: 8}, last.Positions)
+}
+
+// Rows without a product end no page early, and equal ids are one product.
+func TestAPageMayHoldRowsWithoutAProduct(t *testing.T) {
+	for nulls := range 5 {
+		st := &taken{}
+		src := &pages{products: []string{"a1", "a1", "a2"}, visible: 1 << 40, nulls: nulls}
+		e := expander(src, st)
+		e.cfg.Page = 4
+		require.NoError(t, e.fanout(t.Context(), work.Lease{}, fanout(t, "a", "")))
+		require.Equal(t, []string{"a1", "a2"}, st.parked())
+		require.Less(t, src.asked, 5)
+	}
 }

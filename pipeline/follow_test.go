@@ -232,13 +232,14 @@ func TestFollowersHandleEachRecordOnceInOrder(t *testing.T) {
 			w := newFollowWorld(1+rnd.IntN(4), int64(1+rnd.IntN(6000)))
 			w.side = 1 + rnd.IntN(3)
 			var mu sync.Mutex
+			pace := rand.New(rand.NewPCG(seed, 2))
 			took := func(work.Lease, int64) time.Duration {
 				mu.Lock()
 				defer mu.Unlock()
-				if rnd.IntN(200) == 0 {
-					return time.Duration(rnd.IntN(40)) * time.Second
+				if pace.IntN(200) == 0 {
+					return time.Duration(pace.IntN(40)) * time.Second
 				}
-				return time.Duration(rnd.IntN(5)) * time.Millisecond
+				return time.Duration(pace.IntN(5)) * time.Millisecond
 			}
 			var stops []func()
 			for i := range 1 + rnd.IntN(2) {

@@ -415,17 +415,17 @@ func (c *checker) query(ctx context.Context, key, where string, r *route.Route) 
 	}
 	after := ""
 	for range 2 {
-		page, _, err := c.Page(ctx, r.Query, image, after, pageTried)
+		page, err := c.Page(ctx, r.Query, image, after, pageTried)
 		if err != nil {
 			row, _ := json.Marshal(image) // of strings only
 			c.sql(key, where, err, "correct the SQL: it was run for the row "+string(row))
 			return
 		}
-		if len(page) > pageTried {
-			c.mistake(key, where, fmt.Sprintf("it returned %d rows for a page of %d", len(page), pageTried), "end it with LIMIT $3")
+		if page.Rows > pageTried {
+			c.mistake(key, where, fmt.Sprintf("it returned %d rows for a page of %d", page.Rows, pageTried), "end it with LIMIT $3")
 			return
 		}
-		for _, id := range page {
+		for _, id := range page.Products {
 			if string(id) <= after {
 				c.mistake(key, where, fmt.Sprintf("product id %q came after %q: pages would lose products", id, after),
 					`let it begin after $2 and order by the id COLLATE "C": WHERE id::text COLLATE "C" > $2 ORDER BY id::text COLLATE "C"`)

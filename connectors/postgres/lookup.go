@@ -41,20 +41,28 @@ func (s *Source) ParentKeys(ctx context.Context, p route.Parent, ids []string) (
 	return keys, m.snapshot, err
 }
 
+// Snapshot says which transactions a read that begins now would see.
+func (s *Source) Snapshot(ctx context.Context) (change.Snapshot, error) {
+	m, err := s.read(ctx, "ask which transactions are visible", func(*pgconn.PgConn) error { return nil })
+	return m.snapshot, err
+}
+
 // Page runs the query of a route for one image of a row and returns the product ids after the given one, at most
-// limit, with a snapshot whose transactions the query has all seen. Fewer than limit: there are no more.
-func (s *Source) Page(ctx context.Context, sql string, image map[string]*string, after string, limit int) ([]change.ProductID, change.Snapshot, error) {
+// limit rows. A row whose id is NULL is passed over.
+func (s *Source) Page(ctx context.Context, sql string, image map[string]*string, after string, limit int) (change.Page, error) {
 	row, err := json.Marshal(image)
 	if err != nil {
-		return nil, change.Snapshot{}, fmt.Errorf("encode the row of a fan-out: %w", err)
+		return change.Page{}, fmt.Errorf("encode the row of a fan-out: %w", err)
 	}
-	var page []change.ProductID
+	var page change.Page
 	args := [][]byte{row, []byte(after), []byte(strconv.Itoa(limit))}
 	m, err := s.readStatement(ctx, "list the products of a fan-out", sql, args, func(_ []string, v [][]byte) error {
+		page.Rows++
 		if len(v) > 0 && v[0] != nil {
-			page = append(page, change.ProductID(v[0]))
+			page.Products = append(page.Products, change.ProductID(v[0]))
 		}
 		return nil
 	})
-	return page, m.snapshot, err
+	page.Snapshot = m.snapshot
+	return page, err
 }

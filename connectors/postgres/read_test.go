@@ -185,13 +185,13 @@ func TestPage(t *testing.T) {
 	image := map[string]*string{"n": &one, "none": nil}
 	var all []change.ProductID
 	for after := ""; ; {
-		page, _, err := src.Page(t.Context(), sql, image, after, 7)
+		page, err := src.Page(t.Context(), sql, image, after, 7)
 		require.NoError(t, err)
-		all = append(all, page...)
-		if len(page) < 7 {
+		all = append(all, page.Products...)
+		if page.Rows < 7 {
 			break
 		}
-		after = string(page[len(page)-1])
+		after = string(page.Products[len(page.Products)-1])
 	}
 	require.Len(t, all, 20)
 	require.Equal(t, change.ProductID("1"), all[0])

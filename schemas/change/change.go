@@ -210,6 +210,16 @@ type ParentRow struct {
 	Product ProductID
 }
 
+// Page is a page of the products that one row concerns.
+type Page struct {
+	// Products are in the query's order. Rows counts what it returned, those without a product too: fewer than were asked
+	// for are the last.
+	Products []ProductID
+	Rows     int
+	// Snapshot names transactions that the query has all seen.
+	Snapshot Snapshot
+}
+
 // Op is what happened to a row, as Debezium names it.
 type Op byte
 

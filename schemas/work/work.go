@@ -159,6 +159,9 @@ type TakeIn struct {
 	Fences []Fence
 	// Batches are opened (inserted as PENDING) where the state does not have them yet.
 	Batches []event.Batch
+	// Spoilt names batches of which something can never be seen, with the reason: they end as FAILED. The first reason
+	// stands.
+	Spoilt map[string]string
 	// Items are inserted unless they stand already, in any shop.
 	Items  []Item
 	Parked []Parked

@@ -55,7 +55,7 @@ func (s *Store) Announce(ctx context.Context, fences []work.Fence, batches []eve
 					n(id, kind, name, admin, commit_lsn, xid, commit_time, rows, changes, fanouts, reason)
 				ORDER BY id COLLATE "C"
 				ON CONFLICT (id) DO UPDATE SET rows = EXCLUDED.rows, changes = EXCLUDED.changes, fanouts = EXCLUDED.fanouts,
-					reason = EXCLUDED.reason, announced = true, announced_at = EXCLUDED.announced_at,
+					reason = coalesce(nullif(o.reason, ''), EXCLUDED.reason), announced = true, announced_at = EXCLUDED.announced_at,
 					kind = coalesce(nullif(EXCLUDED.kind, ''), o.kind), name = coalesce(nullif(EXCLUDED.name, ''), o.name),
 					admin = coalesce(nullif(EXCLUDED.admin, ''), o.admin),
 					commit_lsn = greatest(EXCLUDED.commit_lsn, o.commit_lsn), xid = greatest(EXCLUDED.xid, o.xid),

@@ -205,3 +205,35 @@ func TestABatchThatWasGivenUpFails(t *testing.T) {
 	require.Equal(t, b.Reason, got.Reason)
 	require.Equal(t, 1, got.Succeeded)
 }
+
+// A batch of which a fan-out could not be expanded fails, though all that was seen of it has succeeded, and whether it was
+// announced before or after.
+func TestABatchWithAFanoutThatCannotBeExpandedFails(t *testing.T) {
+	for _, announcedFirst := range []bool{false, true} {
+		s := newStore(t)
+		ctx := t.Context()
+		push, expand, announce := own(t, s, work.StagePush, "w", 1), own(t, s, work.StageExpand, "w", 1), own(t, s, work.StageBatches, "w", 1)
+		b := event.Batch{Type: event.BatchAnnounced, ID: "b", Kind: event.KindTransaction, Changes: map[int32]int64{0: 4}, Fanouts: map[int32]int64{0: 1}}
+		tell := func() { require.NoError(t, s.Announce(ctx, announce, []event.Batch{b}, map[int32]int64{0: 1})) }
+		if announcedFirst {
+			tell()
+		}
+		item := work.Item{BatchID: "b", ProductID: "p", Shop: "s", Status: work.ItemSuccess}
+		require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: push, Batches: []event.Batch{b}, Items: []work.Item{item}, TakenIn: map[int32]int64{0: 5}}))
+		require.NoError(t, s.Settle(ctx, work.Settlement{Fences: push, Items: []work.Item{item}}))
+		for i, reason := range []string{"first", "second"} {
+			require.NoError(t, s.TakeIn(ctx, work.TakeIn{
+				Fences: expand, Batches: []event.Batch{b}, Spoilt: map[string]string{"b": reason}, Positions: map[int32]int64{0: int64(i) + 1},
+			}))
+		}
+		if !announcedFirst {
+			tell()
+		}
+		ended, err := s.Complete(ctx)
+		require.NoError(t, err)
+		require.Len(t, ended, 1)
+		require.Equal(t, event.BatchFailed, ended[0].Type)
+		require.Equal(t, "first", ended[0].Reason)
+		require.Equal(t, 1, ended[0].Succeeded)
+	}
+}

@@ -37,6 +37,7 @@ func (s *Store) TakeIn(ctx context.Context, t work.TakeIn) error {
 	}
 	return s.applyAs(ctx, "take in", t.Token, t.Fences, func(b *pgx.Batch) {
 		s.queueOpen(b, opened)
+		queueSpoilt(b, t.Spoilt)
 		queueNewItems(b, t.Items)
 		queuePark(b, t.Parked)
 		outbox.queue(b)
@@ -95,6 +96,21 @@ func (s *Store) queueOpen(b *pgx.Batch, batches []openedBatch) {
 		INSERT INTO outbox (topic, partition, key, value)
 		SELECT $9, -1, convert_to(id, 'UTF8'), value FROM n JOIN opened USING (id) ORDER BY id COLLATE "C"`,
 		ids, kinds, names, admins, lsns, xids, times, values, s.batchTopic)
+}
+
+// queueSpoilt notes why batches can never be whole.
+func queueSpoilt(b *pgx.Batch, spoilt map[string]string) {
+	if len(spoilt) == 0 {
+		return
+	}
+	ids := slices.Sorted(maps.Keys(spoilt))
+	reasons := make([]string, len(ids))
+	for i, id := range ids {
+		reasons[i] = clean(spoilt[id])
+	}
+	b.Queue(`WITH n AS (SELECT b.id, n.reason FROM batches b JOIN unnest($1::text[], $2::text[]) n(id, reason) USING (id)
+			WHERE b.reason = '' ORDER BY b.id FOR NO KEY UPDATE OF b)
+		UPDATE batches b SET reason = n.reason FROM n WHERE b.id = n.id`, ids, reasons)
 }
 
 // itemColumns are the parameters of item statements, in the order of (batch, product, shop), one of each.
