@@ -23,6 +23,13 @@ type evidence struct {
 	asked []string
 }
 
+// exhibit is all that is compared but the tables themselves.
+type exhibit struct {
+	topics map[string][]event.Record
+	// now is the history of the server as it is.
+	now []deed
+}
+
 // compare holds the topics against the history.
 func (e *evidence) compare(ctx context.Context, f *findings, url string) error {
 	conn, err := pgx.Connect(ctx, url)
@@ -30,19 +37,33 @@ func (e *evidence) compare(ctx context.Context, f *findings, url string) error {
 		return err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	now, err := e.witness.readHistory(ctx, conn)
+	x, err := e.gather(ctx, conn)
 	if err != nil {
 		return err
 	}
-	topics := map[string][]event.Record{}
+	return e.judge(ctx, f, conn, x)
+}
+
+// gather reads what is compared. Nobody may write meanwhile, as topics are read one after the other.
+func (e *evidence) gather(ctx context.Context, conn *pgx.Conn) (*exhibit, error) {
+	now, err := e.witness.readHistory(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	x := &exhibit{topics: map[string][]event.Record{}, now: now}
 	for _, name := range []string{event.Changes, event.Fanouts, event.Batches, event.DeadLetters, event.Positions} {
-		if topics[name], err = readTopic(ctx, e.topics, name); err != nil {
-			return err
+		if x.topics[name], err = readTopic(ctx, e.topics, name); err != nil {
+			return nil, err
 		}
 	}
+	return x, nil
+}
+
+// judge notes what is wrong.
+func (e *evidence) judge(ctx context.Context, f *findings, conn *pgx.Conn, x *exhibit) error {
 	var batches []event.Batch
 	var healings []event.Healing
-	for _, r := range topics[event.Batches] {
+	for _, r := range x.topics[event.Batches] {
 		var b event.Batch
 		if err := json.Unmarshal(r.Value, &b); err != nil {
 			return err
@@ -53,11 +74,15 @@ func (e *evidence) compare(ctx context.Context, f *findings, url string) error {
 		}
 	}
 	f.count("healings", len(healings))
-	eras := erasOf(f, e.first, e.past, now, healings)
-	records := foundIn(eras, topics[event.Changes])
-	compareTopics(f, eras, records, topics, batches)
+	eras := erasOf(f, e.first, e.past, x.now, healings)
+	records := foundIn(eras, x.topics[event.Changes])
+	end, err := lastPosition(x.topics[event.Positions])
+	if err != nil {
+		return err
+	}
+	compareTopics(f, eras, records, x.topics, batches, end)
 	if len(healings) == 0 {
-		compareRequests(f, e.asked, topics[event.Positions])
+		compareRequests(f, e.asked, x.topics[event.Positions])
 	}
 	return compareTables(ctx, f, conn, follow(records), eras)
 }
@@ -77,7 +102,21 @@ func foundIn(eras []era, topic []event.Record) []found {
 	return records
 }
 
-func compareTopics(f *findings, eras []era, records []found, topics map[string][]event.Record, batches []event.Batch) {
+// lastPosition is the one that the next capture would go on from.
+func lastPosition(records []event.Record) (*event.Position, error) {
+	pos := &event.Position{}
+	for i := range records {
+		if records[i].Partition == kafkatopics.CapturePartition {
+			*pos = event.Position{}
+			if err := json.Unmarshal(records[i].Value, pos); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return pos, nil
+}
+
+func compareTopics(f *findings, eras []era, records []found, topics map[string][]event.Record, batches []event.Batch, end *event.Position) {
 	compareOrder(f, records)
 	for i := range eras {
 		var of []found
@@ -88,7 +127,7 @@ func compareTopics(f *findings, eras []era, records []found, topics map[string][
 		}
 		compareEra(f, &eras[i], of)
 	}
-	compareBatches(f, records, batches)
+	compareBatches(f, records, batches, end)
 	if len(eras) == 1 {
 		compareFanouts(f, &eras[0], topics[event.Fanouts])
 	}

@@ -59,7 +59,8 @@ func (tr *trial) strike(b blow) {
 	case "read the slot":
 		tr.active.kill()
 		tr.free()
-		tr.server.exec(tr.database, `SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots WHERE slot_name = $1`, tr.slot())
+		tr.server.exec(tr.database, `SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots
+			WHERE slot_name = $1 AND wal_status <> 'lost'`, tr.slot()) // an earlier blow may have lost it
 		tr.active = tr.enter(b.habits)
 	case "lose the slot's WAL":
 		tr.loseWAL()
