@@ -171,6 +171,9 @@ func (c *clerks) transact(ctx context.Context, conn *pgx.Conn, statements []stri
 	}
 }
 
+// unwanted asks for a snapshot, in a transaction or a savepoint that is rolled back.
+const unwanted = `SELECT pg_logical_emit_message(true, 'shelfwire.snapshot', '{"id": "unwanted", "table": "public.items"}')`
+
 // writeTransaction draws one transaction: a few statements, some within savepoints that are rolled back, now and then
 // more rows than the server keeps in memory.
 func writeTransaction(rng *rand.Rand) []string {
@@ -191,6 +194,10 @@ func writeTransaction(rng *rand.Rand) []string {
 		sql = append(sql, `SELECT pg_logical_emit_message(true, 'shelfwire.batch', '{"name": "named", "admin": "clerk"}')`)
 	case 1: // and one that is rolled back, which the server does not tell beside rows that stay
 		sql = append(sql, "SAVEPOINT a", `SELECT pg_logical_emit_message(true, 'shelfwire.batch', '{"name": "gone"}')`, writeStatement(rng), "ROLLBACK TO a")
+	case 2: // snapshots that nobody wants any more
+		sql = append(sql, "SAVEPOINT a", unwanted, writeStatement(rng), "ROLLBACK TO a")
+	case 3:
+		return append(sql, unwanted, "ROLLBACK")
 	}
 	if rng.IntN(25) == 0 {
 		sql = append(sql,

@@ -251,6 +251,12 @@ var forgeries = []struct {
 		require.GreaterOrEqual(d.t, i, 0)
 		d.topics[event.DeadLetters] = slices.Delete(d.topics[event.DeadLetters], i, i+1)
 	}},
+	{"a request that was rolled back is taken", "whose request was rolled back", func(d *doctored) {
+		last := len(d.topics[event.Positions]) - 1
+		d.edit(&d.topics[event.Positions][last], func(pos map[string]any) {
+			pos["ended_snapshots"] = append(pos["ended_snapshots"].([]any), map[string]any{"id": "x", "request": "unwanted"})
+		})
+	}},
 	{"a snapshot that was asked for does not end", "snapshots were asked for", func(d *doctored) {
 		for i := range d.topics[event.Positions] {
 			d.edit(&d.topics[event.Positions][i], func(pos map[string]any) { delete(pos, "ended_snapshots") })

@@ -81,9 +81,7 @@ func (e *evidence) judge(ctx context.Context, f *findings, conn *pgx.Conn, x *ex
 		return err
 	}
 	compareTopics(f, eras, records, x.topics, batches, end)
-	if len(healings) == 0 {
-		compareRequests(f, e.asked, x.topics[event.Positions])
-	}
+	compareRequests(f, e.asked, len(healings) == 0, x.topics[event.Positions])
 	return compareTables(ctx, f, conn, follow(records), eras)
 }
 
@@ -134,19 +132,22 @@ func compareTopics(f *findings, eras []era, records []found, topics map[string][
 	compareDead(f, eras, topics[event.DeadLetters])
 }
 
-// compareRequests finds the end of each snapshot that was asked for. The position names it for a while only, so that
-// all positions are looked at.
-func compareRequests(f *findings, asked []string, positions []event.Record) {
+// compareRequests finds the end of each snapshot that was asked for, or, where requests may stand in gaps, of no others.
+// The position names it for a while only, so that all positions are looked at.
+func compareRequests(f *findings, asked []string, each bool, positions []event.Record) {
 	ended := map[string]bool{}
 	for _, r := range positions {
 		var pos event.Position
 		_ = json.Unmarshal(r.Value, &pos) // what is no position names nothing
 		for _, e := range pos.Ended {
 			ended[e.ID] = true
+			if e.Request == "unwanted" {
+				f.add("a snapshot was taken whose request was rolled back: " + e.ID)
+			}
 		}
 	}
 	f.count("requests", len(asked))
-	if len(ended) != len(asked) {
+	if len(ended) > len(asked) || each && len(ended) < len(asked) {
 		f.add(fmt.Sprintf("%d snapshots were asked for, and %d have ended", len(asked), len(ended)))
 	}
 }
