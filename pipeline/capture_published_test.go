@@ -104,6 +104,31 @@ func TestCaptureHealsWithoutATableThatIsGone(t *testing.T) {
 	require.Equal(t, 2, count(brief(r.records(event.Changes)), "products r a"))
 }
 
+// What a running capture does, one that is started anew does as well: it goes on without a table that is gone.
+func TestCaptureStartsWithoutATableThatIsGone(t *testing.T) {
+	r, touched := publishedRig(t)
+	c, stop := r.start()
+	r.wait(c)
+	require.NoError(t, stop())
+	r.exec(`DROP TABLE variants`)
+	for i, id := range []string{"b", "c"} { // and once more
+		c, stop = r.start()
+		r.exec(`INSERT INTO products VALUES ($1, 'B', 1)`, id)
+		r.comes("products c " + id)
+		r.wait(c)
+		require.NoError(t, stop())
+		require.Len(t, r.rereads(), 1, "start %d", i+1)
+	}
+	require.EqualValues(t, 1, touched.Load())
+	r.exec(`CREATE TABLE variants (id text PRIMARY KEY, product_id text, sku text); ALTER TABLE variants REPLICA IDENTITY FULL`)
+	r.exec(`INSERT INTO variants VALUES ('k1', 'd', 'y')`)
+	c, stop = r.start()
+	r.comes("variants r d")
+	r.wait(c)
+	require.NoError(t, stop())
+	require.Len(t, r.rereads(), 2)
+}
+
 func count(list []string, what string) (n int) {
 	for _, s := range list {
 		if s == what {

@@ -235,10 +235,23 @@ func (a *app) checkShops(ctx context.Context) []problem {
 	return list
 }
 
+// captured are the tables that have been captured before, as far as Kafka is open and tells.
+func (a *app) captured(ctx context.Context) []string {
+	if a.cluster == nil {
+		return nil
+	}
+	pos, _, err := a.cluster.ReadPosition(ctx, kafka.CapturePartition, "capture/"+a.cfg.Source.Slot)
+	if err != nil {
+		a.log.WarnContext(ctx, "which tables have been captured is not known", "error", err)
+	}
+	return slices.AppendSeq(pos.Gone, maps.Keys(pos.Published))
+}
+
 // findings compares the configuration with the source.
 func (a *app) findings(ctx context.Context) []postgres.Finding {
 	return a.source.Check(ctx, postgres.Declared{
-		Routes: a.cfg.Routes, Mirrored: a.mirror().Tables, Documents: a.cfg.Documents, Unrouted: a.cfg.Unrouted, Shops: slices.Sorted(maps.Keys(a.cfg.Shops)),
+		Captured: a.captured(ctx),
+		Routes:   a.cfg.Routes, Mirrored: a.mirror().Tables, Documents: a.cfg.Documents, Unrouted: a.cfg.Unrouted, Shops: slices.Sorted(maps.Keys(a.cfg.Shops)),
 	})
 }
 

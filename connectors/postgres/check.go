@@ -24,6 +24,9 @@ type Declared struct {
 	Documents string
 	// Unrouted are tables ("schema.table") that Documents reads and that need no route.
 	Unrouted []string
+	// Captured are tables that have been captured before. One of them that is gone is a gap, as it is while capture runs:
+	// it stops none of the others. Any other table that is not there is a mistake.
+	Captured []string
 	// Shops are the names that the column shop of Documents may hold. Nil: any.
 	Shops []string
 }
@@ -62,7 +65,8 @@ type Finding struct {
 // checker collects findings.
 type checker struct {
 	*Source
-	found []Finding
+	captured []string // Declared.Captured
+	found    []Finding
 }
 
 // add reports what the database lacks.
@@ -120,7 +124,7 @@ func away(err error) bool {
 // with the routes, and the shops of some hundred products with the names that are known. It changes nothing. No finding
 // but notes means that capture and reads will work; a query may still fail on a row that was not tried.
 func (s *Source) Check(ctx context.Context, d Declared) []Finding {
-	c := &checker{Source: s}
+	c := &checker{Source: s, captured: d.Captured}
 	c.server(ctx)
 	if !c.reached() {
 		return c.found
@@ -331,6 +335,12 @@ func (c *checker) table(ctx context.Context, key, where, name string) (*table, b
 	}
 	quoted, _ := quoteTable(name)
 	switch {
+	case errors.Is(err, pgx.ErrNoRows) && slices.Contains(c.captured, name):
+		c.found = append(c.found, Finding{
+			Kind: FindingGap, Where: where, Problem: "table " + name + " is gone: nothing of it is captured until it is there again",
+			Mend: "create it again, which is noticed, or take it out of the configuration",
+		})
+		return nil, false
 	case errors.Is(err, pgx.ErrNoRows):
 		c.mistake(key, where, "table "+name+" does not exist", "correct the name (it is case sensitive) or create the table")
 		return nil, false

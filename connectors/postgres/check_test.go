@@ -132,6 +132,29 @@ func TestCheckSaysWhatIsWrongAndHowToMendIt(t *testing.T) {
 	require.Empty(t, src.Check(t.Context(), postgres.Declared{Routes: fine, Documents: once}), "one product that breaks the query is that product's failure")
 }
 
+// A table that was captured and is gone is no mistake in the configuration: capture goes on without it.
+func TestCheckOfACapturedTableThatIsGone(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE product (id bigint PRIMARY KEY); CREATE TABLE stock (id bigint PRIMARY KEY, variant_id bigint NOT NULL); ALTER TABLE stock REPLICA IDENTITY FULL`)
+	src := d.open(d.config())
+	declared := postgres.Declared{
+		Documents: `SELECT id::text AS product_id, 'x'::text AS shop, '{}'::jsonb AS document FROM product WHERE id::text = ANY ($1)`,
+		Routes: []route.Route{
+			{Table: "public.product", Key: "id"}, {Table: "public.gone", Key: "id"},
+			{Table: "public.stock", Parent: &route.Parent{Column: "variant_id", Table: "public.variant", ID: "id", Key: "product_id"}},
+		},
+	}
+	kinds := func() (list []string) {
+		for _, f := range src.Check(t.Context(), declared) {
+			list = append(list, string(f.Kind)+" "+f.Problem)
+		}
+		return list
+	}
+	require.Equal(t, []string{"mistake table public.gone does not exist", "mistake table public.variant does not exist"}, kinds())
+	declared.Captured = []string{"public.gone", "public.variant", "public.product"}
+	const gone = " is gone: nothing of it is captured until it is there again"
+	require.Equal(t, []string{"gap table public.gone" + gone, "gap table public.variant" + gone}, kinds())
+}
+
 func TestCheckOfARoleThatMayNothing(t *testing.T) {
 	d := newDatabase(t, `CREATE TABLE product (id bigint PRIMARY KEY)`)
 	role := "guest_" + d.text("SELECT current_database()")

@@ -8,19 +8,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// KeepPublished is [Source.EnsurePublication] for somebody who captures already. Once that has succeeded, a table that is
-// gone, or that this role may not add, is told in the log and does not stop the others; the publication itself must
-// exist.
+// KeepPublished is [Source.EnsurePublication] for somebody who captures already. Where there is a publication, a table that
+// is gone is told in the log and does not stop the others, after a restart too: a process that is started anew at night
+// must not do less than one that ran on. Without one, at the first start, it is an error, as the name is most likely
+// wrong. A table that this role may not add is an error until everything has been published once, as only then is it
+// known that what is captured has been whole.
 func (s *Source) KeepPublished(ctx context.Context, tables []string) error {
+	p, err := s.publication(ctx)
+	if err != nil {
+		return err
+	}
 	existing := tables
-	if s.published.Load() {
-		there, err := s.existing(ctx, tables)
-		if err != nil {
+	if p != nil || s.published.Load() {
+		if existing, err = s.existing(ctx, tables); err != nil {
 			return err
 		}
-		existing = there
 	}
-	err := s.EnsurePublication(ctx, existing)
+	err = s.EnsurePublication(ctx, existing)
 	if err == nil {
 		s.published.Store(true)
 	}

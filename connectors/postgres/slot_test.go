@@ -100,6 +100,22 @@ func TestSlotOlderThanItsPublication(t *testing.T) {
 	require.ErrorContains(t, err, "older than publication")
 }
 
+// A first start wants every table; a later one, of another process too, goes on without one that is gone.
+func TestKeepPublishedGoesOnWithoutATableThatIsGone(t *testing.T) {
+	d := newDatabase(t, `CREATE TABLE a (id int PRIMARY KEY)`, `CREATE TABLE b (id int PRIMARY KEY)`)
+	tables := []string{"public.a", "public.b", "public.c"}
+	require.ErrorContains(t, d.open(d.config()).KeepPublished(t.Context(), tables), `"public.c" does not exist`)
+	require.NoError(t, d.open(d.config()).KeepPublished(t.Context(), tables[:2]))
+	d.exec(`DROP TABLE b`)
+	src := d.open(d.config())
+	require.NoError(t, src.KeepPublished(t.Context(), tables[:2]))
+	d.exec(`CREATE TABLE b (id int PRIMARY KEY)`)
+	require.NoError(t, src.KeepPublished(t.Context(), tables[:2]))
+	published, _, err := src.PublishedTables(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, tables[:2], published)
+}
+
 func TestEnsurePublication(t *testing.T) {
 	d := newDatabase(
 		t, `CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE "B c" (id int PRIMARY KEY); CREATE TABLE other (id int)`,
