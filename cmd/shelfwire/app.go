@@ -92,8 +92,10 @@ type app struct {
 	expand  *pipeline.Expand
 	push    *pipeline.Push
 	batches *pipeline.Batches
-	relay   *pipeline.Relay
-	load    *pipeline.Load
+	// passed and passedBatches heal stages whose records have gone.
+	passed, passedBatches *pipeline.Passed
+	relay                 *pipeline.Relay
+	load                  *pipeline.Load
 	// loadTopics are in the order in which the loader counts their partitions.
 	loadTopics []pipeline.LoadTopic
 	readers    []*kafka.Reader
@@ -268,13 +270,14 @@ func (a *app) has(r role) bool { return slices.Contains(a.options.roles, r) }
 func (a *app) stages(ctx context.Context) error {
 	lease := pipeline.LeaseConfig{Owner: a.owner, TTL: a.cfg.Push.Lease}
 	n := a.cluster.Partitions()
+	a.buildPassed()
 	if a.has(roleCapture) {
 		if err := a.buildCapture(ctx); err != nil {
 			return err
 		}
 	}
 	if a.has(roleExpand) {
-		r, err := a.reader(event.Fanouts)
+		r, err := a.following(a.passed, work.StageExpand, event.Fanouts)
 		if err != nil {
 			return err
 		}
@@ -309,11 +312,11 @@ func (a *app) reader(topic string) (*kafka.Reader, error) {
 }
 
 func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
-	changes, err := a.reader(event.Changes)
+	changes, err := a.following(a.passed, work.StagePush, event.Changes)
 	if err != nil {
 		return err
 	}
-	batches, err := a.reader(event.Batches)
+	batches, err := a.following(a.passedBatches, work.StageBatches, event.Batches)
 	if err != nil {
 		return err
 	}

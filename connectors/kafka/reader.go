@@ -32,6 +32,9 @@ func (e *RangeError) Error() string {
 		e.Topic, e.Partition, e.Offset, e.End)
 }
 
+// Range is what the partition holds: [start, end).
+func (e *RangeError) Range() (partition int32, start, end int64) { return e.Partition, e.Start, e.End }
+
 // Permanent says that trying again does not help.
 func (*RangeError) Permanent() bool { return true }
 

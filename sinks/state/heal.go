@@ -2,7 +2,10 @@ package state
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,6 +54,45 @@ func (s *Store) Touch(ctx context.Context, partitions int32, back bool) (int64, 
 		n += int64(len(ids))
 		after = ids[len(ids)-1]
 	}
+}
+
+// Pass sets positions of a stage that stand where from says, forward or back, and ends the leases of their partitions, so
+// that whoever takes them next reads from there. It fails, and changes nothing, where one has moved.
+func (s *Store) Pass(ctx context.Context, stage work.Stage, from, to map[int32]int64) error {
+	parts := slices.Sorted(maps.Keys(to))
+	was, next := make([]int64, len(parts)), make([]int64, len(parts))
+	for i, p := range parts {
+		was[i], next[i] = from[p], to[p]
+	}
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `WITH n AS (SELECT l.stage, l.partition, n.next FROM leases l
+				JOIN unnest($2::int[], $3::bigint[], $4::bigint[]) n(partition, was, next) ON n.partition = l.partition AND n.was = l.position
+				WHERE l.stage = $1 ORDER BY l.partition FOR NO KEY UPDATE OF l)
+			UPDATE leases l SET position = n.next, taken_in = n.next, cursor = '', owner = '', epoch = l.epoch + 1, expires = 'epoch'
+			FROM n WHERE l.stage = n.stage AND l.partition = n.partition`, string(stage), parts, was, next)
+		if err == nil && tag.RowsAffected() < int64(len(parts)) {
+			err = errors.New("a position has moved meanwhile")
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("pass positions of %s: %w", stage, err)
+	}
+	return nil
+}
+
+// Unannounced gives batches up whose announcements have gone unread: they end as FAILED, with the reason, as soon as what
+// is known of them is settled. It leaves those alone that were opened less than an hour ago, as theirs may be to come. It
+// returns how many there were.
+func (s *Store) Unannounced(ctx context.Context, reason string) (int64, error) {
+	tag, err := s.pool.Exec(ctx, `WITH n AS (SELECT id FROM batches WHERE NOT announced AND status IN ('PENDING', 'PROCESSING')
+			AND opened_at < clock_timestamp() - interval '1 hour' ORDER BY id FOR NO KEY UPDATE)
+		UPDATE batches b SET announced = true, announced_at = clock_timestamp(), reason = coalesce(nullif(b.reason, ''), $1)
+		FROM n WHERE b.id = n.id`, clean(reason))
+	if err != nil {
+		return 0, fmt.Errorf("give up batches whose announcements have gone: %w", err)
+	}
+	return tag.RowsAffected(), nil
 }
 
 // forgetSource voids what was true only of the source as it was. Shopify ids stay, so that no product is created twice.

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
@@ -71,4 +72,50 @@ func TestRemoveLeavesNothingBehindAndNothingElse(t *testing.T) {
 		require.False(t, ok)
 	}
 	require.NoError(t, s.Migrate(t.Context()))
+}
+
+// Positions move to where records are, forward or back, and whoever held a partition has lost it.
+func TestPassingPositionsEndsTheLeases(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	fences := own(t, s, work.StagePush, "w", 2)
+	require.NoError(t, s.TakeIn(ctx, work.TakeIn{
+		Fences: fences, Positions: map[int32]int64{0: 20, 1: 90}, TakenIn: map[int32]int64{0: 30, 1: 95}, Cursors: map[int32]string{1: "0:p"},
+	}))
+	from := map[int32]int64{0: 20, 1: 80}
+	require.ErrorContains(t, s.Pass(ctx, work.StagePush, from, map[int32]int64{0: 50, 1: 10}), "moved meanwhile")
+	require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: fences, Positions: map[int32]int64{0: 21}}), "nothing was changed")
+	from = map[int32]int64{0: 21, 1: 90}
+	require.NoError(t, s.Pass(ctx, work.StagePush, from, map[int32]int64{0: 50, 1: 10}))
+	require.ErrorIs(t, s.TakeIn(ctx, work.TakeIn{Fences: fences, Positions: map[int32]int64{0: 51}}), work.ErrLeaseLost)
+	leases, err := s.Renew(ctx, work.StagePush, "w", 2, time.Minute)
+	require.NoError(t, err)
+	require.Len(t, leases, 2)
+	for i, want := range []int64{50, 10} {
+		require.Equal(t, []any{want, want, ""}, []any{leases[i].Position, leases[i].TakenIn, leases[i].Cursor})
+		require.Equal(t, fences[i].Epoch+2, leases[i].Epoch)
+	}
+}
+
+// A batch whose announcement nobody will ever read ends, and says why; one that has just begun may still be announced.
+func TestBatchesWhoseAnnouncementsHaveGoneFail(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	push := own(t, s, work.StagePush, "w", 1)
+	for _, id := range []string{"old", "new"} {
+		item := work.Item{BatchID: id, ProductID: "p", Shop: "s", Status: work.ItemSuccess}
+		require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: push, Batches: []event.Batch{{ID: id}}, Items: []work.Item{item}}))
+		require.NoError(t, s.Settle(ctx, work.Settlement{Fences: push, Items: []work.Item{item}}))
+	}
+	_, err := s.pool.Exec(ctx, `UPDATE batches SET opened_at = now() - interval '2 hours' WHERE id = 'old'`)
+	require.NoError(t, err)
+	for want := range 2 {
+		n, err := s.Unannounced(ctx, "gone")
+		require.NoError(t, err)
+		require.EqualValues(t, 1-want, n)
+	}
+	ended, err := s.Complete(ctx)
+	require.NoError(t, err)
+	require.Len(t, ended, 1)
+	require.Equal(t, []string{"old", event.BatchFailed, "gone"}, []string{ended[0].ID, ended[0].Type, ended[0].Reason})
 }
