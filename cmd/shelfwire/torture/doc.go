@@ -23,7 +23,7 @@
 //	SCHEDULES                       how many schedules of capture, with seeds from SEED on
 //	SHELFWIRE_TORTURE=1             the long run
 //	SHELFWIRE_TORTURE_RESULTS       file to which the result of each schedule of capture is appended
-//	SHELFWIRE_TORTURE_KEEP          directory to which the logs of all parts are copied
+//	SHELFWIRE_TORTURE_KEEP          directory to which the logs of all parts are copied, in one of its own for each test
 //	SHELFWIRE_TEST_KAFKA=apache     a real broker in the long run, in place of kfake
 //	SHELFWIRE_TEST_POSTGRES         major version of PostgreSQL
 package torture

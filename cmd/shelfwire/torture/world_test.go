@@ -339,6 +339,7 @@ func (w *world) keepLogs() {
 	}
 	files, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
 	require.NoError(w.t, err)
+	to = filepath.Join(to, strings.ReplaceAll(w.t.Name(), "/", "-"))
 	require.NoError(w.t, os.MkdirAll(to, 0o755))
 	for _, f := range files {
 		b, err := os.ReadFile(f)
