@@ -121,6 +121,8 @@ func (c *Capture) gap(ctx context.Context, h change.History, pos event.Position,
 		return &captureGap{cause: begun.Cause, reason: begun.Reason, renew: begun.Renew, back: begun.Back}, nil
 	}
 	switch {
+	case found && pos.CommitLSN == 0 && pos.Making:
+		return &captureGap{cause: gapPosition, renew: true, reason: fmt.Sprintf("whoever made the slot %s has not come to look whether it is good", h.Slot)}, nil
 	case found && pos.CommitLSN == 0:
 		return nil, nil // marked before the slot was made, see reopen
 	case !found:
@@ -185,7 +187,8 @@ func (c *Capture) sameHistory(ctx context.Context, pos event.Position) (bool, er
 //
 // Invariant: that there is a gap is on record before the new slot exists. Otherwise a process that finds the new slot
 // beside the old position, after a kill in between, could take one for the continuation of the other: where the source
-// was set back, the new slot may well stand before the position.
+// was set back, the new slot may well stand before the position. That the slot is good is on record after it: a process
+// that finds one that nobody has looked at makes it anew.
 func (c *Capture) reopen(ctx context.Context, gap *captureGap) error {
 	producer, err := c.parts.Fence(ctx)
 	if err != nil {
@@ -212,7 +215,7 @@ func (c *Capture) reopen(ctx context.Context, gap *captureGap) error {
 	}
 	switch {
 	case !found:
-		pos = event.Position{Writer: "capture/" + history.Slot, History: history}
+		pos = event.Position{Writer: "capture/" + history.Slot, History: history, Making: true}
 	case pos.CommitLSN != 0:
 		// What became of the source says more than that the slot is not there.
 		other, err := c.otherHistory(ctx, history, pos)
@@ -234,11 +237,11 @@ func (c *Capture) reopen(ctx context.Context, gap *captureGap) error {
 	if err := c.parts.Source.RenewSlot(ctx); err != nil {
 		return err
 	}
-	if pos.Healed == nil || !pos.Healed.Renew {
-		return nil
+	if pos.Healed != nil {
+		done := *pos.Healed
+		done.Renew, pos.Healed = false, &done
 	}
-	done := *pos.Healed
-	done.Renew, pos.Healed = false, &done
+	pos.Making = false
 	return c.mark(ctx, producer, pos)
 }
 

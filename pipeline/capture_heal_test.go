@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/connectors/kafka"
+	pg "github.com/shelfwire/shelfwire/connectors/postgres"
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
 	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -48,6 +49,35 @@ func newHealRig(t *testing.T, r *captureRig) *healRig {
 func (h *healRig) gap() {
 	h.exec(`INSERT INTO products VALUES ('within', 'W', 1)`)
 	h.exec(`DELETE FROM products WHERE id = 'deleted'`)
+}
+
+// A slot that was made beside ALTER TABLE may not know of it, and its maker looks for that. One whose maker has gone
+// before it could is made anew by whoever finds it.
+func TestCaptureReadsFromNoSlotThatNobodyHasLookedAt(t *testing.T) {
+	r := newCaptureRig(t)
+	made := 0
+	r.renew = func(ctx context.Context, src *pg.Source) error {
+		made++
+		if err := src.RenewSlot(ctx); err != nil || made > 1 {
+			return err
+		}
+		return errors.New("killed")
+	}
+	r.exec(`INSERT INTO products VALUES ('a', 'A', 1)`)
+	c, stop := r.start()
+	r.wait(c)
+	r.exec(`INSERT INTO products VALUES ('b', 'B', 1)`)
+	r.wait(c)
+	require.NoError(t, stop())
+	require.Equal(t, 2, made)
+	require.Equal(t, []string{"products r a", "products c b"}, brief(r.records(event.Changes)))
+	require.Empty(t, r.healings(), "it is a first start all the same")
+
+	// Nor is one found again that is known to be good.
+	c, stop = r.start()
+	r.wait(c)
+	require.NoError(t, stop())
+	require.Equal(t, 2, made)
 }
 
 func (r *captureRig) healings() []event.Batch {

@@ -39,6 +39,8 @@ type captureRig struct {
 	slotName string
 	// emit stands for Source.EmitMessage; nil: that itself.
 	emit func(prefix string, content []byte) (change.LSN, error)
+	// renew stands for Source.RenewSlot; nil: that itself.
+	renew func(ctx context.Context, src *postgres.Source) error
 	// published: the test has made the publication.
 	published bool
 	// runs counts the captures so far, streamed the transactions that each took before their commit.
@@ -154,7 +156,7 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 	require.NoError(r.t, err)
 	r.streamed = append(r.streamed, &src.SpillStats().Transactions)
 	c := pipeline.NewCapture(r.cfg, pipeline.CaptureParts{
-		Source: &riggedSource{src, r.emit},
+		Source: &riggedSource{src, r.emit, r.renew},
 		Open: func(ctx context.Context) (pipeline.CaptureStream, error) {
 			if !r.published {
 				if err := src.KeepPublished(ctx, pipeline.PublishedTables(r.cfg)); err != nil {
@@ -193,10 +195,18 @@ func (r *captureRig) run(ctx context.Context) (*pipeline.Capture, <-chan error) 
 	return c, done
 }
 
-// riggedSource writes messages as the test says.
+// riggedSource writes messages and makes slots as the test says.
 type riggedSource struct {
 	*postgres.Source
-	emit func(prefix string, content []byte) (change.LSN, error)
+	emit  func(prefix string, content []byte) (change.LSN, error)
+	renew func(ctx context.Context, src *postgres.Source) error
+}
+
+func (s *riggedSource) RenewSlot(ctx context.Context) error {
+	if s.renew == nil {
+		return s.Source.RenewSlot(ctx)
+	}
+	return s.renew(ctx, s.Source)
 }
 
 func (s *riggedSource) EmitMessage(ctx context.Context, prefix string, content []byte) (change.LSN, error) {

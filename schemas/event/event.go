@@ -187,6 +187,9 @@ type Position struct {
 	Unseen change.XIDs `json:"unseen_xids,omitempty"`
 	// Healed is the last healing; with a CommitLSN of 0, one that has only begun (capture).
 	Healed *Healing `json:"healed,omitempty"`
+	// Making: the first slot is being made, and nobody may read from one that is there until its maker has looked at it
+	// (capture).
+	Making bool `json:"making_slot,omitempty"`
 	// LargestOpen is how many bytes of the largest open transaction have been streamed (capture).
 	LargestOpen int64 `json:"largest_open_bytes,omitempty"`
 	// Number is the number of the last outbox row (relay), in the state of Incarnation.
