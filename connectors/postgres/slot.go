@@ -350,11 +350,11 @@ func (s *Source) makeSlot(ctx context.Context, failover bool) error {
 	case "42710": // another process was quicker; the caller reads what it made
 		return nil
 	case "42501":
-		return fmt.Errorf("create slot %q: the role may not replicate: let a superuser run ALTER ROLE ... REPLICATION: %w", s.cfg.Slot, err)
+		return wrap(ctx, fmt.Sprintf("create slot %q: the role may not replicate: let a superuser run ALTER ROLE ... REPLICATION", s.cfg.Slot), err)
 	case "53400":
-		return fmt.Errorf("create slot %q: all slots of the server are taken: raise max_replication_slots or drop one that is not used: %w", s.cfg.Slot, err)
+		return wrap(ctx, fmt.Sprintf("create slot %q: all slots of the server are taken: raise max_replication_slots or drop one that is not used", s.cfg.Slot), err)
 	case "55000":
-		return fmt.Errorf("create slot %q: the server must run with wal_level = logical (and be restarted after that): %w", s.cfg.Slot, err)
+		return wrap(ctx, fmt.Sprintf("create slot %q: the server must run with wal_level = logical (and be restarted after that)", s.cfg.Slot), err)
 	}
 	return wrap(ctx, "create the slot", err)
 }
