@@ -12,8 +12,14 @@
 //
 // Non-obvious, and each the cause of a lost or doubled push when it is broken:
 //
-//   - A product's offsets are done only when every shop of its read has been settled. Push therefore settles a round's
-//     shops one after the other, and the last one of a product carries its offsets.
+//   - A product's offsets are done only when every shop of its read has been settled. One settler writes one settlement
+//     after the other, so exactly one of them is the last of a product and carries its offsets.
+//   - The loop of Push waits for no service, and no line of a shop for another's: a line never holds more places than
+//     are still free.
+//   - What a poll has to write (items, parked rows) is durable before a product that needs it is read. A live change of
+//     no batch needs nothing.
+//   - A partition that is handed over sends nothing more: a request needs an intent under its lease, and the lease is
+//     gone. So a hand-over may end at the drain deadline, whatever still flies.
 //   - What is parked is deleted only at the generation that stood before the read began: a change that parked the
 //     product again meanwhile keeps it parked.
 //   - A read counts only when its snapshot sees the transactions that asked for it. WAL is sent before a commit is

@@ -283,9 +283,13 @@ func (w *world) Documents(ctx context.Context, ids []change.ProductID) ([]docume
 func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	asked := make(map[string]bool, len(products))
+	for _, id := range products {
+		asked[id] = true
+	}
 	var l work.Loaded
 	for k, v := range w.known {
-		if slices.Contains(products, k[0]) {
+		if asked[k[0]] {
 			for _, i := range w.intents {
 				if i.Shop == k[1] && slices.Contains(i.ProductIDs, k[0]) {
 					v.Intents = append(v.Intents, i)
@@ -295,12 +299,12 @@ func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) 
 		}
 	}
 	for k, v := range w.items {
-		if slices.Contains(products, k[1]) && !settledItem(v.Status) {
+		if asked[k[1]] && !settledItem(v.Status) {
 			l.Items = append(l.Items, v)
 		}
 	}
 	for k, v := range w.parked {
-		if slices.Contains(products, k[0]) {
+		if asked[k[0]] {
 			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation, XIDs: v.XIDs})
 		}
 	}

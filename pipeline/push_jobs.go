@@ -23,14 +23,12 @@ const (
 )
 
 // jobs turns flights and their rows into what each shop must be asked for.
-func (r *round) jobs(flights []*flight, rows map[string][]document.Row, failed map[string]error) []*job {
+func (r *reading) jobs(flights []*flight, rows map[string][]document.Row, failed map[string]error) []*job {
 	var out []*job
 	for _, f := range flights {
 		var js []*job
 		id := string(f.entry.product)
 		switch {
-		case f.again > 0:
-			continue
 		case f.again < 0: // its transaction stays invisible: it waits in the state
 			f.again, f.unseen = 0, true
 			js = []*job{{flight: f, push: work.Push{ProductID: id}, park: "NOT_YET_VISIBLE"}}
@@ -87,7 +85,7 @@ func (f *flight) knownIn(shop string) work.Known {
 func (f *flight) split(rows []document.Row) []*job {
 	var out []*job
 	routed := map[string]bool{}
-	for _, row := range rows {
+	for i, row := range rows {
 		if row.Shop == "" {
 			reason := reasonNoShop
 			var d struct{ Reason string }
@@ -100,10 +98,20 @@ func (f *flight) split(rows []document.Row) []*job {
 			}))
 			continue
 		}
-		routed[row.Shop] = true
-		if f.wants(row.Shop) {
-			out = append(out, f.document(row))
+		if routed[row.Shop] || !f.wants(row.Shop) { // told with its first row
+			routed[row.Shop] = true
+			continue
 		}
+		routed[row.Shop] = true
+		if n := countRows(rows[i:], row.Shop); n > 1 {
+			out = append(out, f.ready(row.Shop, work.Result{
+				Status: event.Failed, Category: event.Validation, Field: "documents",
+				Message: fmt.Sprintf("the documents query returns %d rows for this product in this shop: which of them "+
+					"the shop shall have cannot be known; it must return one", n),
+			}))
+			continue
+		}
+		out = append(out, f.document(row))
 	}
 	for shop, k := range f.known {
 		if shop == "" || routed[shop] || !f.wants(shop) {
@@ -129,6 +137,15 @@ func (f *flight) split(rows []document.Row) []*job {
 		out = append(out, f.ready("", work.Result{Status: event.Skipped, Reason: reasonNoRow}))
 	}
 	return out
+}
+
+func countRows(rows []document.Row, shop string) (n int) {
+	for i := range rows {
+		if rows[i].Shop == shop {
+			n++
+		}
+	}
+	return n
 }
 
 // ends reports whether the product's last job ends its wait in a shop that it has no job for: the wait for all shops,
@@ -166,7 +183,7 @@ func (f *flight) document(row document.Row) *job {
 }
 
 // hold asks the guard about everything that would take products off sale or give things away.
-func (r *round) hold(ctx context.Context, jobs []*job) {
+func (r *reading) hold(ctx context.Context, jobs []*job) {
 	asks := map[string][]work.GuardRequest{}
 	for _, j := range jobs {
 		if j.ready || j.park != "" {
@@ -207,9 +224,9 @@ func (r *round) hold(ctx context.Context, jobs []*job) {
 // splitItems gives each item of a batch that has no shop yet one item for each shop, and marks what is about to be
 // sent as PROCESSING, before anything is sent: so a batch is never complete while a shop of a product is missing. What
 // waits for its shop is PENDING and not in hand, so that its batch can be cancelled.
-func (r *round) splitItems(ctx context.Context, jobs []*job) error {
+func (r *reading) splitItems(ctx context.Context, jobs []*job) error {
 	s := work.Settlement{}
-	fences := map[int32]struct{}{}
+	fences := map[*ownedPartition]struct{}{}
 	split := map[[2]string]struct{}{}
 	for _, j := range jobs {
 		for _, it := range j.flight.items {
@@ -225,7 +242,7 @@ func (r *round) splitItems(ctx context.Context, jobs []*job) error {
 				n.Status = work.ItemPending
 			}
 			s.Items = append(s.Items, n)
-			fences[j.flight.entry.partition] = struct{}{}
+			fences[j.flight.entry.owner] = struct{}{}
 		}
 	}
 	if len(s.Items) == 0 {
@@ -234,8 +251,8 @@ func (r *round) splitItems(ctx context.Context, jobs []*job) error {
 	for k := range split {
 		s.SplitItems = append(s.SplitItems, work.Item{BatchID: k[0], ProductID: k[1]})
 	}
-	for part := range fences {
-		s.Fences = append(s.Fences, r.owned[part].fence())
+	for o := range fences {
+		s.Fences = append(s.Fences, o.fence())
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.p.cfg.Lease.TTL) // beyond the leases it could not be written any more
 	defer cancel()

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -15,55 +14,13 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// settle writes what became of these jobs in one transaction: records, items, parked rows, outbox, and the positions
-// of the products that are finished with them. asked are the intents that were written for them.
-func (r *round) settle(ctx context.Context, jobs []*job, asked []work.Intent) {
-	r.settling.Lock()
-	defer r.settling.Unlock()
-	s := &settlement{r: r, now: time.Now(), left: map[*flight]int{}, asked: map[string][]work.Intent{}}
-	for _, j := range jobs {
-		s.left[j.flight]++
-	}
-	for _, i := range asked {
-		for _, id := range i.ProductIDs {
-			s.asked[id] = append(s.asked[id], i)
-		}
-	}
-	for _, j := range jobs {
-		s.job(j)
-	}
-	s.intents(jobs)
-	offsets := s.finish()
-	err := s.err
-	if err == nil {
-		// Beyond the leases nothing could be settled any more.
-		ctx, cancel := context.WithTimeout(ctx, r.p.cfg.Lease.TTL)
-		defer cancel()
-		err = retry(ctx, r.p.log, "settle", func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s.Settlement) })
-	}
-	if err != nil {
-		r.p.log.WarnContext(ctx, "not settled; the products are read again", "jobs", len(jobs), "error", err)
-		for _, j := range jobs {
-			j.flight.broken = true
-		}
-		return
-	}
-	for _, j := range jobs {
-		j.flight.open--
-	}
-	for part, done := range offsets {
-		r.owned[part].done(done)
-	}
-	s.count(jobs)
-}
-
 // settlement collects one settlement.
 type settlement struct {
 	work.Settlement
-	r     *round
+	p     *Push
 	now   time.Time
-	left  map[*flight]int          // jobs of the flight in this settlement
-	asked map[string][]work.Intent // by product: written for the requests that are settled now
+	left  map[*flight]int             // jobs of the flight in this settlement
+	asked map[[2]string][]work.Intent // by product and shop: written for the requests that are settled now
 	err   error
 }
 
@@ -79,7 +36,7 @@ func (s *settlement) job(j *job) {
 	items, batches := s.items(j)
 	switch {
 	case j.push.Shop == "" && j.result.Reason == reasonNoRow && len(items) == 0: // dropped silently, counted
-		s.r.p.stats.Dropped.Add(1)
+		s.p.stats.Dropped.Add(1)
 	case j.result.Reason == reasonNoRow && j.push.Shop != "":
 		s.Forget = append(s.Forget, k)
 	default:
@@ -113,7 +70,7 @@ func (s *settlement) unpark(j *job) {
 // covers reports whether the flight stands for what the parked row waits for: its read has seen the row's transaction,
 // or the row is parked anew, or the product cannot be read at all.
 func (s *settlement) covers(f *flight, ref work.ParkedRef) bool {
-	return f.blind || f.unseen || seesAll(s.r.snapshot, ref.XIDs)
+	return f.blind || f.unseen || seesAll(f.r.snapshot, ref.XIDs)
 }
 
 // parkUnsent puts a job back that its shop does not take at the moment. Its items are PENDING while they wait. The row that it was
@@ -140,7 +97,7 @@ func (s *settlement) parkUnsent(j *job) {
 		return
 	}
 	for _, it := range j.flight.items {
-		if s.r.snapshot.Sees(it.XID) && (it.Shop == "" || it.Shop == j.push.Shop) {
+		if j.flight.r.snapshot.Sees(it.XID) && (it.Shop == "" || it.Shop == j.push.Shop) {
 			it.Shop, it.Status = j.push.Shop, work.ItemPending
 			s.Items = append(s.Items, it)
 		}
@@ -152,7 +109,7 @@ func (s *settlement) known(j *job) work.Known {
 	k := j.push.Known
 	res := &j.result
 	k.ProductID, k.Shop = j.push.ProductID, j.push.Shop
-	k.Snapshot = s.r.snapshot
+	k.Snapshot = j.flight.r.snapshot
 	k.Shadow = res.Shadow
 	if res.Shadow != nil { // an empty id then means that the shop has the product no longer
 		k.ShopifyID = res.ShopifyID
@@ -191,19 +148,19 @@ func (s *settlement) documents(j *job, k *work.Known) {
 		return
 	}
 	key := j.push.ProductID + "|" + j.push.Shop
-	part := change.Partition(j.flight.entry.product, s.r.p.cfg.Partitions)
+	part := change.Partition(j.flight.entry.product, s.p.cfg.Partitions)
 	gone := j.push.Gone || j.push.Moved || j.push.Raw == nil && j.result.Reason == reasonNoRow
 	switch {
 	case gone && k.DocumentHash != "":
 		k.DocumentHash = ""
 		s.Outbox = append(s.Outbox, event.Record{
-			Topic: s.r.p.cfg.Prefix + event.Documents, Partition: part, Key: []byte(key),
+			Topic: s.p.cfg.Prefix + event.Documents, Partition: part, Key: []byte(key),
 		})
 	case j.push.Document != nil && j.push.Hash != k.DocumentHash:
 		k.DocumentHash = j.push.Hash
-		s.add(jsonRecord(s.r.p.cfg.Prefix+event.Documents, part, key, event.Document{
+		s.add(jsonRecord(s.p.cfg.Prefix+event.Documents, part, key, event.Document{
 			ProductID: j.push.ProductID, Shop: j.push.Shop, Hash: j.push.Hash, Document: j.push.Raw,
-			Snapshot: s.r.snapshot.String(), ReadAt: s.r.readAt,
+			Snapshot: j.flight.r.snapshot.String(), ReadAt: j.flight.r.readAt,
 		}))
 	}
 }
@@ -233,7 +190,7 @@ func (s *settlement) items(j *job) (items []work.Item, batches []string) {
 			if it.Shop != "" && !j.flight.wants(it.Shop) {
 				continue
 			}
-		case !s.r.snapshot.Sees(it.XID) || it.Shop != "" && it.Shop != j.push.Shop:
+		case !j.flight.r.snapshot.Sees(it.XID) || it.Shop != "" && it.Shop != j.push.Shop:
 			continue
 		default:
 			it.Shop = j.push.Shop
@@ -311,11 +268,11 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 func (s *settlement) late(j *job) time.Time {
 	open := j.push.Known.Intents
 	if j.result.Unanswered {
-		open = append(slices.Clone(open), s.asked[j.push.ProductID]...)
+		open = append(slices.Clone(open), s.asked[[2]string{j.push.ProductID, j.push.Shop}]...)
 	}
 	var at time.Time
 	for _, i := range open {
-		if end := i.At.Add(s.r.p.cfg.LateRequest); end.After(s.now) && end.After(at) {
+		if end := i.At.Add(s.p.cfg.LateRequest); end.After(s.now) && end.After(at) {
 			at = end
 		}
 	}
@@ -328,9 +285,9 @@ func (s *settlement) intents(jobs []*job) {
 		if j.ready && !j.plan.Nothing || j.park != "" || j.result.Unanswered {
 			continue
 		}
-		answered := slices.Clone(s.asked[j.push.ProductID])
+		answered := slices.Clone(s.asked[[2]string{j.push.ProductID, j.push.Shop}])
 		for _, i := range j.push.Known.Intents {
-			if !i.At.Add(s.r.p.cfg.LateRequest).After(s.now) {
+			if !i.At.Add(s.p.cfg.LateRequest).After(s.now) {
 				answered = append(answered, i)
 			}
 		}
@@ -343,48 +300,54 @@ func (s *settlement) intents(jobs []*job) {
 
 // finish adds what only the last job of a product may carry: its own record, the parked row that it came from, and
 // its offsets.
-func (s *settlement) finish() map[int32][]int64 {
-	offsets := map[int32][]int64{}
-	parts := map[int32]bool{}
+func (s *settlement) finish() map[*ownedPartition][]int64 {
+	offsets := map[*ownedPartition][]int64{}
 	for f, n := range s.left {
 		e := f.entry
-		parts[e.partition] = true
-		if n < f.open || f.broken {
-			continue
+		done := offsets[e.owner]
+		if n == f.open && !f.broken {
+			// Invariant: these offsets are committed in the transaction that settles the last shop of their product.
+			done = append(done, e.offsets...)
+			s.last(f)
 		}
-		// Invariant: these offsets are committed in the transaction that settles the last shop of their product.
-		offsets[e.partition] = append(offsets[e.partition], e.offsets...)
-		for _, ref := range f.parked {
-			if f.ends(ref.Shop) && s.covers(f, ref) {
-				s.Unpark = append(s.Unpark, ref)
-			}
-		}
-		if f.slow == nil && !f.queued && e.only == nil && seesAll(s.r.snapshot, e.xids) {
-			s.Products = append(s.Products, work.Settled{Known: work.Known{
-				ProductID: string(e.product), Snapshot: s.r.snapshot,
-			}})
-		}
+		offsets[e.owner] = done
 	}
 	s.Positions = map[int32]int64{}
-	for part := range parts {
-		s.Fences = append(s.Fences, s.r.owned[part].fence())
-		if len(offsets[part]) > 0 {
-			s.Positions[part] = s.r.owned[part].safeWith(offsets[part])
+	for o, done := range offsets {
+		fence := o.fence()
+		s.Fences = append(s.Fences, fence)
+		if len(done) > 0 {
+			s.Positions[fence.Partition] = o.safeWith(done)
 		}
 	}
 	return offsets
 }
 
+// last adds what a product's last job carries.
+func (s *settlement) last(f *flight) {
+	e := f.entry
+	for _, ref := range f.parked {
+		if f.ends(ref.Shop) && s.covers(f, ref) {
+			s.Unpark = append(s.Unpark, ref)
+		}
+	}
+	if f.slow == nil && !f.queued && e.only == nil && seesAll(f.r.snapshot, e.xids) {
+		s.Products = append(s.Products, work.Settled{Known: work.Known{
+			ProductID: string(e.product), Snapshot: f.r.snapshot,
+		}})
+	}
+}
+
 // outcome puts the record of what happened into the outbox.
 func (s *settlement) outcome(j *job, k work.Known, batches []string, next time.Time) {
 	e, res := j.flight.entry, &j.result
-	s.add(s.r.outcomeRecord(event.Outcome{
+	s.add(s.p.outcomeRecord(event.Outcome{
 		ID: rand.Text(), ProductID: j.push.ProductID, Shop: j.push.Shop,
 		Status: res.Status, Category: res.Category, Reason: res.Reason, Message: res.Message, Field: res.Field,
 		ShopifyID: k.ShopifyID, VariantIDs: res.VariantIDs, BatchIDs: batches,
 		Lane: max(e.lane, j.plan.Lane).String(), Attempt: k.Attempt, Plan: j.plan.Words, Sent: res.Sent,
 		PointsRequested: res.PointsRequested, PointsActual: res.PointsActual, Changes: e.changes,
-		FirstCommit: e.first, LastCommit: e.last, CapturedAt: e.captured, DueAt: e.due, ReadAt: s.r.readAt,
+		FirstCommit: e.first, LastCommit: e.last, CapturedAt: e.captured, DueAt: e.due, ReadAt: j.flight.r.readAt,
 		SentAt: res.SentAt, AnsweredAt: res.AnsweredAt, SettledAt: s.now,
 		DocumentHash: j.push.Hash, NextAttempt: next,
 	}))
@@ -397,7 +360,7 @@ func jsonRecord(topic string, partition int32, key string, v any) (event.Record,
 
 // count books settled jobs into the worker's statistics.
 func (s *settlement) count(jobs []*job) {
-	st := &s.r.p.stats
+	st := &s.p.stats
 	for _, j := range jobs {
 		if j.park != "" {
 			st.Parked.Add(1)

@@ -27,39 +27,6 @@ func (h *healthMap) get(shop string) work.ShopHealth {
 	return work.ShopHealth{}
 }
 
-// shopLoad counts what is on its way to each shop.
-type shopLoad struct {
-	mu sync.Mutex
-	n  map[string]int
-}
-
-func (l *shopLoad) enter(shop string, limit int) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.n[shop] >= limit {
-		return false
-	}
-	l.n[shop]++
-	return true
-}
-
-func (l *shopLoad) leave(shop string, n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.n[shop] -= n
-}
-
-func (l *shopLoad) full(limit int) (shops []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for s, n := range l.n {
-		if n >= limit {
-			shops = append(shops, s)
-		}
-	}
-	return shops
-}
-
 // holdNews remembers which holds were told of.
 type holdNews struct {
 	mu   sync.Mutex
@@ -117,7 +84,7 @@ func (p *Push) closed(shop string, now time.Time) (reason string, probe bool) {
 
 // closedShops are the shops whose parked products wait. A dead shop whose probe is due is open.
 func (p *Push) closedShops() []string {
-	out := p.busy.full(p.cfg.FlyingPerShop)
+	var out []string
 	if m := p.health.p.Load(); m != nil {
 		for shop := range *m {
 			if reason, _ := p.closed(shop, time.Now()); reason != "" {
@@ -193,65 +160,4 @@ func (p *Push) noteHealth(ctx context.Context, shop string, results []work.Resul
 		}
 		p.changeHealth(shop, func(h *work.ShopHealth) { h.DeadSince, h.Reason = time.Time{}, "" })
 	}
-}
-
-// PushStats counts what a push worker has done since its start. Gauges are marked.
-type PushStats struct {
-	Consumed      atomic.Int64 // live records
-	Parked        atomic.Int64
-	Rounds        atomic.Int64
-	Reads         atomic.Int64 // documents queries
-	SeenBefore    atomic.Int64
-	NotYetVisible atomic.Int64
-	Dropped       atomic.Int64 // products without a row that no shop knows
-	Coalesced     atomic.Int64 // changes that shared another change's push
-	Succeeded     atomic.Int64
-	Failed        atomic.Int64
-	Skipped       atomic.Int64
-	Retried       atomic.Int64
-	Held          atomic.Int64
-	Dead          atomic.Int64
-	Points        atomic.Int64 // actual
-	Hot           atomic.Int64 // gauge: waiting in memory
-	Flying        atomic.Int64 // gauge: on their way
-	Owned         atomic.Int64 // gauge: partitions
-	Lag           atomic.Int64 // gauge: ns from the first commit of the last push to the shop's answer
-
-	// Latency is called with the time from the commit of a push's first change to the shop's answer; nil is fine.
-	// It must be set before Run.
-	Latency func(time.Duration)
-}
-
-// Stats are safe to read at any time.
-func (p *Push) Stats() *PushStats { return &p.stats }
-
-func (s *PushStats) outcome(st event.Status) {
-	switch st {
-	case event.Success:
-		s.Succeeded.Add(1)
-	case event.Failed:
-		s.Failed.Add(1)
-	case event.Skipped, event.Cancelled:
-		s.Skipped.Add(1)
-	case event.Held:
-		s.Held.Add(1)
-	default:
-		s.Retried.Add(1)
-	}
-}
-
-func (s *PushStats) latency(from, to time.Time) {
-	if from.IsZero() || to.IsZero() {
-		return
-	}
-	s.Lag.Store(int64(to.Sub(from)))
-	if s.Latency != nil {
-		s.Latency(to.Sub(from))
-	}
-}
-
-func (p *Push) gauge() {
-	p.stats.Hot.Store(int64(len(p.hot)))
-	p.stats.Flying.Store(int64(len(p.flying)))
-	p.stats.Owned.Store(int64(len(p.owned)))
 }

@@ -32,7 +32,7 @@ func timedOut(err error) bool {
 
 // apart gives each product that was too slow last time a round of its own, one at a time: each holds one of the few
 // connections to the source for as long as the timeout. Those that find the place taken wait in the state.
-func (r *round) apart(ctx context.Context, flights []*flight) (rest []*flight) {
+func (r *reading) apart(ctx context.Context, flights []*flight) (rest []*flight) {
 	if r.alone != nil {
 		return flights
 	}
@@ -43,10 +43,10 @@ func (r *round) apart(ctx context.Context, flights []*flight) (rest []*flight) {
 		}
 		select {
 		case r.p.slow <- struct{}{}:
-			one := &round{p: r.p, owned: r.owned, stop: r.stop, alone: sync.OnceFunc(func() { <-r.p.slow })}
+			one := &reading{p: r.p, stop: r.stop, alone: sync.OnceFunc(func() { <-r.p.slow })}
 			r.p.rounds.Go(func() {
 				defer one.alone()
-				r.p.landed <- one.run(ctx, []*entry{f.entry})
+				one.run(ctx, []*entry{f.entry})
 			})
 		default:
 			f.queued = true

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/document"
@@ -15,36 +12,32 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// round is one turn of a group of due products: load what is known, read the documents in one snapshot, plan, send
-// shop by shop, settle.
-type round struct {
-	p     *Push
-	owned map[int32]*ownedPartition
+// reading is one turn of a reader: load what is known of some due products, read their documents in one snapshot, plan,
+// and put what must be sent into the lines of the shops. Each product then goes its own way.
+type reading struct {
+	p *Push
 	// stop ends when the worker is told to: nothing new is sent then.
-	stop context.Context //nolint:containedctx // the round itself must outlive it
+	stop context.Context //nolint:containedctx // the reading itself must outlive it
 
-	// alone gives the place back that the round of one slow product holds; nil for a round of many.
+	// alone gives the place back that the reading of one slow product holds; nil for a reading of many.
 	alone    func()
 	timeouts int
 
 	snapshot change.Snapshot
 	readAt   time.Time
-
-	// settling lets one settlement of the round run at a time, so that exactly one of them is the last of a product
-	// and carries its offsets.
-	settling sync.Mutex
 }
 
-// flight is one product of a round.
+// flight is one product on its way.
 type flight struct {
+	r      *reading
 	entry  *entry
 	known  map[string]work.Known // by shop; "" is the product's own record
 	items  []work.Item           // unsettled
 	parked []work.ParkedRef
 	shops  map[string]struct{} // those that it has a job for
 	unseen bool                // its transaction stays invisible: nothing was read
-	open   int                 // jobs that are not settled yet
-	broken bool                // a job could not be settled: the product must fly again
+	open   int                 // jobs that are not over yet; the settler's own once the first of them is on its way
+	broken bool                // a job was not settled: the product must fly again; the settler's own
 	again  time.Duration
 	blind  bool  // the read broke on the product itself: items settle and parked rows end without a snapshot
 	slow   error // the read of the product alone has timed out
@@ -66,45 +59,49 @@ type job struct {
 	result work.Result
 	ready  bool   // result stands; nothing is sent
 	park   string // wait for this reason instead of being sent
+	probe  bool   // it may try a dead shop
+
+	place     lineKey
+	placed    bool
+	withdrawn bool // it may not be sent now: nothing is settled, and the product flies again
 }
 
 // again is the pause before a product flies again because something behind it was away.
 const again = 500 * time.Millisecond
 
-// run never returns before every flight has landed one way or the other.
-func (r *round) run(ctx context.Context, entries []*entry) []landing {
+// run hands every flight on, to the lines, the settler or back to the loop.
+func (r *reading) run(ctx context.Context, entries []*entry) {
 	// Until the items are split nothing has been sent, and a stop cuts whatever is waited for.
 	flights, err := r.load(r.stop, entries)
 	if err != nil {
 		r.p.log.WarnContext(ctx, "load before a read", "products", len(entries), "error", err)
-		return sendBack(entries, again)
+		r.p.tell(sendBack(entries, again))
+		return
 	}
-	flights, done := r.seenBefore(flights)
+	flights = r.seenBefore(flights)
 	flights = r.apart(ctx, flights)
 	rows, failed := r.read(r.stop, flights)
 	if r.alone != nil {
 		r.alone()
 	}
+	var back []landing
+	for _, f := range flights {
+		if f.again > 0 {
+			back = append(back, landing{entry: f.entry, again: true, after: f.again})
+		}
+	}
+	r.p.tell(back)
+	flights = slices.DeleteFunc(flights, func(f *flight) bool { return f.again > 0 })
 	jobs := r.jobs(flights, rows, failed)
 	r.hold(r.stop, jobs)
 	r.route(r.stop, jobs)
 	if err := r.splitItems(r.stop, jobs); err != nil {
 		r.leave(jobs)
 		r.p.log.WarnContext(ctx, "items not split", "error", err)
-		return append(done, sendBack(entriesOf(flights), again)...)
+		r.p.tell(sendBack(entriesOf(flights), again))
+		return
 	}
-	r.send(ctx, jobs)
-	for _, f := range flights {
-		l := landing{entry: f.entry}
-		switch {
-		case f.again > 0:
-			l.again, l.after = true, f.again
-		case f.broken || f.open > 0:
-			l.again, l.after = true, again
-		}
-		done = append(done, l)
-	}
-	return done
+	r.put(jobs)
 }
 
 func sendBack(entries []*entry, after time.Duration) []landing {
@@ -124,13 +121,13 @@ func entriesOf(flights []*flight) []*entry {
 }
 
 // load asks for everything known of the products, before the read: a row parked later keeps its higher generation.
-func (r *round) load(ctx context.Context, entries []*entry) ([]*flight, error) {
+func (r *reading) load(ctx context.Context, entries []*entry) ([]*flight, error) {
 	ids := make([]string, len(entries))
 	byID := make(map[string]*flight, len(entries))
 	flights := make([]*flight, len(entries))
 	for i, e := range entries {
 		ids[i] = string(e.product)
-		flights[i] = &flight{entry: e, known: map[string]work.Known{}}
+		flights[i] = &flight{r: r, entry: e, known: map[string]work.Known{}}
 		byID[ids[i]] = flights[i]
 	}
 	loaded, err := r.p.parts.State.Load(ctx, ids)
@@ -156,7 +153,8 @@ func (r *round) load(ctx context.Context, entries []*entry) ([]*flight, error) {
 
 // seenBefore lands what the product's last settled read has seen already: records that came again after a takeover,
 // or that were on their way while a newer push read their effect. No read, no outcome.
-func (r *round) seenBefore(flights []*flight) (rest []*flight, done []landing) {
+func (r *reading) seenBefore(flights []*flight) (rest []*flight) {
+	var done []landing
 	for _, f := range flights {
 		e := f.entry
 		own, ok := f.known[""]
@@ -164,11 +162,12 @@ func (r *round) seenBefore(flights []*flight) (rest []*flight, done []landing) {
 			rest = append(rest, f)
 			continue
 		}
-		r.owned[e.partition].done(e.offsets)
+		e.owner.done(e.offsets)
 		r.p.stats.SeenBefore.Add(int64(e.changes))
 		done = append(done, landing{entry: e})
 	}
-	return rest, done
+	r.p.tell(done)
+	return rest
 }
 
 func seesAll(s change.Snapshot, xids []change.XID) bool {
@@ -183,7 +182,7 @@ func seesAll(s change.Snapshot, xids []change.XID) bool {
 // read asks for the documents of all flights in one query. A query that breaks on its data, or takes too long, is
 // bisected to the products that are the reason, so that one bad row stops nobody else; failed holds the errors of those
 // that break it.
-func (r *round) read(ctx context.Context, flights []*flight) (rows map[string][]document.Row, failed map[string]error) {
+func (r *reading) read(ctx context.Context, flights []*flight) (rows map[string][]document.Row, failed map[string]error) {
 	rows, failed = map[string][]document.Row{}, map[string]error{}
 	r.readSome(ctx, slices.DeleteFunc(slices.Clone(flights), func(f *flight) bool { return f.queued }), rows, failed)
 	for _, f := range flights {
@@ -195,7 +194,7 @@ func (r *round) read(ctx context.Context, flights []*flight) (rows map[string][]
 	return rows, failed
 }
 
-func (r *round) readSome(ctx context.Context, flights []*flight, rows map[string][]document.Row, failed map[string]error) {
+func (r *reading) readSome(ctx context.Context, flights []*flight, rows map[string][]document.Row, failed map[string]error) {
 	if len(flights) == 0 {
 		return
 	}
@@ -238,7 +237,7 @@ func (r *round) readSome(ctx context.Context, flights []*flight, rows map[string
 }
 
 // seen keeps the oldest snapshot of the round's queries: what it shows, all of them have shown.
-func (r *round) seen(s change.Snapshot, at time.Time) {
+func (r *reading) seen(s change.Snapshot, at time.Time) {
 	if r.readAt.IsZero() || s.Xmax < r.snapshot.Xmax {
 		r.snapshot, r.readAt = s, at
 	}
@@ -252,7 +251,7 @@ func blamesData(err error) bool {
 }
 
 // wait lets a product whose transaction the read does not see fly again soon, or parks it when that lasts.
-func (f *flight) wait(r *round) {
+func (f *flight) wait(r *reading) {
 	now := time.Now()
 	if f.entry.unseen.IsZero() {
 		f.entry.unseen = now
@@ -265,97 +264,7 @@ func (f *flight) wait(r *round) {
 	f.again = -1 // parked below: see jobs
 }
 
-// route decides for each job that would be sent whether its shop takes anything at the moment.
-func (r *round) route(ctx context.Context, jobs []*job) {
-	for _, j := range jobs {
-		if j.ready || j.park != "" {
-			continue
-		}
-		reason, probe := r.p.closed(j.push.Shop, time.Now())
-		if probe {
-			if err := r.p.claimProbe(ctx, j.push.Shop); err != nil {
-				reason = "SHOP_DEAD"
-			}
-		}
-		if reason == "" && !r.p.busy.enter(j.push.Shop, r.p.cfg.FlyingPerShop) {
-			reason = "SHOP_BUSY"
-		}
-		j.park = reason
-	}
-}
-
-// leave gives back the places of jobs that have entered their shop and will not be sent.
-func (r *round) leave(jobs []*job) {
-	for _, j := range jobs {
-		if !j.ready && j.park == "" {
-			r.p.busy.leave(j.push.Shop, 1)
-		}
-	}
-}
-
-// send settles what needs no call, and carries out the rest shop by shop, each shop in its own time.
-func (r *round) send(ctx context.Context, jobs []*job) {
-	var idle []*job
-	byShop := map[string][]*job{}
-	for _, j := range jobs {
-		if j.ready || j.park != "" {
-			idle = append(idle, j)
-			continue
-		}
-		byShop[j.push.Shop] = append(byShop[j.push.Shop], j)
-	}
-	var g errgroup.Group
-	if len(idle) > 0 {
-		g.Go(func() error { r.settle(ctx, idle, nil); return nil })
-	}
-	for shop, js := range byShop {
-		g.Go(func() error {
-			for group := range slices.Chunk(js, r.p.cfg.Group) {
-				r.sendTo(ctx, shop, group)
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // settle and sendTo mark what did not land
-}
-
-// sendTo carries the jobs of one shop out and settles them.
-func (r *round) sendTo(ctx context.Context, shop string, jobs []*job) {
-	defer r.p.busy.leave(shop, len(jobs))
-	plans := make([]work.Plan, len(jobs))
-	fences := map[int32]work.Fence{}
-	for i, j := range jobs {
-		plans[i] = j.plan
-		fences[j.flight.entry.partition] = r.owned[j.flight.entry.partition].fence()
-	}
-	all := make([]work.Fence, 0, len(fences))
-	for _, f := range fences {
-		all = append(all, f)
-	}
-	var asked []work.Intent
-	intend := func(ctx context.Context, intents []work.Intent) error {
-		// Invariant: nothing is sent that no intent is on record for, and no intent is written by a lease that does
-		// not outlast the request.
-		for part := range fences {
-			if !r.owned[part].usable(time.Now(), r.p.cfg.RequestTimeout) {
-				return work.ErrLeaseLost
-			}
-		}
-		asked = append(asked, intents...)
-		return r.p.parts.Fenced.Intend(ctx, all, intents)
-	}
-	results := r.p.parts.Sender.Send(r.stop, shop, plans, intend)
-	for i, j := range jobs {
-		j.result = results[i]
-		if j.result.Status == event.Retrying && j.result.Reason == reasonUnsent && j.result.Shadow == nil {
-			j.park = "SHOP_BUSY" // nothing has happened that would be worth an outcome
-		}
-	}
-	r.p.noteHealth(ctx, shop, results)
-	r.settle(ctx, jobs, asked)
-}
-
 // outcomeRecord is an outcome on its way to the outbox.
-func (r *round) outcomeRecord(o event.Outcome) (event.Record, error) {
-	return jsonRecord(r.p.cfg.Prefix+event.Outcomes, -1, o.ProductID, o)
+func (p *Push) outcomeRecord(o event.Outcome) (event.Record, error) {
+	return jsonRecord(p.cfg.Prefix+event.Outcomes, -1, o.ProductID, o)
 }

@@ -1,0 +1,68 @@
+package pipeline
+
+import (
+	"context"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// pull asks for parked products that are due, when there is room for them.
+func (p *Push) pull(ctx context.Context) {
+	room := p.cfg.Flying - len(p.flying) - len(p.hot)
+	if p.pulling || room <= 0 || len(p.owned) == 0 {
+		return
+	}
+	var parts []int32
+	for part, o := range p.owned {
+		if !o.draining {
+			parts = append(parts, part)
+		}
+	}
+	exclude := append(p.closedShops(), p.lines.full()...)
+	n := min(room, 2*p.cfg.Round) + len(p.flying) // pulling claims nothing: those that fly come back too
+	p.pulling = true
+	p.rounds.Go(func() {
+		rows, err := p.parts.State.Pull(ctx, parts, exclude, n)
+		if err != nil && ctx.Err() == nil {
+			p.log.WarnContext(ctx, "pull parked products", "error", err)
+		}
+		select {
+		case p.pulled <- rows:
+		case <-ctx.Done():
+		}
+	})
+}
+
+// unpark lets due parked products fly next. The rows stay until a settlement deletes them. What its shop has no place
+// for is left alone: it would be read only to be parked again.
+func (p *Push) unpark(rows []work.Parked) {
+	now := time.Now()
+	for _, row := range rows {
+		id := change.ProductID(row.ProductID)
+		o := p.owned[row.Partition]
+		if _, flies := p.flying[id]; flies || o == nil || o.draining {
+			continue
+		}
+		h := p.hot[id]
+		if h != nil && (h.parked == "" || h.pulled[row.Shop] >= row.Generation && row.Generation > 0) {
+			continue // a live change absorbs what is parked: its settlement deletes the row
+		}
+		e := &entry{
+			product: id, partition: row.Partition, changes: row.Changes, first: row.FirstCommit, last: row.LastCommit,
+			captured: row.FirstCommit, lane: row.Lane, attempt: row.Attempt, parked: row.Reason,
+			pulled: map[string]int64{row.Shop: row.Generation},
+		}
+		e.needs(row.XIDs...)
+		if row.Shop != "" {
+			key := lineKey{row.Shop, e.class()}
+			if !p.lines.enter(key) {
+				continue
+			}
+			e.hold(key, 1)
+			e.only = map[string]struct{}{row.Shop: {}}
+		}
+		p.wait(e, func(w *debounceWindow, id change.ProductID) { w.Hurry(id, now, now) })
+	}
+}

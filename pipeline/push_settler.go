@@ -1,0 +1,148 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+// finished are jobs that are over: answered, parked, or in need of no call. asked are the intents that were written for
+// them.
+type finished struct {
+	jobs  []*job
+	asked []work.Intent
+}
+
+// settleMost is how many jobs one settlement takes: it holds the rows of its leases as long as it lasts.
+const settleMost = 500
+
+// settleSoon hands jobs to the settler, and waits when it has too many already.
+func (p *Push) settleSoon(f finished) {
+	if len(f.jobs) == 0 {
+		return
+	}
+	select {
+	case p.finished <- f:
+	case <-p.life.Done():
+	}
+}
+
+// settleAll is the settler. While one settlement is on its way the next gathers, so that a busy worker settles many
+// jobs in a round trip and an idle one each of them at once.
+//
+// Invariant: one settlement runs at a time, so that exactly one of them is the last of a product and carries its
+// offsets.
+func (p *Push) settleAll() {
+	for {
+		var all finished
+		select {
+		case all = <-p.finished:
+		case <-p.life.Done():
+			return
+		}
+		for more := true; more && len(all.jobs) < settleMost; {
+			select {
+			case f := <-p.finished:
+				all.jobs, all.asked = append(all.jobs, f.jobs...), append(all.asked, f.asked...)
+			default:
+				more = false
+			}
+		}
+		p.settle(p.life, all)
+	}
+}
+
+// settle settles jobs together, or partition by partition when one of their leases is lost, and lets every product land
+// that has no job left.
+func (p *Push) settle(ctx context.Context, f finished) {
+	byOwner := map[*ownedPartition][]*job{}
+	var jobs []*job
+	for _, j := range f.jobs {
+		if j.withdrawn {
+			j.flight.broken = true
+			continue
+		}
+		jobs = append(jobs, j)
+		byOwner[j.flight.entry.owner] = append(byOwner[j.flight.entry.owner], j)
+	}
+	results := make([]work.Result, len(jobs))
+	for i, j := range jobs {
+		results[i] = j.result
+	}
+	err := p.settleTogether(ctx, jobs, f.asked)
+	if len(byOwner) > 1 && errors.Is(err, work.ErrLeaseLost) {
+		for i, j := range jobs {
+			j.result = results[i] // as it was answered
+		}
+		for _, own := range byOwner {
+			p.settled(ctx, own, p.settleTogether(ctx, own, f.asked))
+		}
+	} else {
+		p.settled(ctx, jobs, err)
+	}
+	p.landAll(f.jobs)
+}
+
+// settleTogether writes what became of these jobs in one transaction: records, items, parked rows, outbox, and the
+// positions of the products that are finished with them.
+func (p *Push) settleTogether(ctx context.Context, jobs []*job, asked []work.Intent) error {
+	if len(jobs) == 0 {
+		return nil
+	}
+	s := &settlement{p: p, now: time.Now(), left: map[*flight]int{}, asked: map[[2]string][]work.Intent{}}
+	for _, j := range jobs {
+		s.left[j.flight]++
+	}
+	for _, i := range asked {
+		for _, id := range i.ProductIDs {
+			key := [2]string{id, i.Shop}
+			s.asked[key] = append(s.asked[key], i)
+		}
+	}
+	for _, j := range jobs {
+		s.job(j)
+	}
+	s.intents(jobs)
+	offsets := s.finish()
+	if s.err != nil {
+		return s.err
+	}
+	// Beyond the leases nothing could be settled any more.
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Lease.TTL)
+	defer cancel()
+	err := retry(ctx, p.log, "settle", func(ctx context.Context) error { return p.parts.Fenced.Settle(ctx, s.Settlement) })
+	if err != nil {
+		return err
+	}
+	for o, done := range offsets {
+		o.done(done)
+	}
+	s.count(jobs)
+	return nil
+}
+
+// settled books whether jobs were settled.
+func (p *Push) settled(ctx context.Context, jobs []*job, err error) {
+	if err == nil {
+		return
+	}
+	p.log.WarnContext(ctx, "not settled; the products are read again", "jobs", len(jobs), "error", err)
+	for _, j := range jobs {
+		j.flight.broken = true
+	}
+}
+
+// landAll ends jobs, and lets the products land that have none left.
+func (p *Push) landAll(jobs []*job) {
+	var ls []landing
+	for _, j := range jobs {
+		p.giveBack(j)
+		f := j.flight
+		if f.open--; f.open == 0 {
+			ls = append(ls, landing{entry: f.entry, again: f.broken, after: again})
+		}
+	}
+	p.tell(ls)
+}
