@@ -17,7 +17,7 @@ const (
 	captureBegin    captureKind = iota // tx
 	captureRow                         // row
 	captureName                        // position, name, admin: a batch message of the open transaction
-	captureCommit                      // end, and progress where the transaction calls for a snapshot
+	captureCommit                      // end, others, and progress where the transaction calls for a snapshot
 	captureAdvance                     // end: nothing of ours stands before it that has not been seen
 	captureProgress                    // progress: the rows of one snapshot chunk are complete
 	captureMessage                     // mirror: a logical message for the mirror; position and nth, or end where it belongs to no transaction
@@ -29,6 +29,7 @@ type captureStep struct {
 	kind        captureKind
 	tx          change.Transaction
 	end         change.LSN
+	others      bool // nothing of the transaction concerned any table or message that is captured
 	position    change.Position
 	nth         int64 // of the messages that have this position, see captureMessage
 	name, admin string
@@ -222,12 +223,18 @@ func (b *captureBatcher) apply(s *captureStep) {
 		}
 		b.decide()
 	case captureCommit:
+		last := b.unit.position.Last
 		b.commit(s.end)
+		if s.others {
+			b.unit.position.Last = last
+		}
 		if s.progress != nil {
 			b.progress(s.progress)
 		}
 	case captureAdvance:
+		last := b.unit.position.Last
 		b.moveTo(s.end)
+		b.unit.position.Last = last // what stands before the end is of others
 	case captureProgress:
 		b.progress(s.progress)
 	case captureMessage:
@@ -361,7 +368,7 @@ func (b *captureBatcher) moveTo(end change.LSN) {
 	if pos.Compare(b.unit.position.Position) <= 0 {
 		return
 	}
-	b.unit.position.Position, b.unit.position.Open = pos, nil
+	b.unit.position.Position, b.unit.position.Last, b.unit.position.Open = pos, end, nil
 	b.unit.confirm, b.unit.moved, b.unit.open = end, true, 0
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
 	"github.com/shelfwire/shelfwire/deploy/embedded/postgres"
+	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
@@ -89,6 +90,43 @@ func goesOnAfterAFailoverWithTheSlot(t *testing.T) {
 	pos, _, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/failover")
 	require.NoError(t, err)
 	require.EqualValues(t, 2, pos.Timeline)
+}
+
+// The primary dies with WAL that the standby never had, and of which nothing was captured. That the position had moved
+// over it is no reason for a snapshot, and what the new primary writes in its place is not taken for captured.
+func goesOnAfterAFailoverThatLostNothingCaptured(t *testing.T) {
+	dir, s, h := ownHealRig(t, "failover")
+	h.exec(`CREATE TABLE log (line text)`)
+	require.NoError(t, s.Stop())
+	primary, standby := standbyOf(t, dir, true)
+	h.connect(primary.URL("postgres"))
+	c, stop := h.start()
+	h.exec(`INSERT INTO products VALUES ('p1', 'P', 1)`)
+	h.wait(c)
+	promote(t, h.captureRig, standby)
+	h.exec(`INSERT INTO log SELECT repeat('x', 100) FROM generate_series(1, 20000)`)
+	h.wait(c)
+	require.NoError(t, stop())
+	before, _, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/failover")
+	require.NoError(t, err)
+	require.NoError(t, primary.Stop())
+
+	h.connect(standby.URL("postgres"))
+	h.exec(`INSERT INTO products VALUES ('p2', 'P', 1)`)
+	var end string
+	require.NoError(t, h.db.QueryRow(t.Context(), `SELECT pg_current_wal_flush_lsn()::text`).Scan(&end))
+	at, err := change.ParseLSN(end)
+	require.NoError(t, err)
+	require.Greater(t, before.CommitLSN, at, "the old one had written more")
+	c, stop = h.start()
+	h.exec(`INSERT INTO products VALUES ('p3', 'P', 1)`)
+	h.wait(c)
+	require.NoError(t, stop())
+	require.Empty(t, h.healings())
+	require.Equal(t, 1, h.back, "transaction ids of the old primary mean others now")
+	require.Equal(t, []string{
+		"products c before", "products c deleted", "products c p1", "products c p2", "products c p3",
+	}, brief(h.records(event.Changes)))
 }
 
 // A standby is promoted that has neither the slot nor the last transactions.

@@ -82,12 +82,12 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 	if err != nil {
 		return old, err
 	}
-	gap, err := c.gap(ctx, history, old, found, confirmed)
+	now, gap, err := c.gap(ctx, history, old, found, confirmed)
 	if err != nil {
 		return old, err
 	}
 	pos := event.Position{
-		Writer: "capture/" + history.Slot, History: history, Position: change.Position{CommitLSN: confirmed}, Healed: old.Healed,
+		Writer: "capture/" + history.Slot, History: history, Position: change.Position{CommitLSN: confirmed}, Last: confirmed, Healed: old.Healed,
 	}
 	switch {
 	case gap != nil && gap.renew:
@@ -100,8 +100,11 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 	case old.CommitLSN == 0: // the first start
 		c.restarted = true
 	default:
-		pos = old
+		pos = now
 		pos.History = history // on a newer timeline of the same history
+		if err := c.setBack(ctx, old, now); err != nil {
+			return old, err
+		}
 		if pos, err = c.published(ctx, producer, old, pos); err != nil {
 			return old, err
 		}
@@ -115,71 +118,101 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 	return pos, nil
 }
 
-// gap says why the stream from confirmed on is not the continuation of a position; nil when it is.
-func (c *Capture) gap(ctx context.Context, h change.History, pos event.Position, found bool, confirmed change.LSN) (*captureGap, error) {
+// gap says why the stream from confirmed on is not the continuation of a position; nil when it is. The position that it
+// returns is the one on the present timeline.
+func (c *Capture) gap(ctx context.Context, h change.History, pos event.Position, found bool, confirmed change.LSN) (event.Position, *captureGap, error) {
 	if begun := pos.Healed; found && pos.CommitLSN == 0 && begun != nil && begun.To == 0 {
-		return &captureGap{cause: begun.Cause, reason: begun.Reason, renew: begun.Renew, back: begun.Back}, nil
+		return pos, &captureGap{cause: begun.Cause, reason: begun.Reason, renew: begun.Renew, back: begun.Back}, nil
 	}
 	switch {
 	case found && pos.CommitLSN == 0 && pos.Making:
 		return &captureGap{cause: gapPosition, renew: true, reason: fmt.Sprintf("whoever made the slot %s has not come to look whether it is good", h.Slot)}, nil
 	case found && pos.CommitLSN == 0:
-		return nil, nil // marked before the slot was made, see reopen
+		return pos, nil, nil // marked before the slot was made, see reopen
 	case !found:
-		return &captureGap{cause: gapPosition, reason: fmt.Sprintf("there is no position in %spositions, and the slot %s stands "+
+		return pos, &captureGap{cause: gapPosition, reason: fmt.Sprintf("there is no position in %spositions, and the slot %s stands "+
 			"at %s: was the topic made anew?", c.cfg.Prefix, h.Slot, confirmed)}, nil
 	case c.cfg.Restart && !c.restarted:
-		return &captureGap{cause: gapAsked, reason: "a whole snapshot was asked for"}, nil
+		return pos, &captureGap{cause: gapAsked, reason: "a whole snapshot was asked for"}, nil
 	}
-	if gap, err := c.otherHistory(ctx, h, pos); gap != nil || err != nil {
-		return gap, err
+	now, gap, err := c.otherHistory(ctx, h, pos)
+	if gap != nil || err != nil {
+		return pos, gap, err
 	}
-	if pos.CommitLSN < confirmed {
-		return &captureGap{cause: gapPassed, reason: fmt.Sprintf("the slot %s was confirmed up to %s, and Kafka has only what "+
-			"was committed before %s: somebody else has read from the slot, or set %spositions back", h.Slot, confirmed, pos.CommitLSN, c.cfg.Prefix)}, nil
+	if now.CommitLSN < confirmed {
+		return pos, &captureGap{cause: gapPassed, reason: fmt.Sprintf("the slot %s was confirmed up to %s, and Kafka has only what "+
+			"was committed before %s: somebody else has read from the slot, or set %spositions back", h.Slot, confirmed, now.CommitLSN, c.cfg.Prefix)}, nil
 	}
-	return nil, nil
+	return now, nil, nil
 }
 
-// otherHistory says why a position is not of the source's past; nil when it is.
+// otherHistory says why a position is not of the source's past; nil when it is, with the position on the present timeline.
 //
 // A source that was set back without a new timeline (a file system's snapshot that was put back, a copied directory) is
 // known by a WAL that ends before the position. Where it has written more than that since, before Capture looks, it is
 // known only by a transaction that was half captured; else restore by Postgres' own recovery, which begins a timeline, or give up the position with Config.Restart.
-func (c *Capture) otherHistory(ctx context.Context, h change.History, pos event.Position) (*captureGap, error) {
+func (c *Capture) otherHistory(ctx context.Context, h change.History, pos event.Position) (event.Position, *captureGap, error) {
 	switch {
 	case pos.SystemID != h.SystemID && !c.cfg.AcceptSource:
-		return nil, &captureError{fmt.Sprintf("the position in Kafka is of the cluster %s, and the source is the cluster %s: "+
+		return pos, nil, &captureError{fmt.Sprintf("the position in Kafka is of the cluster %s, and the source is the cluster %s: "+
 			"if that is meant, run once with --accept-source, which takes a whole snapshot", pos.SystemID, h.SystemID)}
 	case pos.SystemID != h.SystemID:
-		return &captureGap{cause: gapSystem, back: true, reason: fmt.Sprintf("the source is the cluster %s, and the position is "+
+		return pos, &captureGap{cause: gapSystem, back: true, reason: fmt.Sprintf("the source is the cluster %s, and the position is "+
 			"of the cluster %s", h.SystemID, pos.SystemID)}, nil
 	case pos.Timeline != h.Timeline:
-		same, err := c.sameHistory(ctx, pos)
+		left, ok, err := c.parts.Source.SwitchPoint(ctx, pos.Timeline)
 		if err != nil {
-			return nil, err
+			return pos, nil, err
 		}
-		if !same {
-			return &captureGap{cause: gapTimeline, renew: true, back: true, reason: fmt.Sprintf("the source is on timeline %d, "+
+		ok = ok && switched(&pos, left)
+		if !ok {
+			return pos, &captureGap{cause: gapTimeline, renew: true, back: true, reason: fmt.Sprintf("the source is on timeline %d, "+
 				"and left timeline %d before the position %s", h.Timeline, pos.Timeline, pos.CommitLSN)}, nil
 		}
 	}
 	end, err := c.parts.Source.WALEnd(ctx)
 	if err == nil && pos.CommitLSN > end {
-		return &captureGap{cause: gapBehind, renew: true, back: true, reason: fmt.Sprintf("the source's WAL ends at %s, before "+
+		return pos, &captureGap{cause: gapBehind, renew: true, back: true, reason: fmt.Sprintf("the source's WAL ends at %s, before "+
 			"the position %s: it was set back, or restored", end, pos.CommitLSN)}, nil
 	}
-	return nil, err
+	return pos, nil, err
 }
 
-// sameHistory reports whether what a position describes happened before its timeline was left. The commit record of a
+// switched reports whether what a position describes happened before its timeline was left. The commit record of a
 // transaction that is half in Kafka begins at its position, that of a whole one ends there.
-func (c *Capture) sameHistory(ctx context.Context, pos event.Position) (bool, error) {
-	left, ok, err := c.parts.Source.SwitchPoint(ctx, pos.Timeline)
-	if err != nil || !ok {
-		return false, err
+//
+// A server that dies may have told the stream of WAL that its standby never had. Where nothing of that was captured, as
+// it concerned nobody here, nothing is amiss: the position goes back to where the timeline was left. There begins what
+// the new one has written, and without that step it would be taken for captured.
+func switched(pos *event.Position, left change.LSN) bool {
+	switch {
+	case pos.CommitLSN < left, pos.CommitLSN == left && pos.Open == nil:
+	case pos.Open == nil && pos.Last != 0 && pos.Last <= left:
+		pos.Position = change.Position{CommitLSN: left}
+	default:
+		return false
 	}
-	return pos.CommitLSN < left || pos.CommitLSN == left && pos.Open == nil, nil
+	return true
+}
+
+// setBack has every product evaluated again that is known where the position went back with a timeline: the new server
+// gives the transaction ids to others that the old one has given since, and reads of it have noted those as seen. A kill
+// before the next position has it done twice.
+func (c *Capture) setBack(ctx context.Context, old, now event.Position) error {
+	if now.Position == old.Position {
+		return nil
+	}
+	touched := int64(0)
+	if c.parts.Touch != nil {
+		n, err := c.parts.Touch(ctx, true)
+		if err != nil {
+			return fmt.Errorf("touch the products that are known: %w", err)
+		}
+		touched = n
+	}
+	c.log.WarnContext(ctx, "the source went on without the last WAL of the server before it, of which nothing was captured",
+		"from", old.CommitLSN.String(), "to", now.CommitLSN.String(), "products_touched", touched)
+	return nil
 }
 
 // reopen makes the slot anew, for the next session to go on from. The slot is in nobody's hand meanwhile, but no
@@ -218,7 +251,7 @@ func (c *Capture) reopen(ctx context.Context, gap *captureGap) error {
 		pos = event.Position{Writer: "capture/" + history.Slot, History: history, Making: true}
 	case pos.CommitLSN != 0:
 		// What became of the source says more than that the slot is not there.
-		other, err := c.otherHistory(ctx, history, pos)
+		_, other, err := c.otherHistory(ctx, history, pos)
 		if err != nil {
 			return err
 		}

@@ -176,7 +176,7 @@ func (s *captureSession) begun(asked []*snapshotAsk) []event.Record {
 // rows in it is not known, so all are touched. One that has asked for snapshots gets them. That stands in the same step,
 // so that no unit ends between the two.
 func (s *captureSession) commit(end change.LSN) {
-	step := captureStep{kind: captureCommit, end: end}
+	step := captureStep{kind: captureCommit, end: end, others: !s.concerned}
 	if !s.truncated && len(s.asked) == 0 {
 		s.step(step)
 		return

@@ -31,7 +31,8 @@ type captureSession struct {
 	resume event.Position
 	tx     change.Transaction
 	// skip: the open transaction is in Kafka as a whole. began: a transaction has come that is not.
-	skip, began bool
+	// concerned: the open transaction has brought something of a table or a message that is captured.
+	skip, began, concerned bool
 
 	// backlog holds steps while a row among them waits for the product of its parent, and those of a snapshot chunk;
 	// waiting counts the rows that wait, and waitingBytes is about what the backlog takes.
@@ -306,7 +307,7 @@ func (s *captureSession) take(ev *change.Event) error {
 }
 
 func (s *captureSession) begin(tx change.Transaction) error {
-	s.tx, s.asked = tx, nil
+	s.tx, s.asked, s.concerned = tx, nil, false
 	s.encoder.begin(&s.tx)
 	s.book.streamed(tx.XID)
 	s.skip = tx.CommitLSN < s.resume.CommitLSN
@@ -334,6 +335,7 @@ func (s *captureSession) change(c *change.Change) {
 	if !s.router.known(c.Relation) && s.mirror.topic(c.Relation) == "" {
 		return
 	}
+	s.concerned = true
 	s.encoder.count(c)
 	if err := s.router.problem(c.Relation); err != nil {
 		s.c.log.Error("table cannot be routed as it should", "error", err)
@@ -409,6 +411,7 @@ func (s *captureSession) push(row *captureRowStep, direct bool) {
 }
 
 func (s *captureSession) message(m *change.Message) {
+	s.concerned = true
 	s.mirrorMessage(m)
 	switch m.Prefix {
 	case MessageBatch:

@@ -360,6 +360,7 @@ func TestComplaint12TheSlotIsActiveForSomebodyElse(t *testing.T) {
 func TestComplaint13TheSlotIsGoneAfterAFailover(t *testing.T) {
 	t.Run("without the slot", healsAFailoverThatLostWhatWasCaptured)
 	t.Run("with the slot", goesOnAfterAFailoverWithTheSlot)
+	t.Run("without WAL that concerned nobody", goesOnAfterAFailoverThatLostNothingCaptured)
 }
 
 // A publication that is younger than the slot, or that is widened later, stops the stream for ever or hides rows.

@@ -139,7 +139,8 @@ func TestCheckOfACapturedTableThatIsGone(t *testing.T) {
 	declared := postgres.Declared{
 		Documents: `SELECT id::text AS product_id, 'x'::text AS shop, '{}'::jsonb AS document FROM product WHERE id::text = ANY ($1)`,
 		Routes: []route.Route{
-			{Table: "public.product", Key: "id"}, {Table: "public.gone", Key: "id"},
+			{Table: "public.product", Key: "id"},
+			{Table: "public.gone", Key: "id"},
 			{Table: "public.stock", Parent: &route.Parent{Column: "variant_id", Table: "public.variant", ID: "id", Key: "product_id"}},
 		},
 	}

@@ -30,10 +30,12 @@ func (st *Stream) lastWords(err error) error {
 }
 
 // refused gives an error that START_REPLICATION was answered with its type. What is wrong with the slot the catalog knows
-// best; that somebody reads from it passes, and those who stand by ask for it again and again.
+// best, but where the slot is not the reason: somebody reads from it, which passes, and those who stand by ask again and
+// again; or the server cannot decode at all (wal_level), whatever became of the slot, and a new one could not be made.
 func (st *Stream) refused(ctx context.Context, err error) error {
 	slot := st.src.cfg.Slot
-	if sqlstate(err) != "55006" {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if ok && pg.Code != "55006" && (pg.Code != "55000" || pg.Routine != "CheckLogicalDecodingRequirements") {
 		if trouble, ok := errors.AsType[*SlotError](st.src.CheckSlot(ctx)); ok {
 			trouble.Err = err
 			return trouble

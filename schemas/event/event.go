@@ -169,6 +169,9 @@ type Position struct {
 	Writer string `json:"writer"`
 	change.History
 	change.Position
+	// Last is where the last transaction or message ends that is in Kafka (capture). Between it and the position stands WAL
+	// that concerns nobody here. 0: not known.
+	Last change.LSN `json:"last,omitempty"`
 	// Open is the transaction that this Kafka transaction ended in the middle of; nil at a transaction's end.
 	Open *OpenTransaction `json:"open,omitempty"`
 	// Snapshots are those that run, in the order in which they began.
