@@ -126,7 +126,7 @@ func (c *Capture) gap(ctx context.Context, h change.History, pos event.Position,
 	}
 	switch {
 	case found && pos.CommitLSN == 0 && pos.Making:
-		return &captureGap{cause: gapPosition, renew: true, reason: fmt.Sprintf("whoever made the slot %s has not come to look whether it is good", h.Slot)}, nil
+		return pos, &captureGap{cause: gapPosition, renew: true, reason: fmt.Sprintf("whoever made the slot %s has not come to look whether it is good", h.Slot)}, nil
 	case found && pos.CommitLSN == 0:
 		return pos, nil, nil // marked before the slot was made, see reopen
 	case !found:
