@@ -204,6 +204,43 @@ func TestCaptureRereadsOnceThroughKills(t *testing.T) {
 	}
 }
 
+// Snapshots that run when tables are read again, or are gone, are announced with the offsets of their own records, those
+// of before among them.
+func TestCaptureKeepsTheOffsetsOfSnapshotsThroughARereading(t *testing.T) {
+	r, _ := publishedRig(t)
+	r.cfg.SnapshotChunk, r.cfg.SnapshotRate = 10, 300
+	r.exec(`INSERT INTO products SELECT 'p' || i, 'P', 1 FROM generate_series(1, 200) i`)
+	r.exec(`INSERT INTO variants SELECT i, 'v' || i, 'S' FROM generate_series(2, 200) i`)
+	last := func() map[string]map[int32]int64 {
+		of := map[string]map[int32]int64{}
+		for _, rec := range r.records(event.Changes) {
+			if id := header(&rec, event.HeaderBatch); id != "" {
+				if of[id] == nil {
+					of[id] = map[int32]int64{}
+				}
+				of[id][rec.Partition] = rec.Offset
+			}
+		}
+		return of
+	}
+	c, stop := r.start()
+	require.Eventually(t, func() bool { return len(last()) == 1 }, time.Minute, 10*time.Millisecond, "the first snapshot runs")
+	r.ask(true, `{"id": "asked", "table": "public.variants"}`)
+	require.Eventually(t, func() bool { return len(last()) == 2 }, time.Minute, 10*time.Millisecond, "both snapshots run")
+	r.exec(`BEGIN; ALTER PUBLICATION shelfwire DROP TABLE products; ALTER PUBLICATION shelfwire ADD TABLE products; COMMIT`)
+	require.Eventually(t, func() bool { return len(r.rereads()) == 1 }, time.Minute, 10*time.Millisecond)
+	r.exec(`DROP TABLE variants`)
+	require.Eventually(t, func() bool { return len(r.rereads()) == 2 }, time.Minute, 10*time.Millisecond)
+	r.wait(c)
+	require.NoError(t, stop())
+	got := map[string]map[int32]int64{}
+	for _, b := range r.announced() {
+		got[b.ID] = b.Changes
+	}
+	require.Len(t, got, 2)
+	require.Equal(t, last(), got)
+}
+
 // A table that vanishes while a snapshot reads it ends neither Capture nor the snapshots of the others.
 func TestCaptureGoesOnWhenATableVanishesUnderASnapshot(t *testing.T) {
 	r, _ := publishedRig(t)
