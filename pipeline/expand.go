@@ -293,7 +293,7 @@ func (w *expansion) park(ctx context.Context, ids []change.ProductID, cursor str
 	for _, id := range ids {
 		t.Parked = append(t.Parked, work.Parked{
 			ProductID: string(id), Partition: change.Partition(id, e.cfg.ChangePartitions),
-			Lane: work.LaneCampaign, Due: now, Reason: "FANOUT", XIDs: []change.XID{fan.XID}, Changes: 1,
+			Lane: work.LaneCampaign, Due: now, Reason: "FANOUT", CampaignID: fan.BatchID, XIDs: []change.XID{fan.XID}, Changes: 1,
 			FirstCommit: fan.CommitTime, LastCommit: fan.CommitTime,
 		})
 		if fan.BatchID != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,6 +38,7 @@ type Push struct {
 	ahead    readAhead
 	taking   bool // records are being taken in
 	pulling  bool
+	cursor   work.PullCursor
 	saving   bool
 	stopBy   time.Time // the drain deadline, once the worker stops
 	drained  bool      // nothing was left in flight then
@@ -46,11 +48,12 @@ type Push struct {
 	takenIn chan *intake
 	landed  chan []landing
 	reading chan readerNews
-	pulled  chan []work.Parked
+	pulled  chan work.Pulled
 	saved   chan []moved
 	handed  chan handedOver
 
 	health   healthMap
+	pauses   atomic.Pointer[work.Pauses]
 	holds    holdNews
 	lines    lines
 	finished chan finished // on their way to the settler
@@ -76,7 +79,7 @@ func NewPush(cfg PushConfig, parts PushParts) *Push {
 		takenIn:  make(chan *intake),
 		landed:   make(chan []landing, 64),
 		reading:  make(chan readerNews),
-		pulled:   make(chan []work.Parked),
+		pulled:   make(chan work.Pulled),
 		saved:    make(chan []moved),
 		handed:   make(chan handedOver),
 		finished: make(chan finished, 64),
@@ -141,9 +144,9 @@ func (p *Push) loop(ctx context.Context) error {
 			p.land(ls)
 		case news := <-p.reading:
 			p.readers.hear(news)
-		case rows := <-p.pulled:
-			p.pulling = false
-			p.unpark(rows)
+		case got := <-p.pulled:
+			p.pulling, p.cursor = false, got.Next
+			p.unpark(got.Parked)
 		case <-pull.C:
 			p.pull(ctx)
 		case <-save.C:

@@ -32,7 +32,7 @@ type pushStore interface {
 	// Load returns what is known of the products before their read begins.
 	Load(ctx context.Context, products []string) (work.Loaded, error)
 	// Pull returns due parked products; it claims nothing.
-	Pull(ctx context.Context, partitions []int32, excludeShops []string, n int) ([]work.Parked, error)
+	Pull(ctx context.Context, q work.Pull) (work.Pulled, error)
 	// Guard tells which of these effects must be held.
 	Guard(ctx context.Context, shop string, reqs []work.GuardRequest, limits work.GuardLimits) (map[work.GuardRequest]bool, error)
 }
@@ -48,6 +48,8 @@ type fencedStore interface {
 // shopStore knows which shops take nothing at the moment.
 type shopStore interface {
 	Shops(ctx context.Context) ([]work.ShopHealth, error)
+	// Pauses tells what people have stopped.
+	Pauses(ctx context.Context) (work.Pauses, error)
 	SetShopDead(ctx context.Context, shop, reason string, dead bool, nextProbe time.Time) error
 }
 

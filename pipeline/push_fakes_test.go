@@ -76,6 +76,8 @@ type world struct {
 	answer   func(shop, product string) work.Result
 	inFlight map[string]int
 	slow     time.Duration
+	pauses   work.Pauses
+	excluded map[work.Exclusion]struct{}
 }
 
 func newWorld(t *testing.T) *world {
@@ -308,6 +310,11 @@ func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) 
 			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation, XIDs: v.XIDs})
 		}
 	}
+	for x := range w.excluded {
+		if slices.Contains(products, x.ProductID) {
+			l.Excluded = append(l.Excluded, x)
+		}
+	}
 	return l, nil
 }
 
@@ -315,13 +322,22 @@ func settledItem(s work.ItemStatus) bool {
 	return s == work.ItemSuccess || s == work.ItemFailed || s == work.ItemSkipped || s == work.ItemCancelled
 }
 
-func (w *world) Pull(_ context.Context, _ []int32, exclude []string, n int) ([]work.Parked, error) {
+func (w *world) Pull(_ context.Context, q work.Pull) (work.Pulled, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var out []work.Parked
+	var out work.Pulled
+	left := maps.Clone(q.Room)
+	if left == nil {
+		left = map[string]int{}
+	}
 	for _, p := range w.parked {
-		if !p.Due.After(time.Now()) && !slices.Contains(exclude, p.Shop) && len(out) < n {
-			out = append(out, p)
+		if _, ok := left[p.Shop]; !ok {
+			left[p.Shop] = q.Default
+		}
+		if !p.Due.After(time.Now()) && !slices.Contains(q.Closed, p.Shop) && !slices.Contains(q.InHand, p.ProductID) &&
+			left[p.Shop] > 0 && len(out.Parked) < q.N {
+			left[p.Shop]--
+			out.Parked = append(out.Parked, p)
 		}
 	}
 	return out, nil
@@ -457,6 +473,12 @@ func (w *world) Shops(context.Context) ([]work.ShopHealth, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Collect(maps.Values(w.health)), nil
+}
+
+func (w *world) Pauses(context.Context) (work.Pauses, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pauses, nil
 }
 
 func (w *world) SetShopDead(_ context.Context, shop, reason string, dead bool, next time.Time) error {

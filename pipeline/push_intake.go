@@ -63,7 +63,7 @@ func (in *intake) add(r *event.Record) {
 	in.done[r.Partition] = append(in.done[r.Partition], r.Offset)
 	in.takeIn.Parked = append(in.takeIn.Parked, work.Parked{
 		ProductID: string(e.product), Partition: r.Partition, Lane: work.LaneCampaign, Due: time.Now(),
-		Reason: origin, Changes: 1, FirstCommit: e.first, LastCommit: e.last,
+		Reason: origin, CampaignID: batch, Changes: 1, FirstCommit: e.first, LastCommit: e.last,
 	})
 }
 

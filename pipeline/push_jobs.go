@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/document"
@@ -20,6 +21,8 @@ const (
 	reasonUnsent = "UNSENT"
 	// reasonRead says that a first read has shown effects that the guard has not been asked about: plan again.
 	reasonRead = "READ"
+	// reasonExcluded is why a product is skipped that people keep from being pushed.
+	reasonExcluded = "EXCLUDED"
 )
 
 // jobs turns flights and their rows into what each shop must be asked for.
@@ -52,6 +55,14 @@ func (r *reading) jobs(flights []*flight, rows map[string][]document.Row, failed
 	}
 	for _, j := range out {
 		if j.ready || j.park != "" {
+			continue
+		}
+		if j.flight.excludes(j.push.Shop) {
+			j.ready = true
+			j.result = work.Result{
+				ProductID: j.push.ProductID, Shop: j.push.Shop, Status: event.Skipped, Reason: reasonExcluded,
+				Message: "somebody has excluded the product: shelfwire include sends it again",
+			}
 			continue
 		}
 		j.plan = r.p.parts.Sender.Plan(j.push)
@@ -156,6 +167,27 @@ func (f *flight) ends(shop string) bool {
 	}
 	_, own := f.shops[shop]
 	return !own && !f.unseen && f.wants(shop)
+}
+
+func (f *flight) excludes(shop string) bool {
+	_, all := f.excluded[""]
+	_, here := f.excluded[shop]
+	return all || here
+}
+
+// campaigns are those for which the product is parked again when its push to a shop has to wait: those of the rows that
+// end with this push. One that has changed by itself waits for none, so that it is sent whatever becomes of them.
+func (f *flight) campaigns(shop string) []int64 {
+	var out []int64
+	for _, ref := range f.parked {
+		if (ref.Shop == shop || ref.Shop == "" && f.entry.only == nil) && !slices.Contains(out, ref.Campaign) {
+			out = append(out, ref.Campaign)
+		}
+	}
+	if len(out) == 0 || len(f.entry.offsets) > 0 {
+		return []int64{0}
+	}
+	return out
 }
 
 func (f *flight) wants(shop string) bool {

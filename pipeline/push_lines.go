@@ -110,6 +110,17 @@ func (l *lines) full() (shops []string) {
 	return shops
 }
 
+// free is how many products more each shop takes that has some on their way, in the one of its lines that has more room.
+func (l *lines) free() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[string]int{}
+	for key, q := range l.of {
+		out[key.shop] = max(out[key.shop], min(l.most-q.places, l.total[key.class]-l.taken[key.class]-q.places))
+	}
+	return out
+}
+
 // put appends jobs to a line and reports whether it needs one more sender.
 func (l *lines) put(key lineKey, jobs []*job) bool {
 	l.mu.Lock()
@@ -172,6 +183,8 @@ func (p *Push) sendTo(stop context.Context, shop string, jobs []*job) {
 			j.withdrawn = true
 		case reason != "" && !j.probe:
 			j.unsent(reason)
+		case p.paused(shop, j.plan.Lane):
+			j.unsent("PAUSED")
 		default:
 			send = append(send, j)
 			continue
@@ -243,6 +256,9 @@ func (r *reading) route(ctx context.Context, jobs []*job) {
 			continue
 		}
 		reason, probe := p.closed(j.push.Shop, time.Now())
+		if p.paused(j.push.Shop, j.plan.Lane) {
+			reason, probe = "PAUSED", false
+		}
 		if probe {
 			if err := p.claimProbe(ctx, j.push.Shop); err != nil {
 				reason = "SHOP_DEAD"

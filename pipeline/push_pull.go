@@ -20,19 +20,35 @@ func (p *Push) pull(ctx context.Context) {
 			parts = append(parts, part)
 		}
 	}
-	exclude := append(p.closedShops(), p.lines.full()...)
-	n := min(room, 2*p.cfg.Round) + len(p.flying) // pulling claims nothing: those that fly come back too
+	q := work.Pull{
+		Partitions: parts, Closed: append(p.closedShops(), p.lines.full()...), Room: p.lines.free(), Default: p.cfg.FlyingPerShop,
+		InHand: p.inHand(), N: min(room, 2*p.cfg.Round), After: p.cursor,
+	}
 	p.pulling = true
 	p.rounds.Go(func() {
-		rows, err := p.parts.State.Pull(ctx, parts, exclude, n)
+		got, err := p.parts.State.Pull(ctx, q)
 		if err != nil && ctx.Err() == nil {
 			p.log.WarnContext(ctx, "pull parked products", "error", err)
 		}
 		select {
-		case p.pulled <- rows:
+		case p.pulled <- got:
 		case <-ctx.Done():
 		}
 	})
+}
+
+// inHand are the products that stand for parked rows already: pulling claims nothing, and the rows would come again.
+func (p *Push) inHand() []string {
+	ids := make([]string, 0, len(p.flying))
+	for id := range p.flying {
+		ids = append(ids, string(id))
+	}
+	for id, e := range p.hot {
+		if len(e.pulled) > 0 {
+			ids = append(ids, string(id))
+		}
+	}
+	return ids
 }
 
 // unpark lets due parked products fly next. The rows stay until a settlement deletes them. What its shop has no place

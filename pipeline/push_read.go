@@ -34,14 +34,16 @@ type flight struct {
 	known  map[string]work.Known // by shop; "" is the product's own record
 	items  []work.Item           // unsettled
 	parked []work.ParkedRef
-	shops  map[string]struct{} // those that it has a job for
-	unseen bool                // its transaction stays invisible: nothing was read
-	open   int                 // jobs that are not over yet; the settler's own once the first of them is on its way
-	broken bool                // a job was not settled: the product must fly again; the settler's own
-	again  time.Duration
-	blind  bool  // the read broke on the product itself: items settle and parked rows end without a snapshot
-	slow   error // the read of the product alone has timed out
-	queued bool  // it must be read alone, and another product is
+	// excluded are the shops, or with "" all, that people keep the product from.
+	excluded map[string]struct{}
+	shops    map[string]struct{} // those that it has a job for
+	unseen   bool                // its transaction stays invisible: nothing was read
+	open     int                 // jobs that are not over yet; the settler's own once the first of them is on its way
+	broken   bool                // a job was not settled: the product must fly again; the settler's own
+	again    time.Duration
+	blind    bool  // the read broke on the product itself: items settle and parked rows end without a snapshot
+	slow     error // the read of the product alone has timed out
+	queued   bool  // it must be read alone, and another product is
 }
 
 // landing is what a flight has become: done, or to fly again after a pause.
@@ -147,6 +149,13 @@ func (r *reading) load(ctx context.Context, entries []*entry) ([]*flight, error)
 	for _, ref := range loaded.Parked {
 		f := byID[ref.ProductID]
 		f.parked = append(f.parked, ref)
+	}
+	for _, x := range loaded.Excluded {
+		f := byID[x.ProductID]
+		if f.excluded == nil {
+			f.excluded = map[string]struct{}{}
+		}
+		f.excluded[x.Shop] = struct{}{}
 	}
 	return flights, nil
 }

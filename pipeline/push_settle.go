@@ -92,7 +92,7 @@ func (s *settlement) parkUnsent(j *job) {
 	case "GUARD_UNKNOWN":
 		row.Due = s.now.Add(time.Second)
 	}
-	s.Park = append(s.Park, row)
+	s.park(j, row)
 	if j.result.Reason != reasonUnsent {
 		return
 	}
@@ -247,7 +247,7 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 		}
 	default:
 		if at := s.late(j); !at.IsZero() { // a request that was given up may still land: read once more after it
-			reason, after = "LATE_REQUEST", at.Sub(s.now)
+			reason, after = reasonLate, at.Sub(s.now)
 			break
 		}
 		return time.Time{}
@@ -260,8 +260,24 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 	if res.Reason == reasonSlow { // unlike any other retry, nothing was seen yet
 		row.Reason, row.XIDs = reasonSlow, j.flight.waitsFor().xids
 	}
-	s.Park = append(s.Park, row)
+	if reason == reasonLate { // owed to the shop, whoever asked for the push
+		row.Lane = work.LaneRetry
+		s.Park = append(s.Park, row)
+		return row.Due
+	}
+	s.park(j, row)
 	return row.Due
+}
+
+// reasonLate is why a product is parked of which a request may still land.
+const reasonLate = "LATE_REQUEST"
+
+// park lets a product wait again, once for each campaign that wants it.
+func (s *settlement) park(j *job, row work.Parked) {
+	for _, no := range j.flight.campaigns(row.Shop) {
+		row.Campaign = no
+		s.Park = append(s.Park, row)
+	}
 }
 
 // late returns when the newest unanswered request of the product can no longer land; zero when that has passed.

@@ -62,10 +62,24 @@ func (p *Push) watchShops(ctx context.Context) error {
 		case ctx.Err() == nil:
 			p.log.WarnContext(ctx, "shops' health not read", "error", err)
 		}
+		pauses, err := p.parts.Shops.Pauses(ctx)
+		switch {
+		case err == nil:
+			p.pauses.Store(&pauses)
+		case ctx.Err() == nil:
+			p.log.WarnContext(ctx, "pauses not read", "error", err)
+		}
 		if !sleep(ctx, time.Second) {
 			return nil
 		}
 	}
+}
+
+// paused reports whether people have stopped pushes to the shop in this lane. Before the first look everything is: a
+// process that starts again sends nothing that was stopped.
+func (p *Push) paused(shop string, lane work.Lane) bool {
+	z := p.pauses.Load()
+	return z == nil || z.Stops(shop, lane)
 }
 
 // closed says why a shop takes nothing now ("" when it does), and whether this caller may probe a dead one.

@@ -10,6 +10,9 @@ type Pull struct {
 	// is that of products that wait for all their shops. Zero or less is none.
 	Room    map[string]int
 	Default int
+	// InHand are products that come back until they are settled, as pulling claims nothing, and would take the place of
+	// others.
+	InHand []string
 	// N bounds the answer.
 	N int
 	// After continues the round through campaigns and shops. The zero value begins one.
@@ -17,7 +20,7 @@ type Pull struct {
 }
 
 // PullCursor is how far a caller has come in its round through the campaigns of each lane and the shops of each
-// campaign: what was served last is served last again. It holds no more than what the round goes through.
+// campaign: who was served last is served last again. It is a value: a call makes a new one.
 type PullCursor struct {
 	// Campaigns is the last one that was served, by lane.
 	Campaigns map[Lane]int64
@@ -38,14 +41,13 @@ type Pulled struct {
 	Next PullCursor
 }
 
-// Pauses are what people have stopped: what is stopped waits and goes on absorbing changes.
+// Pauses are what people have stopped, besides campaigns, of which nothing is pulled: it waits and goes on absorbing
+// changes.
 type Pauses struct {
 	// All stops every push.
 	All   bool
 	Lanes map[Lane]bool
 	Shops map[string]bool
-	// Campaigns are by number.
-	Campaigns map[int64]bool
 }
 
 // Stops reports whether a push to this shop in this lane has to wait.

@@ -87,14 +87,20 @@ const completeWhere = `b.announced AND b.status IN ('PENDING', 'PROCESSING')
 
 // Complete ends the batches that are complete and returns their events, which are in the outbox by the same
 // transaction: exactly once for each batch and round, whoever calls it and how often. It looks only at batches that
-// are announced and open.
+// are announced and open. It also carries on what a cancel has left over, and ends campaigns of which nothing waits.
 func (s *Store) Complete(ctx context.Context) ([]event.Batch, error) {
-	var some bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM batches b WHERE `+completeWhere+`)`).Scan(&some)
+	var some, campaigns bool
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM batches b WHERE `+completeWhere+`),
+		EXISTS (SELECT FROM campaigns c WHERE c.ended_at IS NULL AND (c.cancelled OR `+campaignEnds+`))`).Scan(&some, &campaigns)
 	if err != nil {
 		return nil, fmt.Errorf("look for complete batches: %w", err)
 	}
-	if !some {
+	if campaigns {
+		if err := s.sweep(ctx); err != nil {
+			return nil, fmt.Errorf("end campaigns: %w", err)
+		}
+	}
+	if !some && !campaigns {
 		return nil, nil
 	}
 	var events []event.Batch

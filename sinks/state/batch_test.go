@@ -136,7 +136,7 @@ func TestARetryIsANewRound(t *testing.T) {
 		none, err := s.Complete(ctx)
 		require.NoError(t, err)
 		require.Empty(t, none)
-		rows, err := s.Pull(ctx, []int32{0, 1, 2, 3}, nil, 5)
+		rows, err := pull(s, []int32{0, 1, 2, 3}, nil, 5)
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
 		require.Equal(t, "p", rows[0].ProductID)
@@ -161,7 +161,10 @@ func TestACancelledBatchStopsWhatWaits(t *testing.T) {
 		Fences: push, Batches: []event.Batch{{ID: "b"}, {ID: "other"}},
 		Items: []work.Item{item("b", "waits", ""), item("b", "flies", ""), item("b", "shared", ""), item("other", "shared", ""), item("b", "live", "")},
 		Parked: []work.Parked{
-			{ProductID: "waits", Lane: work.LaneCampaign}, {ProductID: "shared", Lane: work.LaneCampaign}, {ProductID: "live", Lane: work.LaneContent},
+			{ProductID: "waits", Lane: work.LaneCampaign, CampaignID: "b"},
+			{ProductID: "live", Lane: work.LaneContent},
+			{ProductID: "shared", Lane: work.LaneCampaign, CampaignID: "b"},
+			{ProductID: "shared", Lane: work.LaneCampaign, CampaignID: "other"},
 		},
 	}))
 	require.NoError(t, s.Processing(ctx, push, []work.Item{item("b", "flies", "")}))

@@ -60,7 +60,7 @@ func BenchmarkPull(b *testing.B) {
 		b.Run(fmt.Sprintf("limit=%d", limit), func(b *testing.B) {
 			got := 0
 			for b.Loop() {
-				rows, err := s.Pull(b.Context(), parts, []string{"busy"}, limit)
+				rows, err := pull(s, parts, []string{"busy"}, limit)
 				require.NoError(b, err)
 				require.NotEmpty(b, rows)
 				got += len(rows)

@@ -165,9 +165,10 @@ func (s *Store) Holds(ctx context.Context) ([]Hold, error) {
 // starts anew. Without a hold it is [ErrNoHold].
 func (s *Store) ReleaseHold(ctx context.Context, shop string, effect work.Effect) error {
 	return s.endHold(ctx, "release", shop, effect, func(b *pgx.Batch) {
-		b.Queue(`WITH n AS (SELECT p.product_id FROM parked p JOIN guard_products g USING (shop, product_id)
-				WHERE g.shop = $1 AND g.effect = $2 AND g.held AND p.reason = $3 ORDER BY p.product_id FOR UPDATE OF p)
-			UPDATE parked p SET due = clock_timestamp(), reason = $4 FROM n WHERE p.product_id = n.product_id AND p.shop = $1`,
+		b.Queue(`WITH n AS (SELECT p.product_id, p.campaign FROM parked p JOIN guard_products g USING (shop, product_id)
+				WHERE g.shop = $1 AND g.effect = $2 AND g.held AND p.reason = $3 ORDER BY 1, 2 FOR UPDATE OF p)
+			UPDATE parked p SET due = clock_timestamp(), reason = $4 FROM n
+			WHERE p.product_id = n.product_id AND p.shop = $1 AND p.campaign = n.campaign`,
 			shop, string(effect), reasonHeld, reasonRetry)
 		b.Queue(`DELETE FROM guard_products WHERE shop = $1 AND effect = $2 AND NOT held
 			AND coalesce(free_until, 'epoch') <= statement_timestamp()`, shop, string(effect))
@@ -186,12 +187,12 @@ func (s *Store) RejectHold(ctx context.Context, shop string, effect work.Effect)
 			UPDATE batch_items i SET status = 'CANCELLED', reason = 'REJECTED', processed_at = clock_timestamp() FROM n
 			WHERE i.batch_id = n.batch_id AND i.product_id = n.product_id AND i.shop = $1`, shop, string(effect))
 		// What another hold has caught as well goes on waiting for that.
-		b.Queue(`WITH n AS (SELECT p.product_id FROM parked p JOIN guard_products g USING (shop, product_id)
+		b.Queue(`WITH n AS (SELECT p.product_id, p.campaign FROM parked p JOIN guard_products g USING (shop, product_id)
 				WHERE g.shop = $1 AND g.effect = $2 AND g.held AND p.reason = $3
 				AND NOT EXISTS (SELECT FROM guard_products o WHERE o.shop = $1 AND o.effect <> $2 AND o.held
 					AND o.product_id = p.product_id)
-				ORDER BY p.product_id FOR UPDATE OF p)
-			DELETE FROM parked p USING n WHERE p.product_id = n.product_id AND p.shop = $1`, shop, string(effect), reasonHeld)
+				ORDER BY 1, 2 FOR UPDATE OF p)
+			DELETE FROM parked p USING n WHERE p.product_id = n.product_id AND p.shop = $1 AND p.campaign = n.campaign`, shop, string(effect), reasonHeld)
 		b.Queue(`DELETE FROM guard_products WHERE shop = $1 AND effect = $2`, shop, string(effect))
 	})
 }

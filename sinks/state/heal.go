@@ -34,6 +34,10 @@ func (s *Store) Touch(ctx context.Context, partitions int32, back bool) (int64, 
 			return 0, fmt.Errorf("forget what was read of the source: %w", err)
 		}
 	}
+	campaign, err := s.healCampaign(ctx)
+	if err != nil {
+		return 0, err
+	}
 	var n int64
 	for after := ""; ; {
 		ids, err := s.productIDs(ctx, after)
@@ -45,7 +49,7 @@ func (s *Store) Touch(ctx context.Context, partitions int32, back bool) (int64, 
 		for i, id := range ids {
 			rows[i] = work.Parked{
 				ProductID: id, Partition: change.Partition(change.ProductID(id), partitions), Lane: work.LaneCampaign,
-				Due: now, Reason: reasonHealed,
+				Due: now, Reason: reasonHealed, CampaignID: campaign,
 			}
 		}
 		if err := s.Park(ctx, rows); err != nil {
@@ -93,6 +97,19 @@ func (s *Store) Unannounced(ctx context.Context, reason string) (int64, error) {
 		return 0, fmt.Errorf("give up batches whose announcements have gone: %w", err)
 	}
 	return tag.RowsAffected(), nil
+}
+
+// healCampaign is the heal that is still going on, so that one that was interrupted goes on as itself, or a new one.
+func (s *Store) healCampaign(ctx context.Context) (id string, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT id FROM campaigns WHERE kind = 'heal' AND ended_at IS NULL AND NOT cancelled
+		ORDER BY no DESC LIMIT 1`).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "heal/" + time.Now().UTC().Format("20060102T150405.000Z"), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look for a heal that goes on: %w", err)
+	}
+	return id, nil
 }
 
 // forgetSource voids what was true only of the source as it was. Shopify ids stay, so that no product is created twice.

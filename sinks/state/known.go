@@ -27,13 +27,21 @@ func (s *Store) Load(ctx context.Context, products []string) (work.Loaded, error
 	var b pgx.Batch
 	// Parked and items before what is known: each statement has a snapshot of its own, and what was parked after its
 	// turn is then rather left standing than taken for seen.
-	b.Queue(`SELECT product_id, shop, generation, xids FROM parked WHERE product_id = ANY($1)`, products).
+	b.Queue(`SELECT product_id, shop, campaign, generation, xids FROM parked WHERE product_id = ANY($1)`, products).
 		Query(func(rows pgx.Rows) (err error) {
 			l.Parked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p work.ParkedRef, err error) {
-				err = row.Scan(&p.ProductID, &p.Shop, &p.Generation, &p.XIDs)
+				err = row.Scan(&p.ProductID, &p.Shop, &p.Campaign, &p.Generation, &p.XIDs)
 				p.XIDs = orNil(p.XIDs)
 				return p, err
 			})
+			return err
+		})
+	b.Queue(`SELECT product_id, shop FROM excluded WHERE product_id = ANY($1)`, products).
+		Query(func(rows pgx.Rows) (err error) {
+			l.Excluded, err = pgx.CollectRows(rows, pgx.RowToStructByPos[work.Exclusion])
+			if len(l.Excluded) == 0 {
+				l.Excluded = nil
+			}
 			return err
 		})
 	b.Queue(itemSelect+` WHERE product_id = ANY($1) AND status IN ('PENDING', 'PROCESSING', 'RETRYING', 'HELD')`, products).

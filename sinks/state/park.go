@@ -3,7 +3,6 @@ package state
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -26,11 +25,16 @@ const (
 const heldRecheck = time.Hour
 
 // Park lets products wait, outside of any lease: what a campaign has found (replay, re-sync). The worker that holds
-// the product's partition will pull them.
+// the product's partition will pull them. A campaign that is named by its id is made where there is none, and its
+// total grows by what did not wait for it yet.
 func (s *Store) Park(ctx context.Context, parked []work.Parked) error {
 	// Pieces keep each transaction short, so that a settlement never waits long for a row of the campaign.
 	for piece := range slices.Chunk(parked, 5000) {
-		if err := s.applyOnce(ctx, "park", work.Token{}, func(b *pgx.Batch) { queuePark(b, piece) }); err != nil {
+		err := s.applyOnce(ctx, "park", work.Token{}, func(b *pgx.Batch) {
+			queueCampaigns(b, piece)
+			queueParkAs(b, countedParkSQL, piece)
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -72,7 +76,7 @@ func joinXIDs(a, b []change.XID) []change.XID {
 	return orNil(all[max(0, len(all)-xidsMost):])
 }
 
-// foldParked sorts by (product, shop) and joins rows of the same one: an upsert may touch each row once, and writers
+// foldParked sorts by (product, shop, campaign) and joins rows of the same one: an upsert may touch each row once, and writers
 // that lock in one order do not wait for each other in a circle. A zero due is now.
 func foldParked(parked []work.Parked, now time.Time) []work.Parked {
 	out := make([]work.Parked, 0, len(parked))
@@ -87,11 +91,11 @@ func foldParked(parked []work.Parked, now time.Time) []work.Parked {
 		out = append(out, p)
 	}
 	slices.SortStableFunc(out, func(a, b work.Parked) int {
-		return cmp.Or(cmp.Compare(a.ProductID, b.ProductID), cmp.Compare(a.Shop, b.Shop))
+		return compareParked(&a, &b)
 	})
 	n := 0
 	for i, p := range out {
-		if i > 0 && out[n-1].ProductID == p.ProductID && out[n-1].Shop == p.Shop {
+		if i > 0 && compareParked(&out[n-1], &p) == 0 {
 			out[n-1] = mergeParked(out[n-1], p)
 			continue
 		}
@@ -101,17 +105,13 @@ func foldParked(parked []work.Parked, now time.Time) []work.Parked {
 	return out[:n]
 }
 
-// parkSQL merges as mergeParked does. Due arrives as a delay from now, because the state's clock decides what is due
-// and a worker's clock may be off.
-const parkSQL = `INSERT INTO parked AS p (product_id, shop, partition, lane, due, generation, reason, attempt, xids,
-		changes, first_commit, last_commit)
-	SELECT product_id, shop, partition, lane, clock_timestamp() + wait, nextval('generations'), reason, attempt,
-		xids::bigint[], changes, first_commit, last_commit
-	FROM unnest($1::text[], $2::text[], $3::int[], $4::smallint[], $5::interval[], $6::text[], $7::int[], $8::text[],
-		$9::bigint[], $10::timestamptz[], $11::timestamptz[])
-		n(product_id, shop, partition, lane, wait, reason, attempt, xids, changes, first_commit, last_commit)
-	ORDER BY product_id COLLATE "C", shop COLLATE "C"
-	ON CONFLICT (product_id, shop) DO UPDATE SET
+func compareParked(a, b *work.Parked) int {
+	return cmp.Or(cmp.Compare(a.ProductID, b.ProductID), cmp.Compare(a.Shop, b.Shop), cmp.Compare(a.Campaign, b.Campaign),
+		cmp.Compare(a.CampaignID, b.CampaignID))
+}
+
+// parkMerge is how a row joins one that stands, as mergeParked does.
+const parkMerge = `ON CONFLICT (product_id, shop, campaign) DO UPDATE SET
 		partition = EXCLUDED.partition,
 		lane = least(p.lane, EXCLUDED.lane),
 		due = least(p.due, EXCLUDED.due),
@@ -124,7 +124,36 @@ const parkSQL = `INSERT INTO parked AS p (product_id, shop, partition, lane, due
 		first_commit = least(p.first_commit, EXCLUDED.first_commit),
 		last_commit = greatest(p.last_commit, EXCLUDED.last_commit)`
 
+// parkSQL merges as mergeParked does. Due arrives as a delay from now, because the state's clock decides what is due
+// and a worker's clock may be off.
+//
+// What is parked for a campaign that is cancelled is dropped here; what a concurrent transaction slips past is never
+// pulled, and swept.
+const parkSQL = `INSERT INTO parked AS p (product_id, shop, campaign, partition, lane, due, generation, reason, attempt,
+		xids, changes, first_commit, last_commit)
+	SELECT n.product_id, n.shop, coalesce(i.no, c.no, 0), n.partition, n.lane, clock_timestamp() + n.wait,
+		nextval('generations'), n.reason, n.attempt, n.xids::bigint[], n.changes, n.first_commit, n.last_commit
+	FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::int[], $6::smallint[], $7::interval[], $8::text[],
+		$9::int[], $10::text[], $11::bigint[], $12::timestamptz[], $13::timestamptz[])
+		n(product_id, shop, campaign, campaign_id, partition, lane, wait, reason, attempt, xids, changes, first_commit,
+			last_commit)
+	LEFT JOIN campaigns c ON c.no = n.campaign LEFT JOIN campaigns i ON i.id = n.campaign_id AND n.campaign_id <> ''
+	WHERE c.cancelled IS NOT TRUE AND i.cancelled IS NOT TRUE
+	ORDER BY n.product_id COLLATE "C", n.shop COLLATE "C", coalesce(i.no, c.no, 0)
+	` + parkMerge
+
+// countedParkSQL is parkSQL that adds to the campaign's total what did not wait for it.
+const countedParkSQL = `WITH done AS (` + parkSQL + ` RETURNING p.campaign, p.xmax = 0 AS fresh)
+	UPDATE campaigns c SET total = c.total + d.n
+	FROM (SELECT campaign, count(*) FILTER (WHERE fresh) AS n FROM done GROUP BY campaign) d WHERE c.no = d.campaign AND d.n > 0`
+
+// queuePark parks rows; campaigns that they name by id are made before.
 func queuePark(b *pgx.Batch, parked []work.Parked) {
+	queueCampaigns(b, parked)
+	queueParkAs(b, parkSQL, parked)
+}
+
+func queueParkAs(b *pgx.Batch, sql string, parked []work.Parked) {
 	if len(parked) == 0 {
 		return
 	}
@@ -135,14 +164,16 @@ func queuePark(b *pgx.Batch, parked []work.Parked) {
 	parts, lanes, attempts := make([]int32, n), make([]int16, n), make([]int32, n)
 	waits, xids, changes := make([]time.Duration, n), make([]string, n), make([]int64, n)
 	first, last := make([]*time.Time, n), make([]*time.Time, n)
+	campaigns, named := make([]int64, n), make([]string, n)
 	for i := range rows {
 		p := &rows[i]
 		ids[i], shops[i], parts[i], lanes[i] = p.ProductID, p.Shop, p.Partition, int16(p.Lane)
+		campaigns[i], named[i] = p.Campaign, p.CampaignID
 		waits[i] = max(p.Due.Sub(now), 0)
 		reasons[i], attempts[i], xids[i] = clean(p.Reason), int32(p.Attempt), arrayOf(p.XIDs)
 		changes[i], first[i], last[i] = int64(p.Changes), at(p.FirstCommit), at(p.LastCommit)
 	}
-	b.Queue(parkSQL, ids, shops, parts, lanes, waits, reasons, attempts, xids, changes, first, last)
+	b.Queue(sql, ids, shops, campaigns, named, parts, lanes, waits, reasons, attempts, xids, changes, first, last)
 }
 
 // arrayOf writes ids as Postgres reads an array: parameters of arrays of arrays would have to be of equal length.
@@ -164,7 +195,8 @@ func orNil(xids []change.XID) []change.XID {
 	return xids
 }
 
-// queueUnpark deletes parked rows that are still at the generation that was seen.
+// queueUnpark deletes parked rows that are still at the generation that was seen. Generations are unique, so the campaign
+// need not be the one that was seen: a cancel gives rows to none.
 func queueUnpark(b *pgx.Batch, refs []work.ParkedRef) {
 	if len(refs) == 0 {
 		return
@@ -174,70 +206,9 @@ func queueUnpark(b *pgx.Batch, refs []work.ParkedRef) {
 	for i, r := range refs {
 		ids[i], shops[i], gens[i] = r.ProductID, r.Shop, r.Generation
 	}
-	b.Queue(`WITH seen AS (SELECT p.product_id, p.shop FROM parked p
+	b.Queue(`WITH seen AS (SELECT p.product_id, p.shop, p.campaign FROM parked p
 			JOIN unnest($1::text[], $2::text[], $3::bigint[]) r(product_id, shop, generation)
-			USING (product_id, shop, generation) ORDER BY p.product_id, p.shop FOR UPDATE OF p)
-		DELETE FROM parked p USING seen WHERE p.product_id = seen.product_id AND p.shop = seen.shop`, ids, shops, gens)
-}
-
-// pullSQL visits each (partition, lane, shop) that has rows by skipping through the index, takes the first due rows of
-// each and deals them out: lane by lane, the shops of a lane in turns. What waits for excluded shops costs one step
-// for each shop, however many rows it has.
-//
-// A shop that is paused, or dead with its probe not due, is not served whatever the caller knows of it; a dead one
-// whose probe is due gets one product of each partition and lane, as all but one would come back unsent.
-const pullSQL = `WITH RECURSIVE heads AS (
-		SELECT o.partition, o.lane, h.shop
-		FROM (SELECT p, l FROM unnest($1::int[]) p, unnest('{0,1,2,3}'::smallint[]) l) o(partition, lane)
-		CROSS JOIN LATERAL (SELECT k.shop FROM parked k WHERE k.partition = o.partition AND k.lane = o.lane
-			ORDER BY k.shop LIMIT 1) h
-		UNION ALL
-		SELECT g.partition, g.lane, h.shop FROM heads g
-		CROSS JOIN LATERAL (SELECT k.shop FROM parked k WHERE k.partition = g.partition AND k.lane = g.lane
-			AND k.shop > g.shop ORDER BY k.shop LIMIT 1) h
-	), served AS MATERIALIZED (
-		SELECT g.*, s.dead_since IS NOT NULL AS dead FROM heads g LEFT JOIN shops s USING (shop)
-		WHERE g.shop <> ALL($2::text[]) AND s.paused IS NOT TRUE
-			AND (s.dead_since IS NULL OR s.next_probe <= statement_timestamp())
-			AND EXISTS (SELECT FROM parked k WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop
-				AND k.due <= statement_timestamp())
-	)
-	SELECT product_id, shop, partition, lane, due, generation, reason, attempt, xids, changes, first_commit, last_commit
-	FROM (SELECT k.*, row_number() OVER (PARTITION BY k.lane, k.shop ORDER BY k.due) AS turn
-		FROM served g CROSS JOIN LATERAL (SELECT * FROM parked k
-			WHERE k.partition = g.partition AND k.lane = g.lane AND k.shop = g.shop AND k.due <= statement_timestamp()
-			ORDER BY k.due LIMIT CASE WHEN g.dead THEN 1 ELSE
-				(SELECT least($3::int, greatest(16, 4 * $3::int / greatest(count(*), 1))) FROM served) END
-		) k) dealt
-	ORDER BY lane, turn, due LIMIT $3::int`
-
-// Pull returns parked products of these partitions that are due, the most urgent lane first, within a lane the shops
-// in turns and each shop's by due. It claims nothing: the rows stand until a settlement deletes them at the generation
-// returned here, and come again until then. It may return fewer than n while more are due; only an empty answer says
-// that there are none.
-func (s *Store) Pull(ctx context.Context, partitions []int32, excludeShops []string, n int) ([]work.Parked, error) {
-	if len(partitions) == 0 || n <= 0 {
-		return nil, nil
-	}
-	if excludeShops == nil {
-		excludeShops = []string{} // NULL would exclude all
-	}
-	rows, err := s.pool.Query(ctx, pullSQL, partitions, excludeShops, n)
-	if err != nil {
-		return nil, fmt.Errorf("pull parked products: %w", err)
-	}
-	out, err := pgx.CollectRows(rows, scanParked)
-	if err != nil {
-		return nil, fmt.Errorf("pull parked products: %w", err)
-	}
-	return out, nil
-}
-
-func scanParked(row pgx.CollectableRow) (work.Parked, error) {
-	var p work.Parked
-	var first, last *time.Time
-	err := row.Scan(&p.ProductID, &p.Shop, &p.Partition, &p.Lane, &p.Due, &p.Generation, &p.Reason, &p.Attempt, &p.XIDs,
-		&p.Changes, &first, &last)
-	p.XIDs, p.FirstCommit, p.LastCommit = orNil(p.XIDs), orZero(first), orZero(last)
-	return p, err
+			USING (product_id, shop, generation) ORDER BY p.product_id, p.shop, p.campaign FOR UPDATE OF p)
+		DELETE FROM parked p USING seen
+		WHERE p.product_id = seen.product_id AND p.shop = seen.shop AND p.campaign = seen.campaign`, ids, shops, gens)
 }

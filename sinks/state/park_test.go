@@ -25,7 +25,7 @@ func TestAProductParkedDuringItsPushIsPushedAgain(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.Park(ctx, []work.Parked{{ProductID: "p", Lane: work.LaneCampaign, Reason: "REPLAY", Changes: 1}}))
 	require.NoError(t, s.Settle(ctx, work.Settlement{Fences: f, Unpark: seen.Parked}))
-	rows, err := s.Pull(ctx, []int32{0}, nil, 10)
+	rows, err := pull(s, []int32{0}, nil, 10)
 	require.NoError(t, err)
 	require.Len(t, rows, 1, "the second parking stands")
 	require.NoError(t, s.Settle(ctx, work.Settlement{Fences: f, Unpark: []work.ParkedRef{{ProductID: "p", Generation: rows[0].Generation}}}))
@@ -82,9 +82,11 @@ func TestPullServesLanesThenShopsInTurns(t *testing.T) {
 	add(50, "busy", work.LaneLive, -time.Hour)
 	require.NoError(t, s.Park(ctx, rows))
 	require.NoError(t, s.SetShopDead(ctx, "dead", "401", true, time.Now().Add(time.Minute)))
-	require.NoError(t, s.Pause(ctx, "paused", true))
+	news, err := s.Pause(ctx, PauseShop("paused"), "me")
+	require.NoError(t, err)
+	require.True(t, news)
 
-	got, err := s.Pull(ctx, []int32{0, 1, 2}, []string{"busy"}, 14)
+	got, err := pull(s, []int32{0, 1, 2}, []string{"busy"}, 14)
 	require.NoError(t, err)
 	require.Len(t, got, 14)
 	shops := map[string]int{}
@@ -97,23 +99,25 @@ func TestPullServesLanesThenShopsInTurns(t *testing.T) {
 	}
 	require.Equal(t, map[string]int{"small": 8, "flood": 6}, shops)
 
-	one, err := s.Pull(ctx, []int32{1}, nil, 1000)
+	one, err := pull(s, []int32{1}, nil, 1000)
 	require.NoError(t, err)
 	for _, r := range one {
 		require.Equal(t, int32(1), r.Partition)
 	}
 	exec(t, s, `UPDATE shops SET next_probe = clock_timestamp()`)
-	require.Len(t, pullAll(t, s, "dead"), 3, "a probe for each partition")
+	require.Len(t, pullAll(t, s, "dead"), 1, "one probe")
 	require.NoError(t, s.SetShopDead(ctx, "dead", "", false, time.Time{}))
 	require.Len(t, pullAll(t, s, "dead"), 50)
-	require.NoError(t, s.Pause(ctx, "paused", false))
+	was, err := s.Resume(ctx, PauseShop("paused"))
+	require.NoError(t, err)
+	require.True(t, was)
 	require.Len(t, pullAll(t, s, "paused"), 50)
 }
 
 // pullAll pulls what is due of one shop.
 func pullAll(t *testing.T, s *Store, shop string) (out []work.Parked) {
 	t.Helper()
-	rows, err := s.Pull(t.Context(), []int32{0, 1, 2}, nil, 10_000)
+	rows, err := pull(s, []int32{0, 1, 2}, nil, 10_000)
 	require.NoError(t, err)
 	for _, r := range rows {
 		if r.Shop == shop {
@@ -127,9 +131,20 @@ func pullAll(t *testing.T, s *Store, shop string) (out []work.Parked) {
 type parkModel struct {
 	s      *Store
 	fences []work.Fence
-	rows   map[[2]string]work.Parked
+	rows   map[parkKey]work.Parked
 	pulled []work.Parked
+	// campaigns by number; what is stopped, as it is named.
+	campaigns map[int64]string
+	cancelled map[int64]bool
+	paused    map[string]bool
 }
+
+type parkKey struct {
+	product, shop string
+	campaign      int64
+}
+
+func keyOf(p *work.Parked) parkKey { return parkKey{p.ProductID, p.Shop, p.Campaign} }
 
 // draw makes a row. It is due by whole hours: the state's clock and this one are a little apart, and all here is in
 // the past or far.
@@ -145,6 +160,7 @@ func (m *parkModel) draw(t *rapid.T) work.Parked {
 		Attempt:   rapid.IntRange(0, 9).Draw(t, "attempt"),
 		XIDs:      joinXIDs(rapid.SliceOfN(rapid.Map(rapid.IntRange(1, 200), func(x int) change.XID { return change.XID(x) }), 0, 40).Draw(t, "xids"), nil),
 		Changes:   rapid.IntRange(1, 9).Draw(t, "changes"),
+		Campaign:  rapid.Int64Range(0, 2).Draw(t, "campaign"),
 	}
 	if rapid.Bool().Draw(t, "timed") {
 		p.FirstCommit = time.Unix(int64(rapid.IntRange(1, 9).Draw(t, "first")), 0).UTC()
@@ -155,7 +171,10 @@ func (m *parkModel) draw(t *rapid.T) work.Parked {
 
 func (m *parkModel) merge(ps []work.Parked) {
 	for _, p := range ps {
-		k := [2]string{p.ProductID, p.Shop}
+		if m.cancelled[p.Campaign] {
+			continue
+		}
+		k := keyOf(&p)
 		if old, ok := m.rows[k]; ok {
 			p = mergeParked(old, p)
 		}
@@ -163,21 +182,54 @@ func (m *parkModel) merge(ps []work.Parked) {
 	}
 }
 
+// park names campaigns by their id, as takers do; a settlement knows their number.
 func (m *parkModel) park(t *rapid.T) {
 	ps := make([]work.Parked, rapid.IntRange(1, 4).Draw(t, "n"))
+	named := make([]work.Parked, len(ps))
 	for i := range ps {
 		ps[i] = m.draw(t)
+		named[i] = ps[i]
+		named[i].Campaign, named[i].CampaignID = 0, m.campaigns[ps[i].Campaign]
 	}
-	require.NoError(t, m.s.Park(context.Background(), ps))
+	require.NoError(t, m.s.Park(context.Background(), named))
 	m.merge(ps)
 }
 
+func (m *parkModel) pause(t *rapid.T) {
+	what := rapid.SampledFrom([]string{PauseAll, PauseShop("s"), PauseLane(work.LaneRetry), PauseCampaign("c/1"), PauseCampaign("c/2")}).Draw(t, "what")
+	change := m.s.Resume
+	if !m.paused[what] {
+		change = func(ctx context.Context, what string) (bool, error) { return m.s.Pause(ctx, what, "") }
+	}
+	was, err := change(context.Background(), what)
+	require.NoError(t, err)
+	require.True(t, was)
+	m.paused[what] = !m.paused[what]
+}
+
+func (m *parkModel) cancel(t *rapid.T) {
+	no := rapid.Int64Range(1, 2).Draw(t, "campaign")
+	require.NoError(t, m.s.CancelCampaign(context.Background(), m.campaigns[no]))
+	m.cancelled[no] = true
+	for k := range m.rows {
+		if k.campaign == no {
+			delete(m.rows, k)
+		}
+	}
+}
+
+// stands says whether a row waits for more than its time.
+func (m *parkModel) stands(p *work.Parked) bool {
+	return m.paused[PauseAll] || m.paused[PauseShop(p.Shop)] || m.paused[PauseLane(p.Lane)] ||
+		m.paused[PauseCampaign(m.campaigns[p.Campaign])]
+}
+
 func (m *parkModel) pull(t *rapid.T) {
-	rows, err := m.s.Pull(context.Background(), []int32{0, 1}, nil, 100)
+	rows, err := pull(m.s, []int32{0, 1}, nil, 100)
 	require.NoError(t, err)
 	due := 0
 	for _, p := range m.rows {
-		if p.Due.Before(time.Now().Add(time.Minute)) {
+		if p.Due.Before(time.Now().Add(time.Minute)) && !m.stands(&p) {
 			due++
 		}
 	}
@@ -194,7 +246,7 @@ func (m *parkModel) settle(t *rapid.T) {
 	i := rapid.IntRange(0, len(m.pulled)-1).Draw(t, "which")
 	p := m.pulled[i]
 	st := work.Settlement{Fences: m.fences, Unpark: []work.ParkedRef{{ProductID: p.ProductID, Shop: p.Shop, Generation: p.Generation}}}
-	if k := [2]string{p.ProductID, p.Shop}; m.rows[k].Generation == p.Generation {
+	if k := keyOf(&p); m.rows[k].Generation == p.Generation {
 		delete(m.rows, k)
 	}
 	if rapid.Bool().Draw(t, "again") {
@@ -207,13 +259,12 @@ func (m *parkModel) settle(t *rapid.T) {
 
 // check compares, and learns the generations of what was parked since.
 func (m *parkModel) check(t *rapid.T) {
-	rows, err := m.s.pool.Query(context.Background(), `SELECT product_id, shop, partition, lane, due, generation, reason,
-		attempt, xids, changes, first_commit, last_commit FROM parked`)
+	rows, err := m.s.pool.Query(context.Background(), `SELECT `+parkedColumns+` FROM parked`)
 	require.NoError(t, err)
 	all, err := pgx.CollectRows(rows, scanParked)
 	require.NoError(t, err)
 	for _, got := range all {
-		k := [2]string{got.ProductID, got.Shop}
+		k := keyOf(&got)
 		want, ok := m.rows[k]
 		require.True(t, ok, "%+v should be gone", got)
 		require.WithinDuration(t, want.Due, got.Due, 10*time.Minute)
@@ -227,13 +278,25 @@ func (m *parkModel) check(t *rapid.T) {
 	require.Len(t, m.rows, len(all))
 }
 
-// TestParkingAgainstAModel parks, pulls and settles at random.
+// TestParkingAgainstAModel parks, pulls, settles, pauses and cancels at random.
 func TestParkingAgainstAModel(t *testing.T) {
 	s := newStore(t)
 	f := own(t, s, work.StagePush, "w", 2)
 	rapid.Check(t, func(t *rapid.T) {
-		exec(t, s, `TRUNCATE parked`)
-		m := &parkModel{s: s, fences: f, rows: map[[2]string]work.Parked{}}
-		t.Repeat(map[string]func(*rapid.T){"park": m.park, "pull": m.pull, "settle": m.settle, "": m.check})
+		exec(t, s, `TRUNCATE parked, campaigns, pauses RESTART IDENTITY`)
+		exec(t, s, `INSERT INTO campaigns (id) VALUES ('c/1'), ('c/2')`)
+		m := &parkModel{
+			s: s, fences: f, rows: map[parkKey]work.Parked{}, campaigns: map[int64]string{1: "c/1", 2: "c/2"},
+			cancelled: map[int64]bool{}, paused: map[string]bool{},
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"park": m.park, "pull": m.pull, "settle": m.settle, "pause": m.pause, "cancel": m.cancel, "": m.check,
+		})
 	})
+}
+
+// pull asks for n products, with room for all of them.
+func pull(s *Store, partitions []int32, closed []string, n int) ([]work.Parked, error) {
+	got, err := s.Pull(context.Background(), work.Pull{Partitions: partitions, Closed: closed, Default: n, N: n})
+	return got.Parked, err
 }

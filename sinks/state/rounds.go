@@ -15,6 +15,10 @@ import (
 // ErrBatchEnded says that a batch cannot be cancelled because it has ended.
 var ErrBatchEnded = errors.New("the batch has ended")
 
+// ErrBatchCancelling says that a batch cannot be retried because it is being cancelled: what is in hand of it must end
+// first.
+var ErrBatchCancelling = errors.New("the batch is being cancelled")
+
 // Retried is what became of a person's retry.
 type Retried struct {
 	// Items went back to PENDING; OverLimit have used up their retries and stay FAILED.
@@ -23,8 +27,8 @@ type Retried struct {
 }
 
 // RetryBatch puts the failed items of a batch that have used fewer than limit retries back to PENDING and makes their
-// products due. A batch that had ended is open again, in its next round. partitions is the number of partitions of
-// catalog.changes.
+// products due. A batch that had ended is open again, in its next round; what was cancelled of it stays so. partitions
+// is the number of partitions of catalog.changes.
 func (s *Store) RetryBatch(ctx context.Context, id string, limit int, partitions int32) (Retried, error) {
 	var out Retried
 	err := s.retry(ctx, "retry batch", func() error {
@@ -41,8 +45,12 @@ func (s *Store) RetryBatch(ctx context.Context, id string, limit int, partitions
 
 func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions int32) (Retried, error) {
 	var out Retried
-	if _, err := lockBatch(ctx, tx, id); err != nil {
+	lock, err := lockBatch(ctx, tx, id)
+	if err != nil {
 		return out, err
+	}
+	if lock.cancelling && lock.ended.IsZero() {
+		return out, ErrBatchCancelling // its sweep would drop what is parked here
 	}
 	rows, err := tx.Query(ctx, `WITH n AS (SELECT product_id, shop FROM batch_items WHERE batch_id = $1 AND status = 'FAILED'
 				AND retries < $2 ORDER BY 1, 2 FOR NO KEY UPDATE)
@@ -57,7 +65,7 @@ func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions
 		if err = row.Scan(&p.ProductID, &p.Shop, &x); x != 0 {
 			p.XIDs = []change.XID{xid(x)}
 		}
-		p.Lane, p.Reason = work.LaneRetry, reasonRetry
+		p.Lane, p.Reason, p.CampaignID = work.LaneRetry, reasonRetry, id
 		p.Partition = change.Partition(change.ProductID(p.ProductID), partitions)
 		return p, err
 	})
@@ -69,6 +77,7 @@ func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions
 	if len(parked) > 0 {
 		b.Queue(`UPDATE batches SET round = round + (ended_at IS NOT NULL)::int, status = 'PROCESSING', reason = '', ended_at = NULL,
 			cancelling = false WHERE id = $1`, id)
+		b.Queue(`UPDATE campaigns SET cancelled = false, ended_at = NULL WHERE id = $1`, id)
 		queuePark(&b, parked)
 	}
 	b.Queue(`SELECT b.round, (SELECT count(*) FROM batch_items i WHERE i.batch_id = $1 AND i.status = 'FAILED')
@@ -77,47 +86,56 @@ func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions
 }
 
 // CancelBatch stops what a batch has not sent: its waiting items become CANCELLED, and those that come later too; what
-// is in hand is settled as it ends. Products that wait only for campaigns of which this was the last are not pushed.
-// Products with a live change of their own are: they were changed. The batch ends as CANCELLED, by [Store.Complete],
-// when all of it has been seen and nothing is in hand.
+// is in hand is settled as it ends. Its parked products are dropped, also where another campaign or a change of their
+// own wants them, which stands in a row of its own. The batch ends as CANCELLED, by [Store.Complete], when all of it
+// has been seen and nothing is in hand.
+//
+// It is cancelled when the first transaction has been committed; items and rows follow in pieces, by this call or, if
+// that ends early, by [Store.Complete].
 func (s *Store) CancelBatch(ctx context.Context, id string) error {
+	var no int64
 	err := s.retry(ctx, "cancel batch", func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			ended, err := lockBatch(ctx, tx, id)
+			lock, err := lockBatch(ctx, tx, id)
 			if err != nil {
 				return err
 			}
-			if !ended.IsZero() {
+			if !lock.ended.IsZero() {
 				return ErrBatchEnded
 			}
 			var b pgx.Batch
 			b.Queue(`UPDATE batches SET cancelling = true WHERE id = $1`, id)
-			b.Queue(`WITH n AS (SELECT product_id, shop FROM batch_items WHERE batch_id = $1
-					AND status IN ('PENDING', 'RETRYING', 'HELD') ORDER BY 1, 2 FOR NO KEY UPDATE)
-				UPDATE batch_items i SET status = 'CANCELLED', processed_at = clock_timestamp() FROM n
-				WHERE i.batch_id = $1 AND i.product_id = n.product_id AND i.shop = n.shop`, id)
-			b.Queue(`WITH n AS (SELECT p.product_id, p.shop FROM parked p WHERE p.lane = $2 AND p.product_id IN (SELECT
-					i.product_id FROM batch_items i WHERE i.batch_id = $1 AND i.status = 'CANCELLED')
-					AND NOT EXISTS (SELECT FROM batch_items o WHERE o.product_id = p.product_id
-						AND o.status IN ('PENDING', 'PROCESSING', 'RETRYING', 'HELD'))
-					ORDER BY 1, 2 FOR UPDATE)
-				DELETE FROM parked p USING n WHERE p.product_id = n.product_id AND p.shop = n.shop`, id, int16(work.LaneCampaign))
+			b.Queue(`INSERT INTO campaigns AS c (id, cancelled) VALUES ($1, true)
+				ON CONFLICT (id) DO UPDATE SET cancelled = true, ended_at = NULL RETURNING no`, id).
+				QueryRow(func(row pgx.Row) error { return row.Scan(&no) })
 			return tx.SendBatch(ctx, &b).Close()
 		})
 	})
+	if err == nil {
+		err = s.sweepItems(ctx, id)
+	}
+	if err == nil {
+		err = s.sweepParked(ctx, no, id)
+	}
 	if err != nil {
 		return fmt.Errorf("cancel batch %s: %w", id, err)
 	}
 	return nil
 }
 
-// lockBatch locks a batch's row before its items are changed from outside, which Complete relies on, and returns when
-// the batch ended.
-func lockBatch(ctx context.Context, tx pgx.Tx, id string) (time.Time, error) {
+// batchLock is what a batch was when its row was locked.
+type batchLock struct {
+	ended      time.Time
+	cancelling bool
+}
+
+// lockBatch locks a batch's row before its items are changed from outside, which Complete relies on.
+func lockBatch(ctx context.Context, tx pgx.Tx, id string) (l batchLock, err error) {
 	var ended *time.Time
-	err := tx.QueryRow(ctx, `SELECT ended_at FROM batches WHERE id = $1 FOR NO KEY UPDATE`, id).Scan(&ended)
+	err = tx.QueryRow(ctx, `SELECT ended_at, cancelling FROM batches WHERE id = $1 FOR NO KEY UPDATE`, id).Scan(&ended, &l.cancelling)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNoBatch
 	}
-	return orZero(ended), err
+	l.ended = orZero(ended)
+	return l, err
 }

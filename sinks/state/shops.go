@@ -59,8 +59,9 @@ func (s *Store) updateBucket(ctx context.Context, shop string, f func(now time.T
 // clock.
 func (s *Store) Shops(ctx context.Context) ([]work.ShopHealth, error) {
 	rows, err := s.pool.Query(ctx, `SELECT shop, clock_timestamp() - h.dead_since, coalesce(h.reason, ''),
-			h.next_probe - clock_timestamp(), coalesce(h.paused, false), b.bucket
-		FROM shops h FULL JOIN buckets b USING (shop) ORDER BY shop`)
+			h.next_probe - clock_timestamp(), z.shop IS NOT NULL, b.bucket
+		FROM shops h FULL JOIN buckets b USING (shop)
+		FULL JOIN (SELECT substr(what, 6) AS shop FROM pauses WHERE what LIKE 'shop/%') z USING (shop) ORDER BY shop`)
 	if err != nil {
 		return nil, fmt.Errorf("read the shops: %w", err)
 	}
@@ -118,26 +119,16 @@ func (s *Store) SetShopDead(ctx context.Context, shop, reason string, dead bool,
 // not reach is due soonest by itself. Pieces and SKIP LOCKED keep settlements from waiting.
 func (s *Store) revive(ctx context.Context, shop string) error {
 	for start := time.Now(); time.Since(start) < 2*time.Second; {
-		tag, err := s.pool.Exec(ctx, `WITH n AS (SELECT product_id FROM parked WHERE shop = $1 AND reason = $2
+		tag, err := s.pool.Exec(ctx, `WITH n AS (SELECT product_id, campaign FROM parked WHERE shop = $1 AND reason = $2
 				ORDER BY due DESC LIMIT 5000 FOR UPDATE SKIP LOCKED)
 			UPDATE parked p SET reason = $3, due = clock_timestamp() + random() * $4::interval
-			FROM n WHERE p.product_id = n.product_id AND p.shop = $1`, shop, reasonShopDead, reasonRetry, reviveSpread)
+			FROM n WHERE p.product_id = n.product_id AND p.shop = $1 AND p.campaign = n.campaign`, shop, reasonShopDead, reasonRetry, reviveSpread)
 		if err != nil {
 			return err
 		}
 		if tag.RowsAffected() == 0 {
 			return nil
 		}
-	}
-	return nil
-}
-
-// Pause stops, or lets go on, all pushes to a shop.
-func (s *Store) Pause(ctx context.Context, shop string, paused bool) error {
-	_, err := s.pool.Exec(ctx, `INSERT INTO shops (shop, paused) VALUES ($1, $2)
-		ON CONFLICT (shop) DO UPDATE SET paused = EXCLUDED.paused`, shop, paused)
-	if err != nil {
-		return fmt.Errorf("set shop %s paused=%t: %w", shop, paused, err)
 	}
 	return nil
 }
