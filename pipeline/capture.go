@@ -31,7 +31,7 @@ type captureStream interface {
 	// NextUntil returns the next event, valid until the next call; an idle one at the given time, if that is not zero
 	// and nothing else has come. An ended ctx leaves the stream usable.
 	NextUntil(ctx context.Context, until time.Time) (change.Event, error)
-	// Buffered reports whether Next would return without waiting for the server.
+	// Buffered reports whether NextUntil would return without waiting for the server.
 	Buffered() bool
 	// Attend runs work and keeps the connection alive meanwhile.
 	Attend(ctx context.Context, work func(context.Context) error) error
@@ -277,10 +277,25 @@ func (n *captureTries) judge(what string, err error) error {
 		return err
 	case *n < 2:
 		*n++
-		return errors.New(what + ": " + err.Error()) // without the type, which would end the retry
+		return &captureTried{what: what, err: err}
 	}
-	return &captureError{what + ": " + err.Error()}
+	return &captureTried{what: what, err: err, final: true}
 }
+
+// captureTried is an error that is final by itself, of something that has been tried. It says whether that is given up.
+type captureTried struct {
+	what  string
+	err   error
+	final bool
+}
+
+func (e *captureTried) Error() string { return e.what + ": " + e.err.Error() }
+
+// Unwrap returns what has gone wrong.
+func (e *captureTried) Unwrap() error { return e.err }
+
+// Permanent overrules what the error says of itself.
+func (e *captureTried) Permanent() bool { return e.final }
 
 // captureError is an error that only a person can mend.
 type captureError struct{ text string }

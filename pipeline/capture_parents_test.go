@@ -55,7 +55,7 @@ func TestParentsAreNotOlderThanTheStream(t *testing.T) {
 	}
 	require.NoError(t, session.drain(t.Context()))
 	var keys []string
-	for _, rec := range session.seal().records {
+	for _, rec := range session.closeUnit().records {
 		if rec.Topic == "catalog."+event.Changes {
 			keys = append(keys, string(rec.Key))
 		}

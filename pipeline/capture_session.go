@@ -14,8 +14,11 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
-// captureSession reads the stream of one session. Its goroutine owns the stream; what must not stop the stream's
-// keepalives (Kafka, queries) runs beside it.
+// captureSession reads the stream of one session. Its goroutine owns the stream and everything here. The writer to Kafka
+// and the readers of snapshots run beside it; where it must wait for the one, or for a look-up of parents, nothing is
+// read, and the connection is kept alive (Attend).
+//
+// What it makes of the stream goes into the batcher, which decides what a transaction is and what a unit holds.
 type captureSession struct {
 	c       *Capture
 	stream  captureStream
@@ -219,8 +222,8 @@ func (s *captureSession) tick() { s.encoder.envelope.At = time.Now() }
 // handOver waits until the writer takes the unit. The stream is not read meanwhile, so that memory stays bounded
 // however long Kafka is away, but kept alive.
 func (s *captureSession) handOver(ctx context.Context) error {
-	u := s.seal()
-	s.renew()
+	u := s.closeUnit()
+	s.beginUnit()
 	var err error
 	select {
 	case s.units <- u: // the writer has nothing to do
@@ -238,8 +241,8 @@ func (s *captureSession) handOver(ctx context.Context) error {
 	return err
 }
 
-// seal completes the unit as it stands.
-func (s *captureSession) seal() *captureUnit {
+// closeUnit completes the unit as it stands.
+func (s *captureSession) closeUnit() *captureUnit {
 	u := s.batcher.seal()
 	u.position.Unseen = s.book.unseen()
 	needed := s.batcher.memory.number + 1
@@ -253,8 +256,8 @@ func (s *captureSession) seal() *captureUnit {
 	return u
 }
 
-// renew begins the next unit.
-func (s *captureSession) renew() {
+// beginUnit begins the next unit.
+func (s *captureSession) beginUnit() {
 	var spare *captureUnit
 	select {
 	case spare = <-s.spare:
@@ -267,8 +270,8 @@ func (s *captureSession) renew() {
 // offer hands the unit over if the writer waits for one, and otherwise lets it grow.
 func (s *captureSession) offer() {
 	select {
-	case s.units <- s.seal():
-		s.renew()
+	case s.units <- s.closeUnit():
+		s.beginUnit()
 		s.handed = time.Now()
 	default:
 	}
@@ -281,7 +284,7 @@ func (s *captureSession) take(ev *change.Event) error {
 	}
 	switch ev.Kind {
 	case change.EventBegin:
-		return s.begin(*ev.Transaction)
+		return s.beginTx(*ev.Transaction)
 	case change.EventChange:
 		s.change(ev.Change)
 	case change.EventMessage:
@@ -290,11 +293,11 @@ func (s *captureSession) take(ev *change.Event) error {
 				return err
 			}
 		}
-		s.message(ev.Message)
+		s.takeMessage(ev.Message)
 	case change.EventCommit:
 		s.encoder.envelope.LastCommit = ev.EndLSN
 		if !s.skip {
-			s.commit(ev.EndLSN)
+			s.endTx(ev.EndLSN)
 		}
 	case change.EventKeepalive:
 		if err := s.passed(ev.EndLSN); err != nil {
@@ -306,7 +309,7 @@ func (s *captureSession) take(ev *change.Event) error {
 	return nil
 }
 
-func (s *captureSession) begin(tx change.Transaction) error {
+func (s *captureSession) beginTx(tx change.Transaction) error {
 	s.tx, s.asked, s.concerned = tx, nil, false
 	s.encoder.begin(&s.tx)
 	s.book.streamed(tx.XID)
@@ -320,6 +323,25 @@ func (s *captureSession) begin(tx change.Transaction) error {
 	s.began = true
 	s.step(captureStep{kind: captureBegin, tx: tx})
 	return nil
+}
+
+// endTx ends the open transaction. One that has truncated a routed table calls for a new snapshot: which products had
+// rows in it is not known, so all are touched. One that has asked for snapshots gets them. That stands in the same step,
+// so that no unit ends between the two.
+func (s *captureSession) endTx(end change.LSN) {
+	step := captureStep{kind: captureCommit, end: end, others: !s.concerned}
+	if !s.truncated && len(s.asked) == 0 {
+		s.step(step)
+		return
+	}
+	if s.truncated {
+		s.book.truncated(readableTables(SnapshotTables(s.c.cfg.Routes), s.resume), time.Now())
+	}
+	dead := s.begun(s.asked)
+	s.truncated, s.asked = false, nil
+	step.progress = s.snapshotStep(nil, dead)
+	s.step(step)
+	s.dispatch()
 }
 
 // passed reports a stream that has come to this place without the transaction that is half in Kafka.
@@ -350,14 +372,14 @@ func (s *captureSession) change(c *change.Change) {
 		return
 	}
 	direct := len(s.backlog) == 0
-	if row := s.row(c, &s.tx, !direct); row != nil {
+	if row := s.routeRow(c, &s.tx, !direct); row != nil {
 		s.push(row, direct)
 	}
 }
 
-// row routes and encodes a row of the open transaction or, with tx nil, of a snapshot; nil where it concerns nobody.
+// routeRow routes and encodes a row of the open transaction or, with tx nil, of a snapshot; nil where it concerns nobody.
 // later: it will wait, for those before it.
-func (s *captureSession) row(c *change.Change, tx *change.Transaction, later bool) (row *captureRowStep) {
+func (s *captureSession) routeRow(c *change.Change, tx *change.Transaction, later bool) (row *captureRowStep) {
 	r := s.router.route(c, s.pairs)
 	s.pairs = r.pairs
 	topic := s.mirror.topic(c.Relation)
@@ -410,7 +432,7 @@ func (s *captureSession) push(row *captureRowStep, direct bool) {
 	s.backlog = append(s.backlog, captureStep{kind: captureRow, row: row})
 }
 
-func (s *captureSession) message(m *change.Message) {
+func (s *captureSession) takeMessage(m *change.Message) {
 	s.concerned = true
 	s.mirrorMessage(m)
 	switch m.Prefix {

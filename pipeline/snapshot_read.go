@@ -136,13 +136,13 @@ func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
 		attempt++
 		return tries.judge("snapshot of "+req.query.Table, r.read(ctx, req, attempt))
 	})
-	var final *captureError
-	if !req.asked && !req.spare || !errors.As(err, &final) {
+	final, ok := errors.AsType[*captureTried](err)
+	if !req.asked && !req.spare || !ok {
 		return err
 	}
 	return retry(ctx, r.log, "refusal of a snapshot", func(ctx context.Context) error {
 		attempt++
-		return r.answer(ctx, req, &snapshotAnswer{attempt: attempt, refused: final.text})
+		return r.answer(ctx, req, &snapshotAnswer{attempt: attempt, refused: final.Error()})
 	})
 }
 

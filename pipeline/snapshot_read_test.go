@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
@@ -79,4 +81,18 @@ func TestSnapshotsWithoutRowsAreForgotten(t *testing.T) {
 	}
 	require.Len(t, b.snapshots, 1)
 	require.Len(t, w.offsets, 1)
+}
+
+// What is tried again is known by its type nevertheless, and is given up when it has failed for the third time.
+func TestErrorsThatAreTriedKeepTheirType(t *testing.T) {
+	var tries captureTries
+	cause := &captureError{"gone"}
+	for try := range 3 {
+		err := tries.judge("read", fmt.Errorf("table: %w", cause))
+		require.ErrorIs(t, err, cause)
+		require.EqualError(t, err, "read: table: gone")
+		require.Equal(t, try == 2, captureFinal(err), "try %d", try+1)
+	}
+	other := errors.New("network")
+	require.Equal(t, other, tries.judge("read", other))
 }
