@@ -139,5 +139,7 @@ type PushParts struct {
 	Fenced    fencedStore
 	Shops     shopStore
 	Sender    shopSender
-	Log       *slog.Logger
+	// Hold says why no parked product is to be pulled now, empty when they may; nil: they always may.
+	Hold func() string
+	Log  *slog.Logger
 }

@@ -11,7 +11,7 @@ import (
 // pull asks for parked products that are due, when there is room for them.
 func (p *Push) pull(ctx context.Context) {
 	room := p.cfg.Flying - len(p.flying) - len(p.hot)
-	if p.pulling || room <= 0 || len(p.owned) == 0 {
+	if p.pulling || room <= 0 || len(p.owned) == 0 || p.parts.Hold != nil && p.parts.Hold() != "" {
 		return
 	}
 	var parts []int32

@@ -94,8 +94,10 @@ type app struct {
 	batches *pipeline.Batches
 	// passed and passedBatches heal stages whose records have gone.
 	passed, passedBatches *pipeline.Passed
-	relay                 *pipeline.Relay
-	load                  *pipeline.Load
+	// brake stops new pushes while the outbox is full.
+	brake *pipeline.Brake
+	relay *pipeline.Relay
+	load  *pipeline.Load
 	// loadTopics are in the order in which the loader counts their partitions.
 	loadTopics []pipeline.LoadTopic
 	readers    []*kafka.Reader
@@ -312,6 +314,11 @@ func (a *app) reader(topic string) (*kafka.Reader, error) {
 }
 
 func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
+	a.brake = &pipeline.Brake{Log: a.log.With("stage", "push"), Measure: func(ctx context.Context) (int64, int64, error) {
+		o, err := a.state.Outbox(ctx)
+		return o.Rows, o.Bytes, err
+	}}
+	a.metrics.waiting("push", "outbox", func() bool { return a.brake.Waiting() != "" })
 	changes, err := a.following(a.passed, work.StagePush, event.Changes)
 	if err != nil {
 		return err
@@ -326,7 +333,7 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 		RequestTimeout: a.requestTimeout(), Drain: a.cfg.Push.Drain,
 		Guard: work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor},
 	}, pipeline.PushParts{
-		Leases: a.state, Reader: changes, Documents: documents{a.source, a.cfg.Documents},
+		Leases: a.state, Reader: a.brake.Reader(changes), Hold: a.brake.Waiting, Documents: documents{a.source, a.cfg.Documents},
 		State: a.state, Fenced: a.state, Shops: a.state, Sender: a.shops, Log: a.log,
 	})
 	a.metrics.push(a.push.Stats())
@@ -408,6 +415,7 @@ func (a *app) runStages(ctx context.Context) error {
 	}
 	if a.push != nil {
 		g.Go(func() error { return named("shops", a.shops.Run(ctx)) })
+		g.Go(func() error { return a.brake.Run(ctx) })
 		g.Go(func() error { return named("push", a.push.Run(ctx)) })
 		g.Go(func() error { return named("batches", a.batches.Run(ctx)) })
 	}

@@ -153,16 +153,21 @@ func (s *Store) DeleteOutbox(ctx context.Context, l *RelayLock, upTo int64) erro
 type OutboxBacklog struct {
 	// Rows is an upper bound: transactions that were rolled back leave gaps that are counted.
 	Rows int64
+	// Bytes is an estimate: as many rows as large as the last 50 are.
+	Bytes int64
 	// Oldest is how long the first row has waited.
 	Oldest time.Duration
 }
 
-// Outbox says how much waits for the relay, in two index probes, for backpressure and metrics.
+// Outbox says how much waits for the relay, in three index probes, for backpressure and metrics.
 func (s *Store) Outbox(ctx context.Context) (OutboxBacklog, error) {
 	var o OutboxBacklog
-	err := s.pool.QueryRow(ctx, `SELECT coalesce(z.id - a.id + 1, 0), coalesce(clock_timestamp() - a.at, interval '0')
+	err := s.pool.QueryRow(ctx, `SELECT coalesce(z.id - a.id + 1, 0), coalesce((z.id - a.id + 1) * l.size, 0)::bigint,
+			coalesce(clock_timestamp() - a.at, interval '0')
 		FROM (SELECT 1) one LEFT JOIN (SELECT id, at FROM outbox ORDER BY id LIMIT 1) a ON true
-		LEFT JOIN (SELECT id FROM outbox ORDER BY id DESC LIMIT 1) z ON true`).Scan(&o.Rows, &o.Oldest)
+		LEFT JOIN (SELECT id FROM outbox ORDER BY id DESC LIMIT 1) z ON true
+		LEFT JOIN (SELECT avg(size) AS size FROM (SELECT coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) AS size
+			FROM outbox ORDER BY id DESC LIMIT 50) newest) l ON true`).Scan(&o.Rows, &o.Bytes, &o.Oldest)
 	if err != nil {
 		return o, fmt.Errorf("measure the outbox: %w", err)
 	}

@@ -89,6 +89,7 @@ func TestRecordsKeepTheirBytes(t *testing.T) {
 	b, err := s.Outbox(ctx)
 	require.NoError(t, err)
 	require.Equal(t, int64(3), b.Rows)
+	require.EqualValues(t, 4, b.Bytes, "keys and values")
 	require.Positive(t, b.Oldest)
 }
 
