@@ -54,6 +54,7 @@ type Push struct {
 
 	health   healthMap
 	pauses   atomic.Pointer[work.Pauses]
+	silences silences
 	holds    holdNews
 	lines    lines
 	finished chan finished // on their way to the settler

@@ -205,6 +205,7 @@ func (p *Push) sendTo(stop context.Context, shop string, jobs []*job) {
 	results := p.parts.Sender.Send(stop, shop, plans, func(ctx context.Context, intents []work.Intent) error {
 		return p.intend(ctx, owners, intents, &asked)
 	})
+	p.judgeSilence(shop, send, results)
 	for i, j := range send {
 		j.result = results[i]
 		if j.result.Status == event.Retrying && j.result.Reason == reasonUnsent && j.result.Shadow == nil {

@@ -146,7 +146,7 @@ func (p *Push) changeHealth(shop string, f func(*work.ShopHealth)) {
 	}
 }
 
-// noteHealth draws the conclusion from a shop's answers: dead when it refused everything, alive at any real answer.
+// noteHealth draws the conclusion from a shop's answers: dead when it refused everything or answers nothing, alive at any real answer.
 func (p *Push) noteHealth(ctx context.Context, shop string, results []work.Result) {
 	dead, alive, reason := false, false, ""
 	for i := range results {
@@ -161,7 +161,7 @@ func (p *Push) noteHealth(ctx context.Context, shop string, results []work.Resul
 	switch {
 	case dead && !alive:
 		if !was {
-			p.log.ErrorContext(ctx, "shop refuses everything; its products wait", "shop", shop, "reason", reason)
+			p.log.ErrorContext(ctx, "shop takes nothing; its products wait, and one a minute tries it", "shop", shop, "reason", reason)
 		}
 		if err := p.markDead(ctx, shop, reason); err != nil {
 			p.log.WarnContext(ctx, "dead shop not noted", "shop", shop, "error", err)

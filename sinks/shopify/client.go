@@ -27,7 +27,8 @@ type Config struct {
 	Budget budget.Store
 	// Holder names this process in the buckets, uniquely among all that run. Required.
 	Holder string
-	// RoundTripper sends the requests. Default: http.DefaultTransport. It must not follow redirects.
+	// RoundTripper sends the requests. Default: a transport of its own that keeps a connection to each of any number of
+	// shops. It must not follow redirects.
 	RoundTripper http.RoundTripper
 	// Timeout is how long one request may take; the caller's lease must outlast it. Default 15 s.
 	Timeout time.Duration
@@ -130,7 +131,7 @@ func New(cfg Config) (*Shops, error) {
 
 func (c *Config) defaults() {
 	if c.RoundTripper == nil {
-		c.RoundTripper = http.DefaultTransport
+		c.RoundTripper = newTransport()
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 15 * time.Second
@@ -147,6 +148,19 @@ func (c *Config) defaults() {
 	if c.Observe == nil {
 		c.Observe = func(Exchange) {}
 	}
+}
+
+// newTransport is http.DefaultTransport without its bound of 100 idle connections, beyond which nearly every request to
+// one of a thousand shops would begin with a handshake. The caller's lines bound how many a shop has; an idle one is
+// closed after 90 s.
+func newTransport() http.RoundTripper {
+	t, ok := http.DefaultTransport.(*http.Transport)
+	if !ok { // somebody has put another in its place, and means it
+		return http.DefaultTransport
+	}
+	t = t.Clone()
+	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, 32
+	return t
 }
 
 func newShop(name string, c ShopConfig, cfg Config) (*shop, error) {
