@@ -48,28 +48,6 @@ func BenchmarkPark(b *testing.B) {
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "products/s")
 }
 
-// BenchmarkPull pulls while half a million products of a shop that is not served stand before those that are wanted.
-func BenchmarkPull(b *testing.B) {
-	s := benchStore(b)
-	for n := 0; n < 500_000; n += 50_000 {
-		require.NoError(b, s.Park(b.Context(), flood(n, 50_000)))
-	}
-	exec(b, s, `VACUUM ANALYZE parked`)
-	parts := []int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}
-	for _, limit := range []int{10, 500} {
-		b.Run(fmt.Sprintf("limit=%d", limit), func(b *testing.B) {
-			got := 0
-			for b.Loop() {
-				rows, err := pull(s, parts, []string{"busy"}, limit)
-				require.NoError(b, err)
-				require.NotEmpty(b, rows)
-				got += len(rows)
-			}
-			b.ReportMetric(float64(got)/b.Elapsed().Seconds(), "products/s")
-		})
-	}
-}
-
 // BenchmarkSettle settles 100 products with an item and two outbox rows each, in one round trip, from one and from
 // eight goroutines, each with a partition of its own.
 func BenchmarkSettle(b *testing.B) {
