@@ -124,8 +124,18 @@ func (r *snapshotReader) loop(ctx context.Context) error {
 	return g.Wait()
 }
 
+// snapshotUnreadable is how long a part waits that holds a row which the server cannot send, until it is read again.
+const snapshotUnreadable = 10 * time.Second
+
+// unreadable asks an error whether it is about such a row.
+func unreadable(err error) bool {
+	var row interface{ Unreadable() bool }
+	return errors.As(err, &row) && row.Unreadable()
+}
+
 // serve reads a part, and tries again as long as that may help. An error that stays is an answer where somebody has
-// asked for the part or it can be spared, and the end of Capture otherwise.
+// asked for the part or it can be spared, and the end of Capture otherwise. A part with a row that cannot be sent ends
+// nothing: it waits for somebody to mend the row, while the reader turns to others.
 func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
 	if !req.cut && !r.pace.wait(ctx) {
 		return nil
@@ -134,10 +144,23 @@ func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
 	attempt := 0
 	err := retry(ctx, r.log, "snapshot of "+req.query.Table, func(ctx context.Context) error {
 		attempt++
-		return tries.judge("snapshot of "+req.query.Table, r.read(ctx, req, attempt))
+		err := r.read(ctx, req, attempt)
+		if unreadable(err) {
+			return &captureTried{what: "snapshot of " + req.query.Table, err: err, final: true}
+		}
+		return tries.judge("snapshot of "+req.query.Table, err)
 	})
 	final, ok := errors.AsType[*captureTried](err)
-	if !req.asked && !req.spare || !ok {
+	switch {
+	case !ok:
+		return err
+	case req.asked, req.spare:
+	case unreadable(err):
+		r.log.ErrorContext(ctx, "a part of a table cannot be read: the rest goes on", "pause", snapshotUnreadable, "error", err)
+		req.pause = snapshotUnreadable
+		r.submit(req)
+		return nil
+	default:
 		return err
 	}
 	return retry(ctx, r.log, "refusal of a snapshot", func(ctx context.Context) error {

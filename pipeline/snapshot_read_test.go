@@ -65,6 +65,55 @@ func TestSnapshotRequestsWaitForNobody(t *testing.T) {
 	})
 }
 
+// wideSource cannot send a row of one table, for a while.
+type wideSource struct {
+	cutSource
+
+	tries int
+}
+
+type wideRow struct{}
+
+func (wideRow) Error() string    { return "a row larger than 1 GB" }
+func (wideRow) Unreadable() bool { return true }
+
+func (s *wideSource) ReadChunk(_ context.Context, q change.ChunkQuery) (change.Chunk, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tries++; q.Table == "wide" && s.tries < 20 {
+		return change.Chunk{}, fmt.Errorf("read: %w", wideRow{})
+	}
+	s.cuts[q.Table]++
+	return change.Chunk{Done: true}, nil
+}
+
+// A row that the server cannot send stops neither Capture nor the only reader, and is read once it is mended. Who has
+// asked for it is told.
+func TestSnapshotsGoOnBesideARowThatCannotBeSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &wideSource{cutSource: cutSource{cuts: map[string]int{}}}
+		r := newSnapshotReader(source, "r", CaptureConfig{SnapshotReaders: 1, SnapshotRate: -1}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.loop(ctx) }()
+		for number, table := range []string{"wide", "wide", "narrow"} {
+			req := snapshotRequest{number: number, asked: number == 1}
+			req.query.Table = table
+			r.submit(req)
+		}
+		synctest.Wait()
+		require.Equal(t, map[string]int{"narrow": 1}, source.cuts)
+		answer := r.take(snapshotMark{run: "r", number: 1, attempt: 2, high: true})
+		require.Equal(t, "snapshot of wide: read: a row larger than 1 GB", answer.refused)
+		require.Nil(t, r.take(snapshotMark{run: "r", number: 0, attempt: 1, high: true}))
+		time.Sleep(time.Hour)
+		require.Equal(t, map[string]int{"narrow": 1, "wide": 1}, source.cuts)
+		require.NotNil(t, r.take(snapshotMark{run: "r", number: 0, attempt: 1, high: true}))
+		cancel()
+		require.NoError(t, <-done)
+	})
+}
+
 // A snapshot that has ended without a row leaves nothing behind.
 func TestSnapshotsWithoutRowsAreForgotten(t *testing.T) {
 	b := testBatcher(event.Position{})

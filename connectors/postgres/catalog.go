@@ -42,6 +42,12 @@ func (s *Source) describeSQL() string {
 	if s.version >= 150000 { // column lists and row filters
 		list = "p.attnames, p.rowfilter"
 	}
+	// Before 18 no generated column is in the stream, but attnames may list them. From then on it lists those that are: stored
+	// ones, where the publication's options or the column list say so.
+	generated := "a.attgenerated = ''"
+	if s.version >= 180000 {
+		generated = "(a.attgenerated = '' OR u.attnames IS NOT NULL)"
+	}
 	return `
 		WITH t AS (
 			SELECT c.oid, c.relreplident, c.relkind, ` + list + `,
@@ -59,15 +65,15 @@ func (s *Source) describeSQL() string {
 			coalesce(array_position(pk.cols, a.attnum), -1),
 			CASE u.identity WHEN 'f' THEN true WHEN 'd' THEN a.attnum = ANY (pk.cols) ELSE a.attnum = ANY (ri.cols) END,
 			a.attcollation, coalesce(u.pages, 0), coalesce(u.tuples, -1), u.filenode
-		FROM u JOIN pg_attribute a ON a.attrelid = u.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+		FROM u JOIN pg_attribute a ON a.attrelid = u.oid AND a.attnum > 0 AND NOT a.attisdropped AND ` + generated + `
 		LEFT JOIN key pk ON pk.indrelid = u.oid AND pk.indisprimary
 		LEFT JOIN key ri ON ri.indrelid = u.oid AND ri.indisreplident
 		WHERE u.attnames IS NULL OR a.attname = ANY (u.attnames)
 		ORDER BY a.attnum`
 }
 
-// describe reads the columns that the stream has as well: no generated ones, and those of the publication's column
-// list where it has one. It returns nil when there is no such table.
+// describe reads the columns that the stream has as well: generated ones only where they are published, and those of the
+// publication's column list where it has one. It returns nil when there is no such table.
 func (s *Source) describe(ctx context.Context, pg *pgconn.PgConn, name string) (*table, error) {
 	schema, rel, err := splitTable(name)
 	if err != nil {

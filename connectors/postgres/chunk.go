@@ -55,7 +55,8 @@ const chunkFirst, chunkStep = 8, 64
 // a writer would notice.
 //
 // The rows are as the snapshot saw them, which is some moment, not that of any position: whoever merges them with the
-// stream needs marks around the call ([Source.EmitMessage]) and the snapshot.
+// stream needs marks around the call ([Source.EmitMessage]) and the snapshot. A row that the server cannot send is a
+// [*RowError].
 func (s *Source) ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chunk, error) {
 	c := change.Chunk{LastKey: q.After}
 	if q.Limit < 1 {
@@ -79,7 +80,11 @@ func (s *Source) ReadChunk(ctx context.Context, q change.ChunkQuery) (change.Chu
 		}
 		return s.readKeys(ctx, pg, t, q, &c)
 	})
-	if err != nil {
+	switch {
+	case tooLarge(err):
+		pg, _ := errors.AsType[*pgconn.PgError](err) // not the type around it, which says that the statement is wrong
+		return change.Chunk{}, &RowError{Slot: s.cfg.Slot, Publication: s.cfg.Publication, Table: q.Table, After: q.After, Err: pg}
+	case err != nil:
 		return change.Chunk{}, conditionError(ctx, &q.Selection, err)
 	}
 	c.Snapshot, c.ReadAt = m.snapshot, m.at

@@ -327,3 +327,44 @@ func TestCutNamesWriters(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, cut.Writers)
 }
+
+// Columns that are computed are in the stream and in a chunk alike, or in neither, whatever the publication says of them.
+func TestGeneratedColumnsAreInStreamAndChunkAlike(t *testing.T) {
+	d := newDatabase(t)
+	modern := d.text(`SELECT current_setting('server_version_num')`) >= "180000"
+	for _, c := range []struct {
+		name, columns, publication string
+		modern                     bool // 18 and newer
+		want                       []string
+	}{
+		{"stored", "s int GENERATED ALWAYS AS (v * 2) STORED", "g", false, []string{"id", "v"}},
+		{"column list", "s int GENERATED ALWAYS AS (v * 2) STORED", "g (id)", false, []string{"id"}},
+		{"virtual", "s int GENERATED ALWAYS AS (v * 2) VIRTUAL", "g", true, []string{"id", "v"}},
+		{
+			"stored and published", "s int GENERATED ALWAYS AS (v * 2) STORED, w int GENERATED ALWAYS AS (v * 3) VIRTUAL",
+			"g WITH (publish_generated_columns = stored)", true, []string{"id", "v", "s"},
+		},
+		{"named", "s int GENERATED ALWAYS AS (v * 2) STORED, w int GENERATED ALWAYS AS (v * 3) STORED", "g (id, s)", true, []string{"id", "s"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.modern && !modern {
+				t.Skip("18 brought them: SHELFWIRE_TEST_POSTGRES=18 runs it")
+			}
+			d := newDatabase(t, `CREATE TABLE g (id int PRIMARY KEY, v int, `+c.columns+`)`, `CREATE PUBLICATION shelfwire FOR TABLE `+c.publication)
+			src := d.capture("public.g")
+			d.exec(`INSERT INTO g VALUES (1, 7)`)
+			chunk, err := src.ReadChunk(t.Context(), change.ChunkQuery{Selection: change.Selection{Table: "public.g"}, Limit: 10})
+			require.NoError(t, err)
+			var names []string
+			values := map[string]string{}
+			for i, col := range chunk.Relation.Columns {
+				names = append(names, col.Name)
+				values[col.Name] = string(chunk.Rows[0][i].Data)
+			}
+			require.Equal(t, c.want, names)
+			rows := d.rows(stream(t, src, 0))
+			require.Len(t, rows, 1)
+			require.Equal(t, values, rows[0].After)
+		})
+	}
+}

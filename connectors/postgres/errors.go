@@ -136,15 +136,30 @@ func (e *QueryError) Data() bool {
 }
 
 // RowError says that the server cannot send a row: as text it has more than the gigabyte that Postgres can hold in one
-// piece, as a bytea of half of that has. Every stream of the slot ends there, and trying again does not help, but it
-// harms nobody either: what a person does about it is seen by the next try.
+// piece, as a bytea of half of that has. Every stream of the slot ends there, and every read of the chunk that it stands
+// in. Trying again does not help, but it harms nobody either: what a person does about it is seen by the next try.
 type RowError struct {
 	Slot, Publication string
+	// Table and After say which chunk cannot be read: that of the rows behind a key. Empty for the stream.
+	Table string
+	After []string
 	// Err is the server's own.
 	Err error
 }
 
+// Unreadable reports whether a snapshot cannot read a part of a table for it; the stream and other parts can.
+func (e *RowError) Unreadable() bool { return e.Table != "" }
+
 func (e *RowError) Error() string {
+	if e.Table != "" {
+		behind := "its first row"
+		if len(e.After) > 0 {
+			behind = "the row with the key (" + strings.Join(e.After, ", ") + ")"
+		}
+		return fmt.Sprintf("the server cannot send a row of %s, at or soon behind %s, that is larger than 1 GB as text; to mend it: make the row smaller, "+
+			"or publish its table without the column (ALTER PUBLICATION %s DROP TABLE t; ALTER PUBLICATION %[3]s ADD TABLE t (columns)): %v",
+			e.Table, behind, quoteIdent(e.Publication), e.Err)
+	}
 	return fmt.Sprintf("the server cannot send a row that is larger than 1 GB as text; to mend it: make the row smaller, or publish its table without "+
 		"the column (ALTER PUBLICATION %s DROP TABLE t; ALTER PUBLICATION %[1]s ADD TABLE t (columns)), then SELECT pg_drop_replication_slot(%s), "+
 		"which is healed by a whole snapshot: %v", quoteIdent(e.Publication), quoteLiteral(e.Slot), e.Err)

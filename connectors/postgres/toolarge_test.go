@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/connectors/postgres"
+	"github.com/shelfwire/shelfwire/schemas/change"
 )
 
 var large = flag.Bool("large", false, "also test what takes gigabytes of memory")
@@ -34,6 +35,16 @@ func TestRowThatTheServerCannotSend(t *testing.T) {
 	}
 	require.ErrorContains(t, row, "larger than 1 GB")
 	require.ErrorContains(t, row, "SELECT pg_drop_replication_slot('"+d.config().Slot+"')")
+	query := change.ChunkQuery{Selection: change.Selection{Table: "public.p"}, Limit: 10}
+	_, err := src.ReadChunk(t.Context(), query)
+	row = nil
+	require.ErrorAs(t, err, &row)
+	require.True(t, row.Unreadable())
+	require.NotErrorAs(t, err, new(interface{ Temporary() bool }))
+	query.After = []string{"1"}
+	chunk, err := src.ReadChunk(t.Context(), query)
+	require.NoError(t, err)
+	require.Len(t, chunk.Rows, 1)
 	d.exec(`ALTER PUBLICATION shelfwire DROP TABLE p; ALTER PUBLICATION shelfwire ADD TABLE p (id)`)
 	require.NoError(t, src.RenewSlot(t.Context()))
 	d.exec(`UPDATE p SET id = id + 10`)
