@@ -342,7 +342,8 @@ func TestGeneratedColumnsAreInStreamAndChunkAlike(t *testing.T) {
 		{"virtual", "s int GENERATED ALWAYS AS (v * 2) VIRTUAL", "g", true, []string{"id", "v"}},
 		{
 			"stored and published", "s int GENERATED ALWAYS AS (v * 2) STORED, w int GENERATED ALWAYS AS (v * 3) VIRTUAL",
-			"g WITH (publish_generated_columns = stored)", true, []string{"id", "v", "s"},
+			"g WITH (publish_generated_columns = stored)", true,
+			[]string{"id", "v", "s"},
 		},
 		{"named", "s int GENERATED ALWAYS AS (v * 2) STORED, w int GENERATED ALWAYS AS (v * 3) STORED", "g (id, s)", true, []string{"id", "s"}},
 	} {
