@@ -57,6 +57,9 @@ func (w *followWorld) Release(_ context.Context, fences []work.Fence) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range fences {
+		if f.Partition == work.AllPartitions {
+			continue
+		}
 		if l := &w.leases[f.Partition]; l.Fence == f {
 			l.Expires = time.Time{}
 		}

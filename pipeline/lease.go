@@ -23,8 +23,8 @@ type LeaseConfig struct {
 	// TTL is how long a lease outlives its holder's last renewal. Shorter hands the work of a killed worker over
 	// sooner and tolerates shorter pauses. Default 30 s.
 	TTL time.Duration
-	// Every is the pause between renewals. Default TTL/10, at most 3 s: it is also how long a new worker waits for
-	// its first leases.
+	// Every is the pause between renewals. Default TTL/20, at most 1.5 s: it is also how long a new worker waits
+	// for its first leases. More than TTL/20, and a worker without leases is not seen all the time.
 	Every time.Duration
 }
 
@@ -33,7 +33,7 @@ func (c LeaseConfig) withDefaults() LeaseConfig {
 		c.TTL = 30 * time.Second
 	}
 	if c.Every == 0 {
-		c.Every = min(c.TTL/10, 3*time.Second)
+		c.Every = min(c.TTL/20, 1500*time.Millisecond)
 	}
 	return c
 }
@@ -54,7 +54,7 @@ type leaseKeeper struct {
 	cfg        LeaseConfig
 	log        *slog.Logger
 
-	last []work.Fence // of the newest renewal: run's own until it has returned
+	last []work.Fence // of the newest renewal; nil before the first: run's own until it has returned
 }
 
 // leaseStop is how long a stop waits for the state: once for a renewal that is on its way, and once for the release.
@@ -103,15 +103,17 @@ func (k *leaseKeeper) renew(ctx context.Context) ([]work.Lease, error) {
 	return k.store.Renew(rctx, k.stage, k.cfg.Owner, k.partitions, k.cfg.TTL)
 }
 
-// release gives back all that the newest renewal has brought, known to the holder or not. It must only be called when
-// run has returned and the holder has settled what it had in hand.
+// release gives back all that the newest renewal has brought, known to the holder or not, and withdraws what the worker
+// waits for: what others give up for it would lie idle. It must only be called when run has returned and the holder has
+// settled what it had in hand.
 func (k *leaseKeeper) release(ctx context.Context) {
-	if len(k.last) == 0 {
-		return
+	if k.last == nil {
+		return // the state has never heard of it
 	}
+	all := append(k.last, work.Fence{Stage: k.stage, Partition: work.AllPartitions, Owner: k.cfg.Owner})
 	ctx, cancel := context.WithTimeout(ctx, leaseStop)
 	defer cancel()
-	if err := k.store.Release(ctx, k.last); err != nil {
+	if err := k.store.Release(ctx, all); err != nil {
 		k.log.WarnContext(ctx, "leases not released; they end by themselves", "stage", string(k.stage), "error", err)
 	}
 }

@@ -98,7 +98,11 @@ func (l *lateLeases) Release(_ context.Context, fences []work.Fence) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.owner = ""
-	l.released += len(fences)
+	for _, f := range fences {
+		if f.Partition != work.AllPartitions {
+			l.released++
+		}
+	}
 	return nil
 }
 

@@ -186,6 +186,10 @@ func (w *world) Renew(_ context.Context, stage work.Stage, owner string, _ int32
 func (w *world) Release(_ context.Context, fences []work.Fence) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	fences = slices.DeleteFunc(slices.Clone(fences), func(f work.Fence) bool { return f.Partition == work.AllPartitions })
+	if len(fences) == 0 {
+		return nil
+	}
 	if err := w.fenced(fences); err != nil {
 		return err
 	}

@@ -98,10 +98,9 @@ func TestAHandOverWaitsNoLongerThanTheDrain(t *testing.T) {
 		w.mu.Lock()
 		w.wanted = true
 		w.mu.Unlock()
-		w.wait(3 * time.Second) // the next renewal tells
-		w.wait(19 * time.Second)
+		w.wait(19900 * time.Millisecond) // the next renewal tells, within a second and a half
 		require.Equal(t, "a", w.owner)
-		w.wait(time.Second)
+		w.wait(1600 * time.Millisecond)
 		require.False(t, w.wanted, "released at the drain deadline")
 		w.mu.Lock()
 		w.owner, w.expires, w.epoch = "b", time.Now().Add(time.Hour), w.epoch+1

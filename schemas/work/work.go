@@ -35,6 +35,10 @@ type Fence struct {
 	Epoch     int64
 }
 
+// AllPartitions in a fence that is released stands for the owner as a whole: all that it holds of the stage is given back,
+// and what it waits for is left to others.
+const AllPartitions int32 = -1
+
 // ErrLeaseLost says that a write was rolled back because a fence of it is not valid any more: the lease has ended or
 // another worker has it. The holder must drop what it holds of the partition and must not try again.
 var ErrLeaseLost = errors.New("lease lost: another worker may own the partition")

@@ -14,7 +14,12 @@ type seat struct {
 	expires     time.Time
 	wantedBy    string
 	wantedUntil time.Time
+	// dead says that the lease's end means nothing: see [leasesAhead].
+	dead bool
 }
+
+// live reports whether the seat's owner may rely on it.
+func (s *seat) live(now time.Time) bool { return s.owner != "" && s.expires.After(now) && !s.dead }
 
 // assignment is what one worker shall do with the seats of a stage.
 type assignment struct {
@@ -38,7 +43,7 @@ func assign(seats []seat, me string, now time.Time) assignment {
 			members[s.wantedBy] = true
 		}
 		switch {
-		case s.owner == "" || !s.expires.After(now):
+		case !s.live(now):
 			// An own lease that has ended is free as well: claiming it raises the epoch, so that a holder that has
 			// dropped it by its own clock meets it as a new one.
 			free = append(free, s)
@@ -72,7 +77,7 @@ func assign(seats []seat, me string, now time.Time) assignment {
 	delete(held, me)
 	a.want = wanted(seats, me, now, held, mine)
 	for _, s := range seats {
-		if s.wantedBy == me && s.owner != "" && s.owner != me && s.expires.After(now) && !slices.Contains(a.want, s.partition) {
+		if s.wantedBy == me && s.owner != me && s.live(now) && !slices.Contains(a.want, s.partition) {
 			a.drop = append(a.drop, s.partition)
 		}
 	}
@@ -102,7 +107,7 @@ func wanted(seats []seat, me string, now time.Time, held map[string]int, mine in
 		}
 		pick, found := seat{}, false
 		for _, s := range seats {
-			live := s.owner == busiest && s.expires.After(now)
+			live := s.owner == busiest && s.live(now)
 			byOther := s.wantedBy != "" && s.wantedBy != me && s.wantedBy != s.owner && s.wantedUntil.After(now)
 			if !live || byOther || slices.Contains(want, s.partition) {
 				continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -33,7 +34,8 @@ const seatsQuery = `SELECT partition, owner, expires, wanted_by, wanted_until, c
 // Renew is a worker's turn at the leases of a stage: it makes the rows of partitions 0 to n-1 where they are missing,
 // extends what owner holds by ttl, takes what is free up to owner's fair share, and marks leases of the busiest worker
 // where owner has too few. It returns all that owner holds now; Wanted ones should be drained and released. Call it
-// every third of ttl or oftener. owner must be unique to the process's run: a successor with the same name would be
+// every twentieth of ttl or oftener: a worker that holds nothing is seen by its marks alone, and they last for three
+// such turns. ttl must be the same for all workers of a stage. owner must be unique to the process's run: a successor with the same name would be
 // taken for its predecessor.
 //
 // A lease whose end has passed comes back with a new epoch even if nobody else had it: whatever the holder keeps in
@@ -59,7 +61,7 @@ func (s *Store) Renew(
 func (s *Store) renew(
 	ctx context.Context, stage work.Stage, owner string, partitions int32, ttl time.Duration,
 ) ([]work.Lease, error) {
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := s.leases.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +90,7 @@ func (s *Store) renew(
 	if err := conn.SendBatch(ctx, &look).Close(); err != nil {
 		return nil, err
 	}
+	s.ahead.judge(stage, seats, now, ttl, time.Now())
 	return s.occupy(ctx, conn.Conn(), stage, owner, assign(seats, owner, now), ttl)
 }
 
@@ -101,10 +104,10 @@ func (s *Store) occupy(
 			AND expires > clock_timestamp() ORDER BY partition FOR NO KEY UPDATE)
 		UPDATE leases l SET expires = clock_timestamp() + $4::interval FROM mine
 		WHERE l.stage = mine.stage AND l.partition = mine.partition`, string(stage), a.renew, owner, ttl)
-	// A worker that holds nothing can only be seen by its marks: they last as long as a lease.
 	if len(a.claim) > 0 {
 		b.Queue(`WITH free AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2)
-				AND (owner = '' OR expires <= clock_timestamp()) ORDER BY partition FOR NO KEY UPDATE SKIP LOCKED)
+				AND (owner = '' OR expires <= clock_timestamp() OR expires > clock_timestamp() + 2 * $4::interval)
+				ORDER BY partition FOR NO KEY UPDATE SKIP LOCKED)
 			UPDATE leases l SET owner = $3, epoch = epoch + 1, expires = clock_timestamp() + $4::interval,
 				wanted_by = '', wanted_until = 'epoch' FROM free
 			WHERE l.stage = free.stage AND l.partition = free.partition`, string(stage), a.claim, owner, ttl)
@@ -113,7 +116,7 @@ func (s *Store) occupy(
 		b.Queue(`WITH busy AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2)
 				ORDER BY partition FOR NO KEY UPDATE SKIP LOCKED)
 			UPDATE leases l SET wanted_by = $3, wanted_until = clock_timestamp() + $4::interval FROM busy
-			WHERE l.stage = busy.stage AND l.partition = busy.partition`, string(stage), a.want, owner, ttl)
+			WHERE l.stage = busy.stage AND l.partition = busy.partition`, string(stage), a.want, owner, markFor(ttl))
 	}
 	if len(a.drop) > 0 {
 		b.Queue(`WITH dropped AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2)
@@ -144,25 +147,83 @@ func (s *Store) occupy(
 	return leases, nil
 }
 
+// markFor is how long a worker that has marked a lease is waited for: three renewals. Shorter, and a slow answer would
+// lose its turn; longer, and what is given up for a worker that was killed lies idle for as long.
+func markFor(ttl time.Duration) time.Duration { return 3 * ttl / 20 }
+
 // Release gives leases back at once, for a clean stop or to the worker that waits. A lease that is not the holder's
-// any more is left alone. What was marked by a waiting worker is kept for it.
+// any more is left alone. What was marked by a waiting worker is kept for it. A fence of [work.AllPartitions] gives
+// back all of its owner, and withdraws the owner's marks.
 func (s *Store) Release(ctx context.Context, fences []work.Fence) error {
 	if len(fences) == 0 {
 		return nil
 	}
 	stages, parts, owners, epochs := fenceColumns(fences)
 	err := s.retry(ctx, "release leases", func() error {
-		_, err := s.pool.Exec(ctx, `WITH mine AS (SELECT l.stage, l.partition FROM leases l
+		var b pgx.Batch
+		b.Queue(`WITH mine AS (SELECT l.stage, l.partition FROM leases l
 				JOIN unnest($1::text[], $2::int[], $3::text[], $4::bigint[]) f(stage, partition, owner, epoch)
 				USING (stage, partition, owner, epoch) ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
 			UPDATE leases l SET owner = '', expires = 'epoch' FROM mine
 			WHERE l.stage = mine.stage AND l.partition = mine.partition`, stages, parts, owners, epochs)
-		return err
+		for _, f := range fences {
+			if f.Partition == work.AllPartitions {
+				queueLeave(&b, f.Stage, f.Owner)
+			}
+		}
+		return s.leases.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
 		return fmt.Errorf("release leases: %w", err)
 	}
 	return nil
+}
+
+func queueLeave(b *pgx.Batch, stage work.Stage, owner string) {
+	b.Queue(`WITH mine AS (SELECT l.stage, l.partition FROM leases l WHERE l.stage = $1 AND (l.owner = $2 OR l.wanted_by = $2)
+			ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
+		UPDATE leases l SET owner = CASE WHEN l.owner = $2 THEN '' ELSE l.owner END,
+			expires = CASE WHEN l.owner = $2 THEN 'epoch' ELSE l.expires END,
+			wanted_until = CASE WHEN l.wanted_by = $2 THEN 'epoch' ELSE l.wanted_until END,
+			wanted_by = CASE WHEN l.wanted_by = $2 THEN '' ELSE l.wanted_by END
+		FROM mine WHERE l.stage = mine.stage AND l.partition = mine.partition`, string(stage), owner)
+}
+
+// leasesAhead watches leases that end later than any worker can have asked for: the state's clock has gone back. Their
+// owner, if it lives, corrects that with its next renewal; one that was killed would be waited for until that time.
+type leasesAhead struct {
+	mu   sync.Mutex
+	seen map[work.Stage]map[int32]leaseAhead
+}
+
+type leaseAhead struct {
+	owner   string
+	expires time.Time
+	since   time.Time // by this process's clock, which does not go back
+}
+
+// judge marks the seats as dead that have stood unchanged for a ttl with an end more than two ttl ahead. A holder that
+// lives has renewed by then, or knows by its own clock that it has lost the lease.
+func (l *leasesAhead) judge(stage work.Stage, seats []seat, now time.Time, ttl time.Duration, mine time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was, is := l.seen[stage], map[int32]leaseAhead{}
+	for i := range seats {
+		s := &seats[i]
+		if s.owner == "" || !s.expires.After(now.Add(2*ttl)) {
+			continue
+		}
+		w, ok := was[s.partition]
+		if !ok || w.owner != s.owner || !w.expires.Equal(s.expires) {
+			w = leaseAhead{s.owner, s.expires, mine}
+		}
+		is[s.partition] = w
+		s.dead = mine.Sub(w.since) >= ttl
+	}
+	if l.seen == nil {
+		l.seen = map[work.Stage]map[int32]leaseAhead{}
+	}
+	l.seen[stage] = is
 }
 
 // Positions returns the position of each partition of a stage.

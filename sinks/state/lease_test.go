@@ -1,10 +1,12 @@
 package state
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
@@ -294,4 +296,160 @@ func TestPositionsInAnotherTopicOfTheNameAreReplaced(t *testing.T) {
 		require.Equal(t, []int64{step.want, step.want}, []int64{l[0].Position, l[0].TakenIn})
 		require.Equal(t, step.of, l[0].Cursor)
 	}
+}
+
+// pass lets time go by for the state: all ends come nearer.
+func pass(t require.TestingT, s *Store, d time.Duration) {
+	exec(t, s, `UPDATE leases SET expires = expires - $1::interval, wanted_until = wanted_until - $1::interval`, d)
+}
+
+// TestWhatIsGivenUpForAWorkerThatLeftIsTakenAtOnce: it stopped cleanly before it had got anything, and its marks kept
+// half of the partitions idle for as long as a lease.
+func TestWhatIsGivenUpForAWorkerThatLeftIsTakenAtOnce(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	const ttl = 30 * time.Second
+	renew := func(w string) []work.Lease {
+		ls, err := s.Renew(ctx, work.StagePush, w, 8, ttl)
+		require.NoError(t, err)
+		return ls
+	}
+	giveUp := func(w string) (n int) {
+		var give []work.Fence
+		for _, l := range renew(w) {
+			if l.Wanted {
+				give = append(give, l.Fence)
+			}
+		}
+		require.NoError(t, s.Release(ctx, give))
+		return len(give)
+	}
+	renew("a")
+	renew("b")
+	require.Equal(t, 4, giveUp("a"))
+	require.Len(t, renew("a"), 4, "they are kept for the one who waits")
+	require.NoError(t, s.Release(ctx, []work.Fence{{Stage: work.StagePush, Partition: work.AllPartitions, Owner: "b"}}))
+	require.Len(t, renew("a"), 8)
+
+	renew("c")
+	require.Equal(t, 4, giveUp("a"))
+	pass(t, s, markFor(ttl)) // c was killed
+	require.Len(t, renew("a"), 8, "three renewals later nobody waits for it any more")
+	require.LessOrEqual(t, markFor(ttl), 5*time.Second)
+	renew("d")
+	require.NoError(t, s.Release(ctx, []work.Fence{{Stage: work.StagePush, Partition: work.AllPartitions, Owner: "a"}}))
+	require.Len(t, renew("d"), 8, "all of a's at once")
+}
+
+// TestAStormOfWorkersLeavesNoPartitionIdle: every second and a half workers join, stop or are killed. No partition that
+// nobody holds lies idle for more than five seconds while somebody works, and everything comes to rest.
+func TestAStormOfWorkersLeavesNoPartitionIdle(t *testing.T) {
+	s := newStore(t)
+	const ttl, tick, n = 30 * time.Second, 1500 * time.Millisecond, 6
+	rapid.Check(t, func(t *rapid.T) {
+		ctx := context.Background()
+		exec(t, s, `TRUNCATE leases`)
+		var alive []string
+		idle := map[int32]time.Duration{}
+		turn := func() {
+			for _, w := range rapid.Permutation(alive).Draw(t, "order") {
+				leases, err := s.Renew(ctx, work.StagePush, w, n, ttl)
+				require.NoError(t, err)
+				var give []work.Fence
+				for _, l := range leases {
+					if l.Wanted {
+						give = append(give, l.Fence)
+					}
+				}
+				require.NoError(t, s.Release(ctx, give))
+			}
+			pass(t, s, tick)
+			rows, err := s.pool.Query(ctx, `SELECT partition, owner = '' OR expires <= clock_timestamp() FROM leases`)
+			require.NoError(t, err)
+			var p int32
+			var free bool
+			_, err = pgx.ForEachRow(rows, []any{&p, &free}, func() error {
+				if idle[p] += tick; !free || len(alive) == 0 {
+					idle[p] = 0
+				}
+				require.LessOrEqual(t, idle[p], 5*time.Second, "partition %d lies idle", p)
+				return nil
+			})
+			require.NoError(t, err)
+		}
+		for i := range rapid.IntRange(1, 12).Draw(t, "turns") {
+			switch what := rapid.IntRange(0, 3).Draw(t, "what"); {
+			case what < 2 && len(alive) < 4:
+				alive = append(alive, fmt.Sprintf("w%d", i))
+			case what == 2 && len(alive) > 0: // stops cleanly
+				require.NoError(t, s.Release(ctx, []work.Fence{{Stage: work.StagePush, Partition: work.AllPartitions, Owner: alive[0]}}))
+				alive = alive[1:]
+			case what == 3 && len(alive) > 0: // is killed
+				alive = alive[1:]
+			}
+			turn()
+		}
+		if len(alive) == 0 {
+			return
+		}
+		for range 30 {
+			turn()
+		}
+		held := map[string]int{}
+		for _, w := range alive {
+			held[w] = count(t, s, `SELECT count(*) FROM leases WHERE owner = $1`, w)
+			require.InDelta(t, float64(n)/float64(len(alive)), held[w], 1)
+		}
+	})
+}
+
+// TestRenewalsPassAFullPool: every connection of the process waits for a row that somebody holds, and its leases are
+// renewed all the same.
+func TestRenewalsPassAFullPool(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StagePush, "w", 1)
+	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	require.NoError(t, err)
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	tx, err := conn.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, `INSERT INTO products (product_id, shop) VALUES ('p', 's')`)
+	require.NoError(t, err)
+	var g errgroup.Group
+	for range s.pool.Config().MaxConns {
+		g.Go(func() error {
+			_, err := s.pool.Exec(context.WithoutCancel(ctx), `INSERT INTO products (product_id, shop) VALUES ('p', 's') ON CONFLICT DO NOTHING`)
+			return err
+		})
+	}
+	require.Eventually(t, func() bool { return s.pool.Stat().AcquiredConns() == s.pool.Config().MaxConns }, 5*time.Second, time.Millisecond)
+	rctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	leases, err := s.Renew(rctx, work.StagePush, "w", 1, time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, f, fencesOf(leases))
+	require.NoError(t, tx.Rollback(ctx))
+	require.NoError(t, g.Wait())
+}
+
+// TestALeaseThatEndsTooFarAheadIsTaken: the state's clock was set back by an hour after a worker had been killed. One
+// that lives has its lease corrected.
+func TestALeaseThatEndsTooFarAheadIsTaken(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	const ttl = 50 * time.Millisecond
+	_, err := s.Renew(ctx, work.StagePush, "killed", 2, time.Hour)
+	require.NoError(t, err)
+	exec(t, s, `UPDATE leases SET owner = 'lives' WHERE partition = 1`)
+	require.Eventually(t, func() bool {
+		_, err := s.Renew(ctx, work.StagePush, "lives", 2, time.Minute)
+		require.NoError(t, err)
+		got, err := s.Renew(ctx, work.StagePush, "other", 2, ttl)
+		require.NoError(t, err)
+		for _, l := range got {
+			require.Zero(t, l.Partition)
+		}
+		return len(got) == 1
+	}, 10*time.Second, 5*time.Millisecond)
 }

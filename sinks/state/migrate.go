@@ -89,11 +89,20 @@ func (s *Store) Migrate(ctx context.Context) error {
 		return fmt.Errorf("connect to migrate the state: %w", err)
 	}
 	defer turn.Release()
-	if _, err = turn.Exec(ctx, `SELECT pg_advisory_lock($1)`, lockMigrate); err != nil {
+	// Another process may be at it for minutes, and a migration waits for whoever is working.
+	if _, err = turn.Exec(ctx, `SET lock_timeout = 0`); err == nil {
+		_, err = turn.Exec(ctx, `SELECT pg_advisory_lock($1)`, lockMigrate)
+	}
+	if err != nil {
+		_ = turn.Conn().Close(context.WithoutCancel(ctx))
 		return fmt.Errorf("wait to migrate the state: %w", err)
 	}
 	defer func() {
-		if _, err := turn.Exec(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock($1)`, lockMigrate); err != nil {
+		_, err := turn.Exec(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock($1)`, lockMigrate)
+		if err == nil {
+			_, err = turn.Exec(context.WithoutCancel(ctx), `RESET lock_timeout`)
+		}
+		if err != nil {
 			// The lock lives as long as the session: end it rather than return it to the pool with the lock held.
 			_ = turn.Conn().Close(context.WithoutCancel(ctx))
 		}
@@ -122,7 +131,9 @@ func (s *Store) provider() (p *goose.Provider, end func(), err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the state's migrations: %w", err)
 	}
-	db := stdlib.OpenDB(*s.pool.Config().ConnConfig)
+	cfg := s.pool.Config().ConnConfig
+	cfg.RuntimeParams["lock_timeout"] = "0"
+	db := stdlib.OpenDB(*cfg)
 	p, err = goose.NewProvider(goose.DialectPostgres, db, sub, goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		_ = db.Close()

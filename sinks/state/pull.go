@@ -179,8 +179,9 @@ func (s *Store) pullRows(ctx context.Context, q *work.Pull, heads []*pullHead) e
 		if len(h.parts) == 0 {
 			continue
 		}
-		want := min(room(q, h), q.N, max(16, 4*q.N/(campaigns[h.turn.Lane]*shops[h.turn])))
-		each := min(want, (2*want+len(h.parts)-1)/len(h.parts))
+		// Twice its share, for what others leave; a row is a random page, so no more is read than may be used.
+		want := min(room(q, h), q.N, max(8, 2*q.N/(campaigns[h.turn.Lane]*shops[h.turn])))
+		each := min(want, want/len(h.parts)+1)
 		for _, p := range h.parts {
 			nos, parts, most = append(nos, int32(i)), append(parts, p), append(most, int32(min(each, math.MaxInt32)))
 			lanes, camps, names = append(lanes, int16(h.turn.Lane)), append(camps, h.turn.Campaign), append(names, h.shop)

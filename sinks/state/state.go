@@ -15,7 +15,8 @@ import (
 type Config struct {
 	// URL of the state's own database, as pgx reads it (postgres://... or key=value).
 	URL string
-	// MaxConns bounds the pooled connections of this process; 0 is 8. The relay's lock holds one more. More
+	// MaxConns bounds the pooled connections of this process; 0 is 8. The relay's lock holds one more, and renewals of
+	// leases have two of their own. More
 	// connections let more settlements wait for their commit at once; a guest takes few.
 	MaxConns int32
 	// ApplicationName is what pg_stat_activity shows; empty is "shelfwire-state".
@@ -28,7 +29,11 @@ type Config struct {
 
 // Store is the state. Its methods are safe for concurrent use.
 type Store struct {
-	pool       *pgxpool.Pool
+	pool *pgxpool.Pool
+	// leases are connections for renewals alone: eight settlements that wait for a lock, or a disk that is slow, must not
+	// cost a worker its leases.
+	leases     *pgxpool.Pool
+	ahead      leasesAhead
 	batchTopic string
 	log        *slog.Logger
 	// relayTimeout is [relaySilence], or shorter in tests.
@@ -74,9 +79,18 @@ func open(ctx context.Context, c Config, tune func(*pgxpool.Config)) (*Store, er
 	for _, off := range []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"} {
 		params[off] = "off"
 	}
+	// A lock that is not had in this time is waited for anew, in a transaction that others can read past.
+	params["lock_timeout"] = "10s"
 	tune(pc)
+	lc := pc.Copy()
+	lc.MaxConns = 2
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
+		return nil, fmt.Errorf("open the state: %w", err)
+	}
+	leases, err := pgxpool.NewWithConfig(ctx, lc)
+	if err != nil {
+		pool.Close()
 		return nil, fmt.Errorf("open the state: %w", err)
 	}
 	topic := c.BatchTopic
@@ -87,11 +101,14 @@ func open(ctx context.Context, c Config, tune func(*pgxpool.Config)) (*Store, er
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Store{pool: pool, batchTopic: topic, log: log, relayTimeout: relaySilence}, nil
+	return &Store{pool: pool, leases: leases, batchTopic: topic, log: log, relayTimeout: relaySilence}, nil
 }
 
 // Close waits for the connections in use and closes all.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() {
+	s.leases.Close()
+	s.pool.Close()
+}
 
 // Ping reports whether the state answers.
 func (s *Store) Ping(ctx context.Context) error {
