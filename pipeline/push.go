@@ -35,6 +35,7 @@ type Push struct {
 	flying   map[change.ProductID]struct{}
 	blocked  map[change.ProductID]struct{} // due, but still flying
 	readers  readerSlots
+	pause    readPause
 	ahead    readAhead
 	taking   bool // records are being taken in
 	pulling  bool
@@ -55,6 +56,7 @@ type Push struct {
 	health   healthMap
 	pauses   atomic.Pointer[work.Pauses]
 	silences silences
+	troubles troubles
 	holds    holdNews
 	lines    lines
 	finished chan finished // on their way to the settler
@@ -145,6 +147,9 @@ func (p *Push) loop(ctx context.Context) error {
 			p.land(ls)
 		case news := <-p.reading:
 			p.readers.hear(news)
+			if news.over {
+				p.pause.hear(time.Now(), news.failed)
+			}
 		case got := <-p.pulled:
 			p.pulling, p.cursor = false, got.Next
 			p.unpark(got.Parked)
@@ -194,6 +199,9 @@ func (p *Push) timer() (due <-chan time.Time, stop func()) {
 	}
 	for c := range classes {
 		if t, ok := p.windows[c].Next(); ok && p.readers.free(c) {
+			if t.Before(p.pause.until) {
+				t = p.pause.until
+			}
 			sooner(t)
 		}
 	}
@@ -213,6 +221,9 @@ func (p *Push) timer() (due <-chan time.Time, stop func()) {
 // makes one read of many.
 func (p *Push) start(ctx context.Context) {
 	now := time.Now()
+	if now.Before(p.pause.until) {
+		return
+	}
 	for c := range classes {
 		for p.readers.free(c) {
 			due := p.windows[c].Due(now, p.cfg.Round)
@@ -260,9 +271,9 @@ func (p *Push) fly(ctx context.Context, c class, entries []*entry) {
 		long := time.AfterFunc(readerPatience, func() { p.hearReader(readerNews{slot: slot}) })
 		r := &reading{p: p, stop: ctx}
 		// A stop does not cut what is on its way: answers are awaited and settled. It ends only the waiting for points.
-		r.run(p.life, entries)
+		failed := r.run(p.life, entries)
 		long.Stop()
-		p.hearReader(readerNews{slot: slot, over: true})
+		p.hearReader(readerNews{slot: slot, over: true, failed: failed})
 	})
 }
 

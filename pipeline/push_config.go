@@ -139,6 +139,12 @@ type PushParts struct {
 	Fenced    fencedStore
 	Shops     shopStore
 	Sender    shopSender
+	// Snapshot tells what a read that began now would see. It spares documents of products whose transactions are not
+	// visible yet; nil: their documents are read to find out.
+	Snapshot func(ctx context.Context) (change.Snapshot, error)
+	// Park lets products wait without a lease: those of which a request was sent under a lease that is lost. Nil: they
+	// are left to the intents that the next owner finds.
+	Park func(ctx context.Context, parked []work.Parked) error
 	// Hold says why no parked product is to be pulled now, empty when they may; nil: they always may.
 	Hold func() string
 	Log  *slog.Logger

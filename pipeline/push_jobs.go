@@ -19,6 +19,8 @@ const (
 	reasonNoRow  = "NO_ROW"
 	reasonNoShop = "NO_SHOP"
 	reasonUnsent = "UNSENT"
+	// reasonInvisible is why a product is parked whose transaction no new snapshot sees yet.
+	reasonInvisible = "NOT_YET_VISIBLE"
 	// reasonRead says that a first read has shown effects that the guard has not been asked about: plan again.
 	reasonRead = "READ"
 	// reasonExcluded is why a product is skipped that people keep from being pushed.
@@ -34,7 +36,7 @@ func (r *reading) jobs(flights []*flight, rows map[string][]document.Row, failed
 		switch {
 		case f.again < 0: // its transaction stays invisible: it waits in the state
 			f.again, f.unseen = 0, true
-			js = []*job{{flight: f, push: work.Push{ProductID: id}, park: "NOT_YET_VISIBLE"}}
+			js = []*job{{flight: f, push: work.Push{ProductID: id}, park: reasonInvisible}}
 		case f.slow != nil || f.queued:
 			js = []*job{f.slowJob()}
 		case failed[id] != nil:
@@ -89,6 +91,10 @@ func (f *flight) knownIn(shop string) work.Known {
 	if !ok {
 		k = work.Known{ProductID: string(f.entry.product), Shop: shop}
 	}
+	if f.entry.late && shop != "" && len(k.Intents) == 0 && f.wants(shop) {
+		// An intent that is on record no more: the shop is read before anything is believed of it.
+		k.Intents = []work.Intent{{Key: "late", Shop: shop, ProductIDs: []string{k.ProductID}}}
+	}
 	return k
 }
 
@@ -124,7 +130,8 @@ func (f *flight) split(rows []document.Row) []*job {
 		}
 		out = append(out, f.document(row))
 	}
-	for shop, k := range f.known {
+	for shop := range f.known {
+		k := f.knownIn(shop)
 		if shop == "" || routed[shop] || !f.wants(shop) {
 			continue
 		}
@@ -273,6 +280,9 @@ func (r *reading) splitItems(ctx context.Context, jobs []*job) error {
 			if j.park != "" {
 				n.Status = work.ItemPending
 			}
+			if it.Shop != "" && (j.ready || n.Status == it.Status) {
+				continue // nothing is sent for it now, or nothing is new
+			}
 			s.Items = append(s.Items, n)
 			fences[j.flight.entry.owner] = struct{}{}
 		}
@@ -288,7 +298,8 @@ func (r *reading) splitItems(ctx context.Context, jobs []*job) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.p.cfg.Lease.TTL) // beyond the leases it could not be written any more
 	defer cancel()
-	return retry(ctx, r.p.log, "split items", func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s) })
+	s.Token = newToken()
+	return r.p.insist(ctx, waitSplit, func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s) })
 }
 
 // retryDelay is the pause before the attempt after n failed ones: 1 s, 5 s, 30 s, then 1 min doubling to 2 h. jitter

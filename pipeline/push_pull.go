@@ -27,8 +27,11 @@ func (p *Push) pull(ctx context.Context) {
 	p.pulling = true
 	p.rounds.Go(func() {
 		got, err := p.parts.State.Pull(ctx, q)
-		if err != nil && ctx.Err() == nil {
-			p.log.WarnContext(ctx, "pull parked products", "error", err)
+		switch {
+		case err == nil:
+			p.troubles.end(ctx, p.log, waitPull)
+		case ctx.Err() == nil:
+			p.troubles.begin(ctx, p.log, waitPull, err)
 		}
 		select {
 		case p.pulled <- got:
@@ -62,13 +65,16 @@ func (p *Push) unpark(rows []work.Parked) {
 			continue
 		}
 		h := p.hot[id]
+		if h != nil && row.Reason == reasonLate {
+			h.late = true
+		}
 		if h != nil && (h.parked == "" || h.pulled[row.Shop] >= row.Generation && row.Generation > 0) {
 			continue // a live change absorbs what is parked: its settlement deletes the row
 		}
 		e := &entry{
 			product: id, partition: row.Partition, changes: row.Changes, first: row.FirstCommit, last: row.LastCommit,
 			captured: row.FirstCommit, lane: row.Lane, attempt: row.Attempt, parked: row.Reason,
-			pulled: map[string]int64{row.Shop: row.Generation},
+			pulled: map[string]int64{row.Shop: row.Generation}, late: row.Reason == reasonLate,
 		}
 		e.needs(row.XIDs...)
 		if row.Shop != "" {

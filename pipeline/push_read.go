@@ -22,6 +22,7 @@ type reading struct {
 	// alone gives the place back that the reading of one slow product holds; nil for a reading of many.
 	alone    func()
 	timeouts int
+	away     bool // a documents query failed for a reason that is no product's
 
 	snapshot change.Snapshot
 	readAt   time.Time
@@ -71,18 +72,23 @@ type job struct {
 // again is the pause before a product flies again because something behind it was away.
 const again = 500 * time.Millisecond
 
-// run hands every flight on, to the lines, the settler or back to the loop.
-func (r *reading) run(ctx context.Context, entries []*entry) {
+// run hands every flight on, to the lines, the settler or back to the loop. It reports whether nothing could be read as
+// what is needed for it is away.
+func (r *reading) run(ctx context.Context, entries []*entry) (failed bool) {
 	// Until the items are split nothing has been sent, and a stop cuts whatever is waited for.
 	flights, err := r.load(r.stop, entries)
 	if err != nil {
-		r.p.log.WarnContext(ctx, "load before a read", "products", len(entries), "error", err)
+		if r.stop.Err() == nil {
+			r.p.troubles.begin(ctx, r.p.log, waitState, err)
+		}
 		r.p.tell(sendBack(entries, again))
-		return
+		return true
 	}
+	r.p.troubles.end(ctx, r.p.log, waitState)
 	flights = r.seenBefore(flights)
 	flights = r.apart(ctx, flights)
-	rows, failed := r.read(r.stop, flights)
+	r.look(r.stop, flights)
+	rows, broken := r.read(r.stop, flights)
 	if r.alone != nil {
 		r.alone()
 	}
@@ -94,16 +100,17 @@ func (r *reading) run(ctx context.Context, entries []*entry) {
 	}
 	r.p.tell(back)
 	flights = slices.DeleteFunc(flights, func(f *flight) bool { return f.again > 0 })
-	jobs := r.jobs(flights, rows, failed)
+	jobs := r.jobs(flights, rows, broken)
 	r.hold(r.stop, jobs)
 	r.route(r.stop, jobs)
 	if err := r.splitItems(r.stop, jobs); err != nil {
 		r.leave(jobs)
 		r.p.log.WarnContext(ctx, "items not split", "error", err)
 		r.p.tell(sendBack(entriesOf(flights), again))
-		return
+		return r.away
 	}
 	r.put(jobs)
+	return r.away && r.readAt.IsZero()
 }
 
 func sendBack(entries []*entry, after time.Duration) []landing {
@@ -193,7 +200,7 @@ func seesAll(s change.Snapshot, xids []change.XID) bool {
 // that break it.
 func (r *reading) read(ctx context.Context, flights []*flight) (rows map[string][]document.Row, failed map[string]error) {
 	rows, failed = map[string][]document.Row{}, map[string]error{}
-	r.readSome(ctx, slices.DeleteFunc(slices.Clone(flights), func(f *flight) bool { return f.queued }), rows, failed)
+	r.readSome(ctx, slices.DeleteFunc(slices.Clone(flights), func(f *flight) bool { return f.queued || f.again != 0 }), rows, failed)
 	for _, f := range flights {
 		id := string(f.entry.product)
 		if failed[id] == nil && f.slow == nil && !f.queued && f.again == 0 && !seesAll(r.snapshot, f.entry.xids) {
@@ -225,12 +232,16 @@ func (r *reading) readSome(ctx context.Context, flights []*flight, rows map[stri
 	}
 	switch {
 	case err == nil:
+		r.p.troubles.end(ctx, r.p.log, waitDocuments)
 		r.seen(snap, at)
 		for _, row := range got {
 			rows[row.ProductID] = append(rows[row.ProductID], row)
 		}
 	case !slow && !blamesData(err) || ctx.Err() != nil:
-		r.p.log.WarnContext(ctx, "documents query; it is tried again", "products", len(ids), "error", err)
+		r.away = true
+		if ctx.Err() == nil {
+			r.p.troubles.begin(ctx, r.p.log, waitDocuments, err)
+		}
 		for _, f := range flights {
 			f.again = again
 		}
@@ -266,11 +277,37 @@ func (f *flight) wait(r *reading) {
 		f.entry.unseen = now
 	}
 	r.p.stats.NotYetVisible.Add(1)
-	if now.Sub(f.entry.unseen) < r.p.cfg.NotYetVisible {
-		f.again = 50 * time.Millisecond
+	waited := now.Sub(f.entry.unseen)
+	if waited < r.p.cfg.NotYetVisible && f.entry.parked != reasonInvisible {
+		f.again = min(max(waited/2, 50*time.Millisecond), 500*time.Millisecond)
 		return
 	}
 	f.again = -1 // parked below: see jobs
+}
+
+// invisiblePause is how long a product is parked whose transaction is not visible: a quarter of the time that it has
+// waited already, at least 1 s and at most 30 s. A commit that hangs for hours is so asked for twice a minute.
+func invisiblePause(now, committed time.Time) time.Duration {
+	return min(max(now.Sub(committed)/4, time.Second), 30*time.Second)
+}
+
+// look asks what is visible now, where products have been read in vain before: their documents are read only when their
+// transactions are.
+func (r *reading) look(ctx context.Context, flights []*flight) {
+	ask := r.p.parts.Snapshot
+	before := func(f *flight) bool { return !f.entry.unseen.IsZero() || f.entry.parked == reasonInvisible }
+	if ask == nil || !slices.ContainsFunc(flights, before) {
+		return
+	}
+	snapshot, err := ask(ctx)
+	if err != nil {
+		return // the documents query tells what is wrong
+	}
+	for _, f := range flights {
+		if before(f) && !f.queued && !seesAll(snapshot, f.entry.xids) {
+			f.wait(r)
+		}
+	}
 }
 
 // outcomeRecord is an outcome on its way to the outbox.

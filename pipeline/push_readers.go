@@ -48,8 +48,9 @@ type readerSlot struct {
 
 // readerNews says that a reader takes long, or is over.
 type readerNews struct {
-	slot *readerSlot
-	over bool
+	slot   *readerSlot
+	over   bool
+	failed bool // nothing could be read: what it needs is away
 }
 
 func (s *readerSlots) free(c class) bool {

@@ -83,9 +83,9 @@ func (s *settlement) parkUnsent(j *job) {
 		Due: s.now, Reason: j.park, Attempt: e.attempt, Changes: e.changes, FirstCommit: e.first, LastCommit: e.last,
 	}
 	switch j.park {
-	case "NOT_YET_VISIBLE":
+	case reasonInvisible:
 		row.XIDs = j.flight.waitsFor().xids
-		row.Due = s.now.Add(time.Second)
+		row.Due = s.now.Add(invisiblePause(s.now, e.last))
 	case reasonSlow:
 		row.XIDs = j.flight.waitsFor().xids
 		row.Due = s.now.Add(slowTurn())
@@ -196,6 +196,9 @@ func (s *settlement) items(j *job) (items []work.Item, batches []string) {
 			it.Shop = j.push.Shop
 		}
 		res := &j.result
+		if it.Status == work.ItemHeld && res.Status == event.Held && it.Reason == res.Reason {
+			continue // nothing is new
+		}
 		it.Status = itemStatus(res.Status)
 		it.Category, it.Reason, it.Message, it.Field = res.Category, res.Reason, res.Message, res.Field
 		it.ShopifyID, it.VariantIDs, it.Payload = res.ShopifyID, res.VariantIDs, res.Sent
@@ -236,7 +239,7 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 	}
 	switch res.Status {
 	case event.Held:
-		reason, after = "HELD", time.Minute // each read decides anew
+		reason, after = "HELD", spread(heldRecheck) // a release makes it due at once, and each read decides anew
 	case event.Retrying:
 		reason, after = "RETRY", res.RetryAfter
 		if after == 0 {
@@ -267,6 +270,15 @@ func (s *settlement) retry(j *job, k *work.Known) time.Time {
 	}
 	s.park(j, row)
 	return row.Due
+}
+
+// heldRecheck is how often what the guard holds is read again without being asked for: it only catches what was parked
+// in the very moment of a release.
+const heldRecheck = time.Hour
+
+// spread is d, or up to a quarter more or less.
+func spread(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.75 + mathrand.Float64()/2))
 }
 
 // reasonLate is why a product is parked of which a request may still land.

@@ -2,7 +2,9 @@ package pipeline
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/work"
@@ -77,10 +79,10 @@ func (p *Push) settle(ctx context.Context, f finished) {
 			j.result = results[i] // as it was answered
 		}
 		for _, own := range byOwner {
-			p.settled(ctx, own, p.settleTogether(ctx, own, f.asked))
+			p.settled(ctx, own, f.asked, p.settleTogether(ctx, own, f.asked))
 		}
 	} else {
-		p.settled(ctx, jobs, err)
+		p.settled(ctx, jobs, f.asked, err)
 	}
 	p.landAll(f.jobs)
 }
@@ -112,7 +114,8 @@ func (p *Push) settleTogether(ctx context.Context, jobs []*job, asked []work.Int
 	// Beyond the leases nothing could be settled any more.
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Lease.TTL)
 	defer cancel()
-	err := retry(ctx, p.log, "settle", func(ctx context.Context) error { return p.parts.Fenced.Settle(ctx, s.Settlement) })
+	s.Token = newToken()
+	err := p.insist(ctx, waitSettle, func(ctx context.Context) error { return p.parts.Fenced.Settle(ctx, s.Settlement) })
 	if err != nil {
 		return err
 	}
@@ -123,14 +126,50 @@ func (p *Push) settleTogether(ctx context.Context, jobs []*job, asked []work.Int
 	return nil
 }
 
+// newToken names a write, so that the state applies it once however often it is sent.
+func newToken() (t work.Token) {
+	_, _ = rand.Read(t[:]) // never fails (crypto/rand)
+	return t
+}
+
 // settled books whether jobs were settled.
-func (p *Push) settled(ctx context.Context, jobs []*job, err error) {
+func (p *Push) settled(ctx context.Context, jobs []*job, asked []work.Intent, err error) {
 	if err == nil {
 		return
+	}
+	if errors.Is(err, work.ErrLeaseLost) {
+		p.tellOfSent(ctx, jobs, asked)
 	}
 	p.log.WarnContext(ctx, "not settled; the products are read again", "jobs", len(jobs), "error", err)
 	for _, j := range jobs {
 		j.flight.broken = true
+	}
+}
+
+// tellOfSent parks what may have been sent under a lease that is lost. The next owner may have found the intents,
+// looked at the shops and closed them long before: a worker can be stopped between an intent and its request for any
+// time. So it must look once more, now that the request is over.
+func (p *Push) tellOfSent(ctx context.Context, jobs []*job, asked []work.Intent) {
+	var rows []work.Parked
+	for _, j := range jobs {
+		for _, i := range asked {
+			if i.Shop == j.push.Shop && slices.Contains(i.ProductIDs, j.push.ProductID) {
+				e := j.flight.entry
+				rows = append(rows, work.Parked{
+					ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: work.LaneRetry, Due: time.Now(),
+					Reason: reasonLate, FirstCommit: e.first, LastCommit: e.last,
+				})
+				break
+			}
+		}
+	}
+	if len(rows) == 0 || p.parts.Park == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Lease.TTL)
+	defer cancel()
+	if err := p.parts.Park(ctx, rows); err != nil {
+		p.log.WarnContext(ctx, "what was sent under a lost lease is not looked at again", "products", len(rows), "error", err)
 	}
 }
 

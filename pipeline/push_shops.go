@@ -59,8 +59,9 @@ func (p *Push) watchShops(ctx context.Context) error {
 				m[s.Shop] = s
 			}
 			p.health.p.Store(&m)
+			p.troubles.end(ctx, p.log, waitShops)
 		case ctx.Err() == nil:
-			p.log.WarnContext(ctx, "shops' health not read", "error", err)
+			p.troubles.begin(ctx, p.log, waitShops, err)
 		}
 		pauses, err := p.parts.Shops.Pauses(ctx)
 		switch {

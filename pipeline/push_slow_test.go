@@ -53,7 +53,7 @@ func TestAQueryThatTimesOutIsHalvedAndTheProductThatTakesTooLongStandsInNobodysW
 		w.mu.Lock()
 		w.endless["p3"] = false
 		w.mu.Unlock()
-		w.wait(2 * time.Hour)
+		w.wait(3 * time.Hour) // the longest wait, with its jitter
 		require.Contains(t, w.sent, "north:p3")
 		require.Empty(t, w.parked)
 		require.Empty(t, w.known[[2]string{"p3", ""}].LastReason)

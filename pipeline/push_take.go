@@ -104,7 +104,8 @@ func (p *Push) writeIn(ctx context.Context, in *intake) error {
 		t.TakenIn[part] = last + 1
 		t.Positions[part] = o.safeWith(in.done[part])
 	}
-	err := retry(ctx, p.log, "take records in", func(ctx context.Context) error { return p.parts.Fenced.TakeIn(ctx, t) })
+	t.Token = newToken()
+	err := p.insist(ctx, waitTakeIn, func(ctx context.Context) error { return p.parts.Fenced.TakeIn(ctx, t) })
 	if err == nil {
 		p.stats.Parked.Add(int64(len(t.Parked)))
 	}

@@ -272,7 +272,7 @@ func TestWhileTheSourceIsAwayNothingIsLost(t *testing.T) {
 		w.mu.Lock()
 		w.away = false
 		w.mu.Unlock()
-		w.wait(2 * time.Second)
+		w.wait(6 * time.Second)
 		require.Equal(t, []string{"north:p1"}, w.sent)
 		stop()
 	})

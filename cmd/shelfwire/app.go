@@ -334,6 +334,7 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 		Guard: work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor},
 	}, pipeline.PushParts{
 		Leases: a.state, Reader: a.brake.Reader(changes), Hold: a.brake.Waiting, Documents: documents{a.source, a.cfg.Documents},
+		Snapshot: a.source.Snapshot, Park: a.state.Park,
 		State: a.state, Fenced: a.state, Shops: a.state, Sender: a.shops, Log: a.log,
 	})
 	a.metrics.push(a.push.Stats())

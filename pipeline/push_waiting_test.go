@@ -1,0 +1,165 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/work"
+)
+
+func TestHeldProductsAreNotReadAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newPaced(t, nil)
+		w.held["north"] = true
+		_, stop := w.run(func(*PushConfig) {})
+		for i := range 200 {
+			id := fmt.Sprintf("p%d", i)
+			w.put(id, "OFF", "north")
+			w.change(id, 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		}
+		w.wait(time.Minute)
+		require.Equal(t, 200, w.documentsRead())
+		item := w.items[[3]string{"b1", "p7", "north"}]
+		require.Equal(t, work.ItemHeld, item.Status)
+		w.wait(2 * time.Hour)
+		require.LessOrEqual(t, w.documentsRead(), 4*200, "once an hour")
+		require.Equal(t, item, w.items[[3]string{"b1", "p7", "north"}], "an item that is held already is not written again")
+		require.Len(t, filter(w.outcomes(), "p7 north HELD"), 1)
+		w.mu.Lock()
+		w.held["north"] = false
+		for k, row := range w.parked { // as a release does
+			row.Due = time.Now()
+			w.parked[k] = row
+		}
+		w.mu.Unlock()
+		w.wait(30 * time.Second)
+		require.Len(t, w.sent, 200)
+		stop()
+	})
+}
+
+// A commit can wait for a standby for ten minutes, and for hours.
+func TestWhatIsNotVisibleIsLookedForMoreAndMoreRarely(t *testing.T) {
+	for name, ask := range map[string]bool{"by its documents": false, "by a snapshot": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.xid = 50
+				var asked atomic.Int64
+				p := w.worker("a", func(*PushConfig) {})
+				if ask {
+					p.parts.Snapshot = func(context.Context) (change.Snapshot, error) {
+						asked.Add(1)
+						w.mu.Lock()
+						defer w.mu.Unlock()
+						return change.Snapshot{Xmin: w.xid, Xmax: w.xid}, nil
+					}
+				}
+				stop := w.start(p)
+				w.put("p", "1", "north")
+				w.change("p", 100)
+				w.wait(10 * time.Minute)
+				if ask {
+					require.Equal(t, 1, w.reads, "its documents were read once")
+					require.LessOrEqual(t, asked.Load(), int64(60))
+				}
+				require.LessOrEqual(t, w.reads, 60)
+				w.mu.Lock()
+				w.xid = 101
+				w.mu.Unlock()
+				w.wait(31 * time.Second)
+				require.Equal(t, []string{"north:p"}, w.sent)
+				require.Empty(t, w.parked)
+				stop()
+			})
+		})
+	}
+}
+
+// awayState cannot be read.
+type awayState struct {
+	*world
+	away  atomic.Bool
+	loads atomic.Int64
+}
+
+func (s *awayState) Load(ctx context.Context, products []string) (work.Loaded, error) {
+	if s.away.Load() {
+		s.loads.Add(1)
+		return work.Loaded{}, errors.New("connection refused")
+	}
+	return s.world.Load(ctx, products)
+}
+
+func TestAStateThatIsAwayIsAskedCalmlyAndNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newPaced(t, nil)
+		p := w.worker("a", func(*PushConfig) {})
+		away := &awayState{world: w.world}
+		away.away.Store(true)
+		p.parts.State = away
+		stop := w.start(p)
+		w.wait(time.Second)
+		require.Empty(t, p.Waiting())
+		for i := range 3000 {
+			w.edit(fmt.Sprintf("c%d", i), "1", "north")
+		}
+		begun := time.Now()
+		w.wait(10 * time.Minute)
+		require.LessOrEqual(t, away.loads.Load(), int64(2*10*12+20), "two readers, every 5 s")
+		waiting := p.Waiting()
+		require.Len(t, waiting, 1)
+		require.Equal(t, work.StagePush, waiting[0].Stage)
+		require.True(t, strings.HasSuffix(waiting[0].Reason, "connection refused"), waiting[0].Reason)
+		require.Equal(t, begun.Add(500*time.Millisecond), waiting[0].Since)
+		away.away.Store(false)
+		w.wait(30 * time.Second)
+		require.Len(t, w.sent, 3000)
+		require.Empty(t, p.Waiting())
+		stop()
+	})
+}
+
+// A worker was stopped between an intent and its request, longer than any request may be late. The next owner has closed
+// the intent before the request went out.
+func TestAWorkerThatWakesUpTellsOfWhatItSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.slow = 5 * time.Second
+		p := w.worker("a", func(*PushConfig) {})
+		p.parts.Park = func(_ context.Context, rows []work.Parked) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.park(rows)
+			return nil
+		}
+		stop := w.start(p)
+		w.change("p1", 100)
+		w.wait(time.Second)
+		require.Len(t, w.sent, 1)
+		w.mu.Lock()
+		w.owner, w.epoch, w.expires = "b", w.epoch+1, time.Now().Add(time.Minute)
+		clear(w.intents)
+		w.known[[2]string{"p1", "north"}] = work.Known{ProductID: "p1", Shop: "north", ShopifyID: "gid://p1", Shadow: []byte(`"x"`)}
+		w.mu.Unlock()
+		w.wait(6 * time.Second)
+		require.Equal(t, reasonLate, w.parked[[2]string{"p1", "north"}].Reason)
+		stop()
+		_, stop = w.run("b")
+		w.wait(10 * time.Second)
+		require.Len(t, w.sent, 2, "the shop is looked at, though all that is known equals the document")
+		require.Empty(t, w.parked)
+		stop()
+	})
+}
