@@ -107,6 +107,7 @@ func TestSnapshotsGoOnBesideARowThatCannotBeSent(t *testing.T) {
 		require.Equal(t, "snapshot of wide: read: a row larger than 1 GB", answer.refused)
 		require.Nil(t, r.take(snapshotMark{run: "r", number: 0, attempt: 1, high: true}))
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		require.Equal(t, map[string]int{"narrow": 1, "wide": 1}, source.cuts)
 		require.NotNil(t, r.take(snapshotMark{run: "r", number: 0, attempt: 1, high: true}))
 		cancel()
