@@ -36,6 +36,12 @@ func TestMistakesOfTheCommandLine(t *testing.T) {
 		{[]string{"audit", "--prodct", "3"}, "audit has no flag --prodct (did you mean --product?); see"},
 		{[]string{"holds", "--release", "x", "--reject", "y"}, "--release and --reject: give one of them; see"},
 		{[]string{"holds", "--release", "x"}, `"x" is no hold: write SHOP/EFFECT, such as main/`},
+		{[]string{"pause", "--all", "--shop", "x"}, "--all, --shop, --lane and --campaign: give one of them; see"},
+		{[]string{"resume", "--lane", "liv"}, `--lane: "liv" is no lane (did you mean live?); lanes are live, content, retry, campaign; see`},
+		{[]string{"exclude", "--shop", "x"}, "--shop needs a product; see"},
+		{[]string{"campaigns", "--cancel"}, "--cancel: name the campaign; see"},
+		{[]string{"batches", "--retry"}, "--cancel and --retry: name the batch; see"},
+		{[]string{"batches", "b", "--retry", "--cancel"}, "--cancel and --retry: give one of them; see"},
 		{[]string{"shop", "--plan", "free"}, `--plan: plan "free" is none of standard, advanced, plus, enterprise; see`},
 		{[]string{"shop", "--shop", "=Hamburg"}, `--shop "=Hamburg": write NAME or NAME=LOCATION,LOCATION`},
 		{[]string{"shop", "--shop", "north="}, `--shop "north=": write NAME`},
@@ -53,7 +59,7 @@ func TestMistakesOfTheCommandLine(t *testing.T) {
 func TestHelp(t *testing.T) {
 	code, root := shelfwire(t)
 	require.Equal(t, exitOK, code)
-	for _, c := range []string{"run", "init", "check", "audit", "replay", "batches", "holds", "shop", "demo", "bench"} {
+	for _, c := range []string{"run", "init", "check", "audit", "replay", "batches", "holds", "campaigns", "pause", "resume", "exclude", "include", "shop", "demo", "bench"} {
 		require.Contains(t, root, "\n  "+c)
 		code, out := shelfwire(t, c, "--help")
 		require.Equal(t, exitOK, code)

@@ -33,14 +33,24 @@ func findBatch(ctx context.Context, st *state.Store, what string) (state.Batch, 
 func batchesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "batches [ID or NAME]",
-		Short: "List upload batches, or show one with what failed in it",
-		Long: "Lists the newest 50 batches, or shows one. As JSON a list is an array and one batch an object; times are\n" +
-			"RFC 3339 in UTC and absent while unknown, durations are seconds.",
+		Short: "List upload batches, or show one with what failed in it; cancel or retry it",
+		Long: "Lists the newest 50 batches, or shows one. Cancelling stops what has not been sent: a product that another batch\n" +
+			"or a later change wants is still pushed. Retrying pushes again what has failed, up to three times an item. As JSON\n" +
+			"a list is an array and one batch an object; times are RFC 3339 in UTC and absent while unknown, durations are\n" +
+			"seconds.",
 		Args: atMostOne("batch id"),
 	}
 	file := configFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print JSON also on a terminal")
+	cancel := cmd.Flags().Bool("cancel", false, "cancel the batch")
+	again := cmd.Flags().Bool("retry", false, "push again what has failed in the batch")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case *cancel && *again:
+			return usageError(cmd, "--cancel and --retry: give one of them")
+		case (*cancel || *again) && len(args) == 0:
+			return usageError(cmd, "--cancel and --retry: name the batch")
+		}
 		a, err := openState(cmd.Context(), *file)
 		defer a.close()
 		if err != nil {
@@ -51,6 +61,15 @@ func batchesCommand() *cobra.Command {
 			b, err := findBatch(cmd.Context(), a.state, args[0])
 			if errors.Is(err, state.ErrNoBatch) {
 				return fmt.Errorf("there is no batch with the id or the name %q; shelfwire batches lists them", args[0])
+			}
+			if err != nil {
+				return err
+			}
+			switch {
+			case *cancel:
+				b, err = cancelBatch(cmd.Context(), a, b)
+			case *again:
+				b, err = retryBatch(cmd.Context(), a, b)
 			}
 			if err != nil {
 				return err
@@ -69,6 +88,38 @@ func batchesCommand() *cobra.Command {
 		return show(cmd.OutOrStdout(), *asJSON, views, batchTable(views))
 	}
 	return cmd
+}
+
+// cancelBatch cancels a batch and returns what it is then.
+func cancelBatch(ctx context.Context, a *app, b state.Batch) (state.Batch, error) {
+	err := a.state.CancelBatch(ctx, b.ID)
+	if errors.Is(err, state.ErrBatchEnded) {
+		return b, fmt.Errorf("batch %s has ended as %s; there is nothing to cancel", b.ID, b.Status)
+	}
+	if err != nil {
+		return b, err
+	}
+	return a.state.Batch(ctx, b.ID)
+}
+
+// batchRetries is how often a person may have an item pushed again.
+const batchRetries = 3
+
+// retryBatch makes the failed items of a batch due and returns what it is then.
+func retryBatch(ctx context.Context, a *app, b state.Batch) (state.Batch, error) {
+	got, err := a.state.RetryBatch(ctx, b.ID, batchRetries, int32(a.cfg.Kafka.Partitions))
+	switch {
+	case errors.Is(err, state.ErrBatchCancelling):
+		return b, fmt.Errorf("batch %s is being cancelled; wait until it has ended", b.ID)
+	case err != nil:
+		return b, err
+	case got.Items == 0 && got.OverLimit == 0:
+		return b, fmt.Errorf("batch %s has no failed item; there is nothing to retry", b.ID)
+	case got.Items == 0:
+		return b, fmt.Errorf("what has failed in batch %s was retried %d times: %s; a change of the product pushes it again",
+			b.ID, batchRetries, count(got.OverLimit, "item"))
+	}
+	return a.state.Batch(ctx, b.ID)
 }
 
 // batchView is a batch as this command prints it. Its names are a promise: programs read them.

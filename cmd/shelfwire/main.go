@@ -78,7 +78,8 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(runCommand(), initCommand(), checkCommand(), auditCommand(), replayCommand(), snapshotCommand(), batchesCommand(), holdsCommand(), statusCommand(), uninstallCommand(),
+	root.AddCommand(runCommand(), initCommand(), checkCommand(), auditCommand(), replayCommand(), snapshotCommand(), batchesCommand(), holdsCommand(),
+		campaignsCommand(), pauseCommand(), resumeCommand(), excludeCommand(), includeCommand(), statusCommand(), uninstallCommand(),
 		shopCommand(), demoCommand(), benchCommand())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return flagError(cmd, err, args) })
 	err := root.ExecuteContext(ctx)

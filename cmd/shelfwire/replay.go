@@ -122,13 +122,14 @@ func (r *replay) run(ctx context.Context) ([]replayed, error) {
 	}
 	var rows []work.Parked
 	now := time.Now()
+	campaign := "replay/" + now.UTC().Format("20060102T150405.000Z")
 	for _, p := range r.products {
 		if !there[p] && !inAnyShop(before, p) {
 			continue
 		}
 		rows = append(rows, work.Parked{
 			ProductID: p, Partition: change.Partition(change.ProductID(p), r.partitions), Lane: work.LaneCampaign,
-			Due: now, Reason: "REPLAY", Changes: 1, FirstCommit: now, LastCommit: now,
+			Due: now, Reason: "REPLAY", CampaignID: campaign, Changes: 1, FirstCommit: now, LastCommit: now,
 		})
 	}
 	if len(rows) > 0 {

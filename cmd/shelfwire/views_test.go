@@ -40,6 +40,13 @@ func TestTheNamesOfWhatIsPrintedAsJSON(t *testing.T) {
 			viewHold(&state.Hold{Shop: "main", Effect: "OFF_SALE", Since: at, Products: 60, Live: 200, Threshold: 50}),
 			`{"hold": "main/OFF_SALE", "shop": "main", "effect": "OFF_SALE", "since": "2026-03-01T11:00:00Z", "products": 60, "live": 200, "threshold": 50, "examples": []}`,
 		},
+		"pause":   {viewPause(state.Pause{What: "shop/main", By: "ada", At: at}), `{"kind": "shop", "name": "main", "since": "2026-03-01T11:00:00Z", "by": "ada"}`},
+		"exclude": {excludedView{Product: "7", Since: at.UTC()}, `{"product_id": "7", "since": "2026-03-01T11:00:00Z"}`},
+		"campaign": {
+			viewCampaign(&state.Campaign{ID: "replay/1", Kind: "replay", CreatedAt: at, Whole: true, Total: 30, Done: 10, Parked: 20, Rate: 2}),
+			`{"id": "replay/1", "kind": "replay", "status": "RUNNING", "created_at": "2026-03-01T11:00:00Z", "whole": true, "total": 30,
+			"done": 10, "parked": 20, "rate": 2, "left_seconds": 10}`,
+		},
 		"audit": {
 			&audit.Report{Shops: 1, Products: 2, Variants: 3, Prices: 3, Levels: 4, Drifts: []audit.Drift{{Shop: "main", ProductID: "7", Kind: audit.Price, Field: "variant 1 price", Want: "1", Have: "2"}}},
 			`{"shops": 1, "products": 2, "variants": 3, "prices": 3, "levels": 4, "foreign": 0,
