@@ -248,3 +248,15 @@ func TestExcludedProductsAreToldToThePush(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, l.Excluded, 1)
 }
+
+// TestAPieceOfACancelReadsNoMoreThanItTakes: the pieces together are one walk, and not one for each of them.
+func TestAPieceOfACancelReadsNoMoreThanItTakes(t *testing.T) {
+	s := newStore(t)
+	exec(t, s, `INSERT INTO batches (id, cancelling) VALUES ('b', true)`)
+	exec(t, s, `INSERT INTO campaigns (id, cancelled) VALUES ('b', true)`)
+	exec(t, s, `INSERT INTO batch_items (batch_id, product_id, shop, status) SELECT 'b', 'p' || i, 's', 'PENDING' FROM generate_series(100000, 120000) i`)
+	fill(t, s, 1, 20_000, 3)
+	const piece = 100 // a row: looked up, locked, written into the table and three indexes
+	require.Less(t, explain(t, s, sweepItemsSQL, "b", "p110000", "s", piece), 40*piece)
+	require.Less(t, explain(t, s, sweepParkedSQL, int64(1), "b", piece, int16(work.LaneRetry)), 60*piece)
+}

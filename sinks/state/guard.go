@@ -64,69 +64,89 @@ func guard(
 ) ([]string, error) {
 	var b pgx.Batch
 	var standing bool
-	var counted int
+	var fresh, past, gone int64
+	g := guardCount{shop: shop, effect: effect}
 	var asked []string // those that were not let go before
 	b.Queue(`INSERT INTO guards (shop, effect) VALUES ($1, $2) ON CONFLICT DO NOTHING`, shop, string(effect))
-	b.Queue(`SELECT held_since IS NOT NULL FROM guards WHERE shop = $1 AND effect = $2 FOR NO KEY UPDATE`, shop, string(effect)).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&standing) })
-	b.Queue(`DELETE FROM guard_products WHERE shop = $1 AND effect = $2 AND NOT held
-		AND at <= statement_timestamp() - $3::interval AND coalesce(free_until, 'epoch') <= statement_timestamp()`,
-		shop, string(effect), limits.Window)
+	b.Queue(`SELECT held_since IS NOT NULL, counted, measured, measured_at > statement_timestamp() - $3::interval
+		FROM guards WHERE shop = $1 AND effect = $2 FOR NO KEY UPDATE`, shop, string(effect), measuredFor).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&standing, &g.counted, &g.live, &g.measured) })
+	b.Queue(`WITH gone AS (DELETE FROM guard_products WHERE shop = $1 AND effect = $2 AND NOT held
+			AND at <= statement_timestamp() - $3::interval AND coalesce(free_until, 'epoch') <= statement_timestamp()
+			RETURNING free_until)
+		SELECT count(*) FILTER (WHERE free_until IS NULL) FROM gone`, shop, string(effect), limits.Window).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&gone) })
 	b.Queue(`INSERT INTO guard_products AS g (shop, effect, product_id, at)
 		SELECT $1, $2, id, statement_timestamp() FROM unnest($3::text[]) id
 		ON CONFLICT (shop, effect, product_id) DO UPDATE SET at = EXCLUDED.at,
 			free_until = CASE WHEN g.free_until IS NOT NULL THEN least(g.free_until, EXCLUDED.at + $4::interval) END
-		RETURNING product_id, coalesce(free_until, 'epoch') > at`, shop, string(effect), ids, limits.Window).
+		RETURNING product_id, coalesce(free_until, 'epoch') > at, xmax = 0`, shop, string(effect), ids, limits.Window).
 		Query(func(rows pgx.Rows) error {
 			var id string
-			var free bool
-			_, err := pgx.ForEachRow(rows, []any{&id, &free}, func() error {
+			var free, first bool
+			_, err := pgx.ForEachRow(rows, []any{&id, &free, &first}, func() error {
 				if !free {
 					asked = append(asked, id)
+				}
+				if first {
+					fresh++
 				}
 				return nil
 			})
 			return err
 		})
-	b.Queue(`SELECT count(*) FROM guard_products WHERE shop = $1 AND effect = $2
-		AND coalesce(free_until, 'epoch') <= statement_timestamp()`, shop, string(effect)).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&counted) })
+	b.Queue(`SELECT count(*) FROM guard_products WHERE shop = $1 AND effect = $2 AND free_until <= statement_timestamp()`,
+		shop, string(effect)).QueryRow(func(row pgx.Row) error { return row.Scan(&past) })
 	if err := tx.SendBatch(ctx, &b).Close(); err != nil {
 		return nil, err
 	}
-	if len(asked) == 0 {
-		return nil, nil
-	}
-	if !standing {
-		over, err := hold(ctx, tx, shop, effect, counted, limits)
+	g.counted += fresh - gone
+	if len(asked) == 0 || !standing {
+		over, err := g.write(ctx, tx, g.counted+past, limits, len(asked) > 0)
 		if err != nil || !over {
 			return nil, err
 		}
 	}
-	_, err := tx.Exec(ctx, `UPDATE guard_products SET held = true WHERE shop = $1 AND effect = $2 AND product_id = ANY($3)`,
-		shop, string(effect), asked)
+	_, err := tx.Exec(ctx, `WITH n AS (UPDATE guards SET counted = $4 WHERE shop = $1 AND effect = $2)
+		UPDATE guard_products SET held = true WHERE shop = $1 AND effect = $2 AND product_id = ANY($3)`,
+		shop, string(effect), asked, g.counted)
 	return asked, err
 }
 
-// hold begins a hold when the count is past the threshold.
-func hold(ctx context.Context, tx pgx.Tx, shop string, effect work.Effect, counted int, limits work.GuardLimits) (bool, error) {
-	if counted <= limits.Floor {
-		return false, nil // what is live need not be counted
+// measuredFor is how long a count of a shop's live products is good: a hundred thousand take 20 ms, and what the guard
+// itself lets pass does not change the number.
+const measuredFor = 10 * time.Second
+
+// guardCount is what the guard's row says of a shop and an effect, which is locked.
+type guardCount struct {
+	shop   string
+	effect work.Effect
+	// counted are the products in the window that were not let go; live those of the shop, when measured is true.
+	counted, live int64
+	measured      bool
+}
+
+// write keeps the count and begins a hold where it is past the threshold; judge says that somebody has asked.
+func (g *guardCount) write(ctx context.Context, tx pgx.Tx, counted int64, limits work.GuardLimits, judge bool) (bool, error) {
+	over, threshold := false, int64(limits.Floor)
+	if judge && counted > threshold { // else what is live need not be counted
+		if !g.measured {
+			err := tx.QueryRow(ctx, `WITH n AS (SELECT (SELECT count(*) FROM products WHERE shop = $1 AND shopify_id <> '' AND NOT off_sale)
+					+ (SELECT count(*) FROM guard_products g JOIN products p USING (product_id, shop)
+						WHERE g.shop = $1 AND g.effect = $2 AND p.shopify_id <> '' AND p.off_sale) AS live)
+				UPDATE guards SET measured = n.live, measured_at = clock_timestamp() FROM n
+				WHERE shop = $1 AND effect = $2 RETURNING measured`, g.shop, string(g.effect)).Scan(&g.live)
+			if err != nil {
+				return false, err
+			}
+		}
+		threshold = max(int64(limits.Share*float64(g.live)), threshold)
+		over = counted > threshold
 	}
-	var live int
-	err := tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM products WHERE shop = $1 AND shopify_id <> '' AND NOT off_sale)
-		+ (SELECT count(*) FROM guard_products g JOIN products p USING (product_id, shop)
-			WHERE g.shop = $1 AND g.effect = $2 AND p.shopify_id <> '' AND p.off_sale)`, shop, string(effect)).Scan(&live)
-	if err != nil {
-		return false, err
-	}
-	threshold := max(int(limits.Share*float64(live)), limits.Floor)
-	if counted <= threshold {
-		return false, nil
-	}
-	_, err = tx.Exec(ctx, `UPDATE guards SET held_since = clock_timestamp(), live = $3, threshold = $4
-		WHERE shop = $1 AND effect = $2`, shop, string(effect), live, threshold)
-	return true, err
+	_, err := tx.Exec(ctx, `UPDATE guards SET counted = $3, held_since = CASE WHEN $4 THEN clock_timestamp() ELSE held_since END,
+			live = CASE WHEN $4 THEN $5 ELSE live END, threshold = CASE WHEN $4 THEN $6 ELSE threshold END
+		WHERE shop = $1 AND effect = $2`, g.shop, string(g.effect), g.counted, over, g.live, threshold)
+	return over, err
 }
 
 // Hold is what the guard has stopped.
@@ -164,16 +184,13 @@ func (s *Store) Holds(ctx context.Context) ([]Hold, error) {
 // ReleaseHold lets a hold go: the held products pass uncounted at their next push, which is due at once, and counting
 // starts anew. Without a hold it is [ErrNoHold].
 func (s *Store) ReleaseHold(ctx context.Context, shop string, effect work.Effect) error {
-	return s.endHold(ctx, "release", shop, effect, func(b *pgx.Batch) {
-		b.Queue(`WITH n AS (SELECT p.product_id, p.campaign FROM parked p JOIN guard_products g USING (shop, product_id)
-				WHERE g.shop = $1 AND g.effect = $2 AND g.held AND p.reason = $3 ORDER BY 1, 2 FOR UPDATE OF p)
+	return s.endHold(ctx, "release", shop, effect, func(b *pgx.Batch, ids []string) {
+		b.Queue(`WITH n AS (SELECT p.product_id, p.campaign FROM parked p WHERE p.shop = $1 AND p.product_id = ANY($2) AND p.reason = $3
+				ORDER BY 1, 2 FOR UPDATE OF p)
 			UPDATE parked p SET due = clock_timestamp(), reason = $4 FROM n
-			WHERE p.product_id = n.product_id AND p.shop = $1 AND p.campaign = n.campaign`,
-			shop, string(effect), reasonHeld, reasonRetry)
-		b.Queue(`DELETE FROM guard_products WHERE shop = $1 AND effect = $2 AND NOT held
-			AND coalesce(free_until, 'epoch') <= statement_timestamp()`, shop, string(effect))
-		b.Queue(`UPDATE guard_products SET held = false, free_until = clock_timestamp() + $3::interval
-			WHERE shop = $1 AND effect = $2 AND held`, shop, string(effect), freeFor)
+			WHERE p.product_id = n.product_id AND p.shop = $1 AND p.campaign = n.campaign`, shop, ids, reasonHeld, reasonRetry)
+		b.Queue(`UPDATE guard_products SET held = false, free_until = clock_timestamp() + $4::interval
+			WHERE shop = $1 AND effect = $2 AND product_id = ANY($3)`, shop, string(effect), ids, freeFor)
 	})
 }
 
@@ -181,40 +198,69 @@ func (s *Store) ReleaseHold(ctx context.Context, shop string, effect work.Effect
 // REJECTED, and counting starts anew. The shop keeps what it has until a product is pushed for another reason. Without
 // a hold it is [ErrNoHold].
 func (s *Store) RejectHold(ctx context.Context, shop string, effect work.Effect) error {
-	return s.endHold(ctx, "reject", shop, effect, func(b *pgx.Batch) {
-		b.Queue(`WITH n AS (SELECT i.batch_id, i.product_id FROM batch_items i JOIN guard_products g USING (shop, product_id)
-				WHERE g.shop = $1 AND g.effect = $2 AND g.held AND i.status = 'HELD' ORDER BY 1, 2 FOR NO KEY UPDATE OF i)
+	return s.endHold(ctx, "reject", shop, effect, func(b *pgx.Batch, ids []string) {
+		b.Queue(`WITH n AS (SELECT i.batch_id, i.product_id FROM batch_items i
+				WHERE i.shop = $1 AND i.product_id = ANY($2) AND i.status = 'HELD' ORDER BY 1, 2 FOR NO KEY UPDATE OF i)
 			UPDATE batch_items i SET status = 'CANCELLED', reason = 'REJECTED', processed_at = clock_timestamp() FROM n
-			WHERE i.batch_id = n.batch_id AND i.product_id = n.product_id AND i.shop = $1`, shop, string(effect))
+			WHERE i.batch_id = n.batch_id AND i.product_id = n.product_id AND i.shop = $1`, shop, ids)
 		// What another hold has caught as well goes on waiting for that.
-		b.Queue(`WITH n AS (SELECT p.product_id, p.campaign FROM parked p JOIN guard_products g USING (shop, product_id)
-				WHERE g.shop = $1 AND g.effect = $2 AND g.held AND p.reason = $3
+		b.Queue(`WITH n AS (SELECT p.product_id, p.campaign FROM parked p WHERE p.shop = $1 AND p.product_id = ANY($3) AND p.reason = $4
 				AND NOT EXISTS (SELECT FROM guard_products o WHERE o.shop = $1 AND o.effect <> $2 AND o.held
 					AND o.product_id = p.product_id)
 				ORDER BY 1, 2 FOR UPDATE OF p)
-			DELETE FROM parked p USING n WHERE p.product_id = n.product_id AND p.shop = $1 AND p.campaign = n.campaign`, shop, string(effect), reasonHeld)
-		b.Queue(`DELETE FROM guard_products WHERE shop = $1 AND effect = $2`, shop, string(effect))
+			DELETE FROM parked p USING n WHERE p.product_id = n.product_id AND p.shop = $1 AND p.campaign = n.campaign`,
+			shop, string(effect), ids, reasonHeld)
+		b.Queue(`DELETE FROM guard_products WHERE shop = $1 AND effect = $2 AND product_id = ANY($3)`, shop, string(effect), ids)
 	})
 }
 
-func (s *Store) endHold(ctx context.Context, op, shop string, effect work.Effect, queue func(b *pgx.Batch)) error {
-	err := s.retry(ctx, op+" hold", func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			tag, err := tx.Exec(ctx, `UPDATE guards SET held_since = NULL WHERE shop = $1 AND effect = $2
-				AND held_since IS NOT NULL`, shop, string(effect))
-			if err != nil {
+// endHold ends a hold in pieces, so that no settlement waits for long: while it stands, what is let go passes, and what
+// comes anew joins. Each piece but the last is cancelPiece products; who is cut short begins again with what is left.
+func (s *Store) endHold(ctx context.Context, op, shop string, effect work.Effect, end func(b *pgx.Batch, ids []string)) error {
+	for last := false; !last; {
+		err := s.retry(ctx, op+" hold", func() error {
+			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+				last, err = endSome(ctx, tx, shop, effect, end)
 				return err
-			}
-			if tag.RowsAffected() == 0 {
-				return ErrNoHold
-			}
-			var b pgx.Batch
-			queue(&b)
-			return tx.SendBatch(ctx, &b).Close()
+			})
 		})
-	})
-	if err != nil {
-		return fmt.Errorf("%s the hold on %s in shop %s: %w", op, effect, shop, err)
+		if err != nil {
+			return fmt.Errorf("%s the hold on %s in shop %s: %w", op, effect, shop, err)
+		}
 	}
 	return nil
+}
+
+func endSome(ctx context.Context, tx pgx.Tx, shop string, effect work.Effect, end func(b *pgx.Batch, ids []string)) (last bool, err error) {
+	var standing bool
+	err = tx.QueryRow(ctx, `SELECT held_since IS NOT NULL FROM guards WHERE shop = $1 AND effect = $2 FOR NO KEY UPDATE`,
+		shop, string(effect)).Scan(&standing)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && !standing {
+		return false, ErrNoHold
+	}
+	if err != nil {
+		return false, err
+	}
+	rows, err := tx.Query(ctx, `SELECT product_id FROM guard_products WHERE shop = $1 AND effect = $2 AND held
+		ORDER BY product_id LIMIT $3`, shop, string(effect), cancelPiece)
+	if err != nil {
+		return false, err
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return false, err
+	}
+	last = len(ids) < cancelPiece
+	var b pgx.Batch
+	if len(ids) > 0 {
+		end(&b, ids)
+	}
+	if last {
+		b.Queue(`DELETE FROM guard_products WHERE shop = $1 AND effect = $2 AND NOT held
+			AND coalesce(free_until, 'epoch') <= statement_timestamp()`, shop, string(effect))
+		b.Queue(`UPDATE guards SET held_since = NULL, counted = 0 WHERE shop = $1 AND effect = $2`, shop, string(effect))
+	} else {
+		b.Queue(`UPDATE guards SET counted = greatest(counted - $3, 0) WHERE shop = $1 AND effect = $2`, shop, string(effect), len(ids))
+	}
+	return last, tx.SendBatch(ctx, &b).Close()
 }

@@ -109,7 +109,8 @@ const itemsSQL = `WITH n AS (
 		shopify_id = CASE WHEN EXCLUDED.shopify_id = '' THEN i.shopify_id ELSE EXCLUDED.shopify_id END,
 		payload = CASE WHEN EXCLUDED.payload = '' THEN i.payload ELSE EXCLUDED.payload END,
 		processed_at = EXCLUDED.processed_at
-	WHERE i.status IN ('PENDING', 'PROCESSING', 'RETRYING', 'HELD')
+	WHERE i.status IN ('PENDING', 'PROCESSING', 'RETRYING')
+		OR i.status = 'HELD' AND (EXCLUDED.status <> 'HELD' OR EXCLUDED.message <> i.message)
 		OR i.status IN ('FAILED', 'CANCELLED') AND EXCLUDED.status = 'SUCCESS'
 		OR i.status = 'FAILED' AND EXCLUDED.status = 'SKIPPED'`
 

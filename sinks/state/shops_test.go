@@ -227,3 +227,71 @@ func TestAHoldIsRejected(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, holds, 1)
 }
+
+// TestTheGuardIsQuickWhateverItHasCounted: each call counted all that it had in its window, and the shop's live products,
+// while it kept every other worker's call waiting.
+func TestTheGuardIsQuickWhateverItHasCounted(t *testing.T) {
+	s := newStore(t)
+	live(t, s, "s", 100_000)
+	exec(t, s, `INSERT INTO guards (shop, effect, counted) VALUES ('s', 'off_sale', 15000)`)
+	exec(t, s, `INSERT INTO guard_products (shop, effect, product_id, at) SELECT 's', 'off_sale', 'p' || i, now() FROM generate_series(1000, 15999) i`)
+	exec(t, s, `VACUUM ANALYZE products, guard_products`)
+	best := time.Hour
+	for i := range 10 {
+		start := time.Now()
+		held, err := s.Guard(t.Context(), "s", requests(work.EffectOffSale, 250+50*i, 300+50*i), limits)
+		require.NoError(t, err)
+		require.Empty(t, held)
+		best = min(best, time.Since(start))
+	}
+	t.Logf("a call in %s", best)
+	require.Less(t, best, 50*time.Millisecond, "5 ms on a calm machine; it was 150")
+	require.Equal(t, 15500, count(t, s, `SELECT counted FROM guards`))
+	require.Equal(t, 15500, count(t, s, `SELECT count(*) FROM guard_products`))
+	held, err := s.Guard(t.Context(), "s", requests(work.EffectOffSale, 20_000, 24_501), limits)
+	require.NoError(t, err)
+	require.Len(t, held, 4501, "one more than a fifth of the shop")
+}
+
+// TestALargeHoldEndsInPieces, and what it has held is let go, or dropped, to the last.
+func TestALargeHoldEndsInPieces(t *testing.T) {
+	for _, release := range []bool{true, false} {
+		s := newStore(t)
+		n := cancelPiece + 10
+		live(t, s, "s", n)
+		held, err := s.Guard(t.Context(), "s", requests(work.EffectOffSale, 0, n), limits)
+		require.NoError(t, err)
+		require.Len(t, held, n)
+		exec(t, s, `INSERT INTO parked (product_id, shop, partition, lane, due, generation, reason)
+			SELECT 'p' || i, 's', 0, 2, now() + interval '1 hour', i, 'HELD' FROM generate_series(1, $1::int) i`, n)
+		if release {
+			require.NoError(t, s.ReleaseHold(t.Context(), "s", work.EffectOffSale))
+			require.Equal(t, n, count(t, s, `SELECT count(*) FROM parked WHERE reason = 'RETRY' AND due <= clock_timestamp()`))
+			held, err = s.Guard(t.Context(), "s", requests(work.EffectOffSale, 0, n), limits)
+			require.NoError(t, err)
+			require.Empty(t, held)
+		} else {
+			require.NoError(t, s.RejectHold(t.Context(), "s", work.EffectOffSale))
+			require.Zero(t, count(t, s, `SELECT count(*) FROM parked`))
+		}
+		require.Zero(t, count(t, s, `SELECT counted FROM guards`))
+		holds, err := s.Holds(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, holds)
+	}
+}
+
+// TestAHeldItemIsNotWrittenAgain when the next read says the same: a hold of a million products is read every hour.
+func TestAHeldItemIsNotWrittenAgain(t *testing.T) {
+	s := newStore(t)
+	f := own(t, s, work.StagePush, "w", 1)
+	item := work.Item{BatchID: "b", ProductID: "p", Shop: "s", Status: work.ItemHeld, Message: "held"}
+	settle := func() (version int) {
+		require.NoError(t, s.Settle(t.Context(), work.Settlement{Fences: f, Items: []work.Item{item}}))
+		return count(t, s, `SELECT xmin::text::bigint FROM batch_items`)
+	}
+	first := settle()
+	require.Equal(t, first, settle())
+	item.Status = work.ItemProcessing
+	require.NotEqual(t, first, settle())
+}
