@@ -153,7 +153,8 @@ func (w *world) compareSource(ctx context.Context, f *findings, topics map[strin
 	for _, r := range topics[event.Changes] {
 		c := capturedOf(&r)
 		if origin, _ := r.Header(event.HeaderOrigin); origin == "snapshot" {
-			snapshot[c.table+" "+c.pk]++
+			batch, _ := r.Header(event.HeaderBatch)
+			snapshot[c.table+" "+c.pk+" in "+batch]++
 			continue
 		}
 		n++
@@ -182,6 +183,25 @@ func (w *world) compareSource(ctx context.Context, f *findings, topics map[strin
 	}
 	compareFanned(f, o, topics[event.Fanouts])
 	return nil
+}
+
+// compareAsked finds one snapshot for each that was asked for.
+func compareAsked(f *findings, asked []string, batches []event.Record) {
+	f.count("snapshots asked for", len(asked))
+	announced := map[string]int{}
+	for _, r := range batches {
+		var b event.Batch
+		if err := json.Unmarshal(r.Value, &b); err != nil {
+			f.add(fmt.Sprintf("catalog.batches %d: %v", r.Offset, err))
+		} else if b.Type == event.BatchAnnounced && b.Kind == event.KindSnapshot {
+			announced[b.Name]++
+		}
+	}
+	for _, id := range asked {
+		if announced[id] != 1 {
+			f.add(fmt.Sprintf("snapshot %s was asked for and is announced %d times", id, announced[id]))
+		}
+	}
 }
 
 func capturedOf(r *event.Record) captured {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
@@ -214,6 +215,7 @@ func (w *world) compare(ctx context.Context, office *backOffice) {
 	topics, err := w.topics(ctx)
 	require.NoError(w.t, err)
 	require.NoError(w.t, w.compareSource(ctx, f, topics))
+	compareAsked(f, office.asked, topics[event.Batches])
 	require.NoError(w.t, w.compareState(ctx, f, topics))
 	require.NoError(w.t, w.compareClickHouse(ctx, f, topics))
 	require.NoError(w.t, w.compareShops(ctx, f, office.marks))

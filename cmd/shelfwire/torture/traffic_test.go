@@ -2,6 +2,7 @@ package torture
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -19,6 +20,8 @@ type backOffice struct {
 	marks    demo.Marks
 	stats    demo.Stats
 	segments int
+	// asked are the ids of the snapshots that were asked for, as far as that is known to be committed.
+	asked []string
 	// broken are the errors that ended segments.
 	broken []error
 }
@@ -35,10 +38,21 @@ func (b *backOffice) run(ctx context.Context) {
 			err = nil // it ended because we wanted it to
 		}
 		b.book(t, err)
+		b.ask(ctx)
 		for err != nil && ctx.Err() == nil {
 			rest(ctx, 100*time.Millisecond)
 			_, err = one[int](ctx, b.url, `SELECT 1`)
 		}
+	}
+}
+
+// ask has a table read again, as somebody would who does not trust a copy.
+func (b *backOffice) ask(ctx context.Context) {
+	id := fmt.Sprintf("office-%d", b.segments)
+	_, err := one[string](ctx, b.url, `SELECT pg_logical_emit_message(true, 'shelfwire.snapshot', $1)::text`,
+		fmt.Sprintf(`{"id": %q, "table": %q}`, id, []string{"catalog.products", "catalog.variants", "catalog.stock"}[b.segments%3]))
+	if err == nil {
+		b.asked = append(b.asked, id)
 	}
 }
 
