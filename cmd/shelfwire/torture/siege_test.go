@@ -326,7 +326,7 @@ func (s *siege) line(f *findings, took time.Duration) string {
 	}
 	slices.Sort(kinds)
 	broker := "embedded Kafka"
-	if os.Getenv("SHELFWIRE_KAFKA_BROKER_COMMAND") != "" {
+	if os.Getenv("SHELFWIRE_TEST_KAFKA") == "apache" {
 		broker = "Apache Kafka"
 	}
 	return fmt.Sprintf("processes, %s: %d committed, %d rolled back, %d refused; %d rows owed, %d rows in gaps, %d records, %d rows compared; %d healings, %d snapshots asked for; %s; %.1f s",
