@@ -2,7 +2,9 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"net/url"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +83,28 @@ func TestLostSlot(t *testing.T) {
 	require.Equal(t, postgres.SlotLost, slotKind(t, err))
 	require.ErrorContains(t, err, "pg_drop_replication_slot('"+src.Slot()+"')")
 	_, err = src.Stream(t.Context(), 0)
+	require.Equal(t, postgres.SlotLost, slotKind(t, err))
+
+	// A server that goes away in between may leave open what the trouble is, but never calls it one that stays.
+	var asked, fatal atomic.Int64
+	cfg := d.config()
+	cfg.URL = (&between{end: func() bool { return asked.Add(1) == fatal.Load() }}).url(t, d.url)
+	src = d.open(cfg)
+	for n := int64(1); ; n++ {
+		asked.Store(0)
+		fatal.Store(n)
+		_, err = src.Stream(t.Context(), 0)
+		fatal.Store(0)
+		if asked.Load() < n {
+			break
+		}
+		if trouble, ok := errors.AsType[*postgres.SlotError](err); ok {
+			require.Equal(t, postgres.SlotLost, trouble.Kind, "message %d: %v", n, err)
+			continue
+		}
+		q, ok := errors.AsType[*postgres.QueryError](err)
+		require.True(t, ok && q.Temporary(), "message %d: %v", n, err)
+	}
 	require.Equal(t, postgres.SlotLost, slotKind(t, err))
 }
 

@@ -32,13 +32,19 @@ func (st *Stream) lastWords(err error) error {
 // refused gives an error that START_REPLICATION was answered with its type. What is wrong with the slot the catalog knows
 // best, but where the slot is not the reason: somebody reads from it, which passes, and those who stand by ask again and
 // again; or the server cannot decode at all (wal_level), whatever became of the slot, and a new one could not be made.
+//
+// Where the catalog cannot be asked, that is the error: of the server's own nobody knows yet what it means.
 func (st *Stream) refused(ctx context.Context, err error) error {
 	slot := st.src.cfg.Slot
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if ok && pg.Code != "55006" && (pg.Code != "55000" || pg.Routine != "CheckLogicalDecodingRequirements") {
-		if trouble, ok := errors.AsType[*SlotError](st.src.CheckSlot(ctx)); ok {
+		looked := st.src.CheckSlot(ctx)
+		if trouble, ok := errors.AsType[*SlotError](looked); ok {
 			trouble.Err = err
 			return trouble
+		}
+		if looked != nil {
+			return fmt.Errorf("start replication of slot %q is refused (%s), and why is not known: %w", slot, pg.Message, looked)
 		}
 	}
 	if typed := slotError(slot, err); typed != nil {
