@@ -16,6 +16,8 @@
 //     after the other, so exactly one of them is the last of a product and carries its offsets.
 //   - The loop of Push waits for no service, and no line of a shop for another's: a line never holds more places than
 //     are still free.
+//   - A due product whose shops have no room stays in the window, absorbs, and holds its offsets, but not for long: then
+//     it is read and parked, so that positions move and memory is bounded whatever a shop does.
 //   - What a poll has to write (items, parked rows) is durable before a product that needs it is read. A live change of
 //     no batch needs nothing.
 //   - Who loses a lease with requests on their way lets the next owner look at these products again: it may have closed

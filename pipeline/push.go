@@ -30,7 +30,7 @@ type Push struct {
 	// All below belongs to the loop goroutine.
 	owned    map[int32]*ownedPartition
 	released map[int32]int64 // the epochs in which partitions were handed over: a renewal may still tell of them
-	windows  [classes]*debounce.Window[change.ProductID]
+	windows  [classes]*debounceWindow
 	hot      map[change.ProductID]*entry
 	flying   map[change.ProductID]struct{}
 	blocked  map[change.ProductID]struct{} // due, but still flying
@@ -39,6 +39,7 @@ type Push struct {
 	ahead    readAhead
 	taking   bool // records are being taken in
 	pulling  bool
+	more     bool // the last pull has brought a whole round
 	cursor   work.PullCursor
 	saving   bool
 	stopBy   time.Time // the drain deadline, once the worker stops
@@ -59,6 +60,7 @@ type Push struct {
 	troubles troubles
 	holds    holdNews
 	lines    lines
+	hints    hints
 	finished chan finished // on their way to the settler
 	rounds   sync.WaitGroup
 	slow     chan struct{} // holds one while a product is read alone
@@ -88,9 +90,10 @@ func NewPush(cfg PushConfig, parts PushParts) *Push {
 		finished: make(chan finished, 64),
 		slow:     make(chan struct{}, 1),
 		lines:    newLines(cfg.Flying, cfg.FlyingPerShop),
+		hints:    newHints(),
 	}
-	p.windows[classLive] = debounce.New[change.ProductID](cfg.Debounce)
-	p.windows[classCampaign] = debounce.New[change.ProductID](debounce.Config{}) // it has waited in the state
+	p.windows[classLive] = debounce.New[change.ProductID, shopSet](cfg.Debounce)
+	p.windows[classCampaign] = debounce.New[change.ProductID, shopSet](debounce.Config{}) // it has waited in the state
 	return p
 }
 
@@ -149,11 +152,15 @@ func (p *Push) loop(ctx context.Context) error {
 			p.readers.hear(news)
 			if news.over {
 				p.pause.hear(time.Now(), news.failed)
+				if p.more && !news.failed {
+					p.pull(ctx)
+				}
 			}
 		case got := <-p.pulled:
 			p.pulling, p.cursor = false, got.Next
 			p.unpark(got.Parked)
 		case <-pull.C:
+			p.windows[classLive].Unblock()
 			p.pull(ctx)
 		case <-save.C:
 			p.savePositions(ctx)
@@ -224,9 +231,12 @@ func (p *Push) start(ctx context.Context) {
 	if now.Before(p.pause.until) {
 		return
 	}
+	room := [classes]func(shopSet, time.Time) int{
+		classLive: func(set shopSet, since time.Time) int { return p.room(now, set, since) },
+	}
 	for c := range classes {
 		for p.readers.free(c) {
-			due := p.windows[c].Due(now, p.cfg.Round)
+			due := p.windows[c].Due(now, p.cfg.Round, room[c])
 			if len(due) == 0 {
 				break
 			}
@@ -251,8 +261,11 @@ func (p *Push) leave(c class, due []change.ProductID, now time.Time) (entries []
 			continue
 		}
 		if !o.usable(now, p.cfg.RequestTimeout) { // renewed in time, it is still ours, and nobody reads it again
-			p.windows[c].Delay(id, now, now.Add(again))
+			p.windows[c].Delay(id, p.setOf(e), now, now.Add(again))
 			continue
+		}
+		if c == classLive {
+			p.reserve(e)
 		}
 		e.due, e.owner = now, o
 		o.flying++
@@ -298,6 +311,7 @@ func (p *Push) tell(ls []landing) {
 // land books what flights have become.
 func (p *Push) land(ls []landing) {
 	now := time.Now()
+	p.windows[classLive].Unblock() // places have come free
 	for _, l := range ls {
 		id := l.entry.product
 		delete(p.flying, id)
@@ -313,7 +327,7 @@ func (p *Push) land(ls []landing) {
 		if _, ok := p.blocked[id]; ok {
 			delete(p.blocked, id)
 			if e := p.hot[id]; e != nil {
-				p.windows[e.class()].Hurry(id, now, now)
+				p.windows[e.class()].Hurry(id, p.setOf(e), now, now)
 			}
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-type debounceWindow = debounce.Window[change.ProductID]
+type debounceWindow = debounce.Window[change.ProductID, shopSet]
 
 // entry is a product that waits in memory or flies, and what it stands for.
 type entry struct {
@@ -94,8 +94,8 @@ func (e *entry) needs(xids ...change.XID) {
 }
 
 // wait puts an entry into memory, on top of what waits of the product, and lets then put it into the window of its
-// class.
-func (p *Push) wait(e *entry, then func(w *debounceWindow, id change.ProductID)) {
+// class, among those of its shops.
+func (p *Push) wait(e *entry, then func(w *debounceWindow, id change.ProductID, set shopSet)) {
 	h := p.hot[e.product]
 	if h == nil {
 		h = e
@@ -107,10 +107,10 @@ func (p *Push) wait(e *entry, then func(w *debounceWindow, id change.ProductID))
 			p.windows[before].Drop(e.product)
 		}
 	}
-	then(p.windows[h.class()], e.product)
+	then(p.windows[h.class()], e.product, p.setOf(h))
 }
 
 // pause lets a product that has landed fly again after a while.
 func (e *entry) pause(p *Push, now time.Time, after time.Duration) {
-	p.wait(e, func(w *debounceWindow, id change.ProductID) { w.Delay(id, now, now.Add(after)) })
+	p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Delay(id, set, now, now.Add(after)) })
 }

@@ -330,6 +330,10 @@ func (w *world) Pull(_ context.Context, q work.Pull) (work.Pulled, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out work.Pulled
+	inHand := map[string]bool{}
+	for _, id := range q.InHand {
+		inHand[id] = true
+	}
 	left := maps.Clone(q.Room)
 	if left == nil {
 		left = map[string]int{}
@@ -338,7 +342,7 @@ func (w *world) Pull(_ context.Context, q work.Pull) (work.Pulled, error) {
 		if _, ok := left[p.Shop]; !ok {
 			left[p.Shop] = q.Default
 		}
-		if !p.Due.After(time.Now()) && !slices.Contains(q.Closed, p.Shop) && !slices.Contains(q.InHand, p.ProductID) &&
+		if !p.Due.After(time.Now()) && !slices.Contains(q.Closed, p.Shop) && !inHand[p.ProductID] &&
 			left[p.Shop] > 0 && len(out.Parked) < q.N {
 			left[p.Shop]--
 			out.Parked = append(out.Parked, p)

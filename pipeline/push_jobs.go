@@ -53,6 +53,9 @@ func (r *reading) jobs(flights []*flight, rows map[string][]document.Row, failed
 		for _, j := range js {
 			f.shops[j.push.Shop] = struct{}{}
 		}
+		if f.entry.only == nil && !f.blind && !f.unseen {
+			r.p.hints.learn(f.entry.product, f.shops)
+		}
 		out = append(out, js...)
 	}
 	for _, j := range out {

@@ -63,12 +63,21 @@ func (l *lines) enter(key lineKey) bool {
 	return true
 }
 
-func (l *lines) room(key lineKey) bool {
+func (l *lines) room(key lineKey) bool { return l.places(key) > 0 }
+
+func (l *lines) places(key lineKey) int {
 	held := 0
 	if q := l.of[key]; q != nil {
 		held = q.places
 	}
-	return held < l.most && held < l.total[key.class]-l.taken[key.class]
+	return min(l.most-held, l.total[key.class]-l.taken[key.class]-held)
+}
+
+// left is how many places a line may have more.
+func (l *lines) left(key lineKey) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.places(key)
 }
 
 // leave gives places back.
@@ -110,15 +119,19 @@ func (l *lines) full() (shops []string) {
 	return shops
 }
 
-// free is how many products more each shop takes that has some on their way, in the one of its lines that has more room.
-func (l *lines) free() map[string]int {
+// free is how many products more each shop takes that has some on their way, in the one of its lines that has more room,
+// and how many any other takes.
+func (l *lines) free() (left map[string]int, others int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := map[string]int{}
-	for key, q := range l.of {
-		out[key.shop] = max(out[key.shop], min(l.most-q.places, l.total[key.class]-l.taken[key.class]-q.places))
+	left = map[string]int{}
+	for key := range l.of {
+		left[key.shop] = max(l.places(lineKey{key.shop, classLive}), l.places(lineKey{key.shop, classCampaign}))
 	}
-	return out
+	for c := range classes {
+		others = max(others, min(l.most, l.total[c]-l.taken[c]))
+	}
+	return left, others
 }
 
 // put appends jobs to a line and reports whether it needs one more sender.

@@ -8,10 +8,14 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// pull asks for parked products that are due, when there is room for them.
+// pullRounds is how many rounds of parked products are pulled ahead of the readers.
+const pullRounds = 2
+
+// pull asks for parked products that are due, when there is room for them: ten times a second, and as soon as a reader
+// has taken what the last pull has brought while there is more.
 func (p *Push) pull(ctx context.Context) {
-	room := p.cfg.Flying - len(p.flying) - len(p.hot)
-	if p.pulling || room <= 0 || len(p.owned) == 0 || p.parts.Hold != nil && p.parts.Hold() != "" {
+	most := min(pullRounds*p.cfg.Round, p.cfg.Hot-len(p.hot))
+	if p.pulling || most <= 0 || len(p.owned) == 0 || p.parts.Hold != nil && p.parts.Hold() != "" {
 		return
 	}
 	var parts []int32
@@ -21,9 +25,11 @@ func (p *Push) pull(ctx context.Context) {
 		}
 	}
 	q := work.Pull{
-		Partitions: parts, Closed: append(p.closedShops(), p.lines.full()...), Room: p.lines.free(), Default: p.cfg.FlyingPerShop,
-		InHand: p.inHand(), N: min(room, 2*p.cfg.Round), After: p.cursor,
+		Partitions: parts, Closed: append(p.closedShops(), p.lines.full()...), InHand: p.inHand(), N: most, After: p.cursor,
 	}
+	q.Room, q.Default = p.lines.free()
+	// Those that wait for all their shops are pulled to be read: as many as readers will soon take.
+	q.Room[""] = max(0, pullRounds*p.cfg.Round-p.windows[classCampaign].Len())
 	p.pulling = true
 	p.rounds.Go(func() {
 		got, err := p.parts.State.Pull(ctx, q)
@@ -58,6 +64,7 @@ func (p *Push) inHand() []string {
 // for is left alone: it would be read only to be parked again.
 func (p *Push) unpark(rows []work.Parked) {
 	now := time.Now()
+	p.more = len(rows) >= p.cfg.Round
 	for _, row := range rows {
 		id := change.ProductID(row.ProductID)
 		o := p.owned[row.Partition]
@@ -85,6 +92,6 @@ func (p *Push) unpark(rows []work.Parked) {
 			e.hold(key, 1)
 			e.only = map[string]struct{}{row.Shop: {}}
 		}
-		p.wait(e, func(w *debounceWindow, id change.ProductID) { w.Hurry(id, now, now) })
+		p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Hurry(id, set, now, now) })
 	}
 }

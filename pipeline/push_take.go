@@ -49,7 +49,7 @@ func (p *Push) admit(in *intake, entries []*entry) {
 		if o == nil || o != in.owners[e.partition] || o.draining {
 			continue // the next owner reads it again
 		}
-		p.wait(e, func(w *debounceWindow, id change.ProductID) { w.Touch(id, in.at) })
+		p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Touch(id, set, in.at) })
 	}
 }
 

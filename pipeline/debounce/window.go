@@ -1,9 +1,12 @@
-// Package debounce decides which keys are due: quiet for long enough, or waiting for too long. It is pure: time is
-// an argument, nothing is started and nothing sleeps.
+// Package debounce decides which keys are due: quiet for long enough, or waiting for too long, and which of those that
+// are due go first: the classes that they belong to take turns. It is pure: time is an argument, nothing is started and
+// nothing sleeps.
 package debounce
 
 import (
+	"cmp"
 	"container/heap"
+	"slices"
 	"time"
 )
 
@@ -16,30 +19,49 @@ type Config struct {
 	MaxWait time.Duration
 }
 
-// Window holds keys until they are due. One heap serves all keys, so that a key costs no timer and a touch costs
-// O(log n). The zero Window is not usable; it is not safe for concurrent use.
-type Window[K comparable] struct {
-	cfg   Config
-	keys  map[K]*waiting[K]
-	queue queue[K]
+// Window holds keys of type K until they are due, each in a class of type C. A heap for each class and one of classes
+// serve all keys, so that a key costs no timer and a touch costs O(log n). The zero Window is not usable; it is not safe
+// for concurrent use.
+type Window[K, C comparable] struct {
+	cfg     Config
+	keys    map[K]*waiting[K, C]
+	classes map[C]*class[K, C]
+	queue   heapOf[*class[K, C]] // of classes that are not set aside, by their first key
+	aside   map[C]*class[K, C]   // classes that had no room
+	turn    uint64
 }
 
-type waiting[K comparable] struct {
+type waiting[K, C comparable] struct {
 	key   K
+	class *class[K, C]
 	first time.Time
 	due   time.Time
 	index int
 }
 
+func (e *waiting[K, C]) when() time.Time { return e.due }
+func (e *waiting[K, C]) at(i int)        { e.index = i }
+
+// class is a class with the keys that wait in it; it has at least one.
+type class[K, C comparable] struct {
+	name  C
+	keys  heapOf[*waiting[K, C]]
+	turn  uint64 // when it was served last
+	index int
+}
+
+func (c *class[K, C]) when() time.Time { return c.keys[0].due }
+func (c *class[K, C]) at(i int)        { c.index = i }
+
 // New returns an empty window.
-func New[K comparable](cfg Config) *Window[K] {
+func New[K, C comparable](cfg Config) *Window[K, C] {
 	cfg.MaxWait = max(cfg.MaxWait, cfg.Quiet)
-	return &Window[K]{cfg: cfg, keys: map[K]*waiting[K]{}}
+	return &Window[K, C]{cfg: cfg, keys: map[K]*waiting[K, C]{}, classes: map[C]*class[K, C]{}, aside: map[C]*class[K, C]{}}
 }
 
 // Touch says that something happened to k: it is due after Quiet from now, but never later than MaxWait after the
-// first touch.
-func (w *Window[K]) Touch(k K, now time.Time) {
+// first touch. A key that waits already stays in its class.
+func (w *Window[K, C]) Touch(k K, c C, now time.Time) {
 	due := now.Add(w.cfg.Quiet)
 	if e := w.keys[k]; e != nil {
 		if last := e.first.Add(w.cfg.MaxWait); due.After(last) {
@@ -48,89 +70,177 @@ func (w *Window[K]) Touch(k K, now time.Time) {
 		w.move(e, due)
 		return
 	}
-	w.add(k, now, due)
+	w.add(k, c, now, due)
 }
 
 // Hurry makes k due at the given time at the latest, and adds it when it does not wait yet. A later touch may push
 // it back by Quiet, as ever within MaxWait.
-func (w *Window[K]) Hurry(k K, now, due time.Time) {
+func (w *Window[K, C]) Hurry(k K, c C, now, due time.Time) {
 	switch e := w.keys[k]; {
 	case e == nil:
-		w.add(k, now, due)
+		w.add(k, c, now, due)
 	case due.Before(e.due):
 		w.move(e, due)
 	}
 }
 
 // Delay puts k, which has been released before, back until the given time. Its wait counts from now again.
-func (w *Window[K]) Delay(k K, now, due time.Time) {
+func (w *Window[K, C]) Delay(k K, c C, now, due time.Time) {
 	if e := w.keys[k]; e != nil {
 		w.move(e, due)
 		return
 	}
-	w.add(k, now, due)
+	w.add(k, c, now, due)
 }
 
-// Due removes and returns at most n keys that are due at now, the longest due first.
-func (w *Window[K]) Due(now time.Time, n int) []K {
+// Due removes and returns at most n keys that are due at now: one of each class in turns, the class that was served
+// longest ago first, and of a class the longest due. room says how many keys of a class may be released, given when its
+// first was due; nil is any number. A class without room is set aside until Unblock.
+func (w *Window[K, C]) Due(now time.Time, n int, room func(c C, since time.Time) int) []K {
+	var ready []*class[K, C]
+	var rooms []int
+	for len(w.queue) > 0 && !w.queue[0].when().After(now) {
+		c := heap.Pop(&w.queue).(*class[K, C])
+		most := n
+		if room != nil {
+			most = room(c.name, c.when())
+		}
+		if most <= 0 {
+			w.aside[c.name] = c
+			continue
+		}
+		ready, rooms = append(ready, c), append(rooms, most)
+	}
+	order := make([]int, len(ready))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(ready[a].turn, ready[b].turn) })
 	var out []K
-	for len(w.queue) > 0 && len(out) < n && !w.queue[0].due.After(now) {
-		e := heap.Pop(&w.queue).(*waiting[K])
-		delete(w.keys, e.key)
-		out = append(out, e.key)
+	for some := true; some && len(out) < n; {
+		some = false
+		for _, i := range order {
+			c := ready[i]
+			if len(out) == n {
+				break
+			}
+			if rooms[i] == 0 || len(c.keys) == 0 || c.when().After(now) {
+				continue
+			}
+			e := heap.Pop(&c.keys).(*waiting[K, C])
+			delete(w.keys, e.key)
+			w.turn++
+			c.turn, rooms[i], some = w.turn, rooms[i]-1, true
+			out = append(out, e.key)
+		}
+	}
+	for _, c := range ready {
+		if len(c.keys) == 0 {
+			delete(w.classes, c.name)
+			continue
+		}
+		heap.Push(&w.queue, c)
 	}
 	return out
 }
 
-// Next returns when the next key is due; false when nothing waits.
-func (w *Window[K]) Next() (time.Time, bool) {
+// Unblock lets classes be asked again that had no room.
+func (w *Window[K, C]) Unblock() {
+	for name, c := range w.aside {
+		delete(w.aside, name)
+		heap.Push(&w.queue, c)
+	}
+}
+
+// Next returns when the next key is due whose class is not set aside; false when none waits.
+func (w *Window[K, C]) Next() (time.Time, bool) {
 	if len(w.queue) == 0 {
 		return time.Time{}, false
 	}
-	return w.queue[0].due, true
+	return w.queue[0].when(), true
 }
 
 // Drop forgets k.
-func (w *Window[K]) Drop(k K) {
-	if e := w.keys[k]; e != nil {
-		heap.Remove(&w.queue, e.index)
-		delete(w.keys, k)
+func (w *Window[K, C]) Drop(k K) {
+	e := w.keys[k]
+	if e == nil {
+		return
+	}
+	c := e.class
+	heap.Remove(&c.keys, e.index)
+	delete(w.keys, k)
+	_, aside := w.aside[c.name]
+	switch {
+	case len(c.keys) > 0 && !aside:
+		heap.Fix(&w.queue, c.index)
+	case len(c.keys) > 0:
+	case aside:
+		delete(w.aside, c.name)
+		delete(w.classes, c.name)
+	default:
+		heap.Remove(&w.queue, c.index)
+		delete(w.classes, c.name)
 	}
 }
 
 // Len counts the waiting keys.
-func (w *Window[K]) Len() int { return len(w.queue) }
+func (w *Window[K, C]) Len() int { return len(w.keys) }
 
-func (w *Window[K]) add(k K, first, due time.Time) {
-	e := &waiting[K]{key: k, first: first, due: due}
+func (w *Window[K, C]) add(k K, name C, first, due time.Time) {
+	c := w.classes[name]
+	if c == nil { // as one that has just been served: new classes take no turn before the others
+		w.turn++
+		c = &class[K, C]{name: name, turn: w.turn}
+		w.classes[name] = c
+		c.keys = heapOf[*waiting[K, C]]{{key: k, class: c, first: first, due: due}}
+		w.keys[k] = c.keys[0]
+		heap.Push(&w.queue, c)
+		return
+	}
+	e := &waiting[K, C]{key: k, class: c, first: first, due: due}
 	w.keys[k] = e
-	heap.Push(&w.queue, e)
+	heap.Push(&c.keys, e)
+	w.settle(c)
 }
 
-func (w *Window[K]) move(e *waiting[K], due time.Time) {
+func (w *Window[K, C]) move(e *waiting[K, C], due time.Time) {
 	e.due = due
-	heap.Fix(&w.queue, e.index)
+	heap.Fix(&e.class.keys, e.index)
+	w.settle(e.class)
 }
 
-type queue[K comparable] []*waiting[K]
+// settle puts a class where its first key wants it.
+func (w *Window[K, C]) settle(c *class[K, C]) {
+	if _, aside := w.aside[c.name]; !aside {
+		heap.Fix(&w.queue, c.index)
+	}
+}
 
-func (q queue[K]) Len() int           { return len(q) }
-func (q queue[K]) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
-func (q queue[K]) Swap(i, j int) {
+// heapOf is a heap by time of things that know where they stand in it.
+type heapOf[E interface {
+	when() time.Time
+	at(i int)
+}] []E
+
+func (q heapOf[E]) Len() int           { return len(q) }
+func (q heapOf[E]) Less(i, j int) bool { return q[i].when().Before(q[j].when()) }
+func (q heapOf[E]) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
-	q[i].index, q[j].index = i, j
+	q[i].at(i)
+	q[j].at(j)
 }
 
-func (q *queue[K]) Push(x any) {
-	e := x.(*waiting[K])
-	e.index = len(*q)
+func (q *heapOf[E]) Push(x any) {
+	e := x.(E)
+	e.at(len(*q))
 	*q = append(*q, e)
 }
 
-func (q *queue[K]) Pop() any {
+func (q *heapOf[E]) Pop() any {
+	var none E
 	old := *q
 	e := old[len(old)-1]
-	old[len(old)-1] = nil
+	old[len(old)-1] = none
 	*q = old[:len(old)-1]
 	return e
 }
