@@ -358,3 +358,31 @@ func TestCaptureRowsOfASnapshotHaveTheirOwnPositions(t *testing.T) {
 		require.False(t, commits[at], "rows of a snapshot and of a transaction at %s", at)
 	}
 }
+
+// A record that comes after a calm is stamped when it comes: whoever measures a lag by it would find a negative one.
+func TestARecordIsNotOlderThanItsCommit(t *testing.T) {
+	r := newCaptureRig(t)
+	c, stop := r.start()
+	r.wait(c)
+	for i := range 5 {
+		done := make(chan struct{})
+		time.AfterFunc(100*time.Millisecond, func() { close(done) })
+		<-done
+		r.exec(`INSERT INTO products VALUES ($1, 'A', 1)`, fmt.Sprint("p", i))
+	}
+	r.wait(c)
+	require.NoError(t, stop())
+	n := 0
+	for _, rec := range r.records(event.Changes) {
+		var e struct {
+			TS     int64 `json:"ts_us"`
+			Source struct {
+				TS int64 `json:"ts_us"`
+			}
+		}
+		require.NoError(t, json.Unmarshal(rec.Value, &e))
+		require.GreaterOrEqual(t, e.TS, e.Source.TS, "%s", rec.Value)
+		n++
+	}
+	require.Equal(t, 5, n)
+}

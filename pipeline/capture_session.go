@@ -195,15 +195,23 @@ func (s *captureSession) next(ctx context.Context) (change.Event, error) {
 		case s.batcher.unit.moved:
 			every = s.c.cfg.IdleEvery
 		default:
-			return s.stream.NextUntil(ctx, time.Time{})
+			return s.await(ctx, time.Time{})
 		}
 		if until := s.handed.Add(every); s.encoder.envelope.At.Before(until) {
-			return s.stream.NextUntil(ctx, until)
+			return s.await(ctx, until)
 		}
 		if err := s.handOver(ctx); err != nil {
 			return change.Event{}, err
 		}
 	}
+}
+
+// await waits for an event. What comes is stamped with the time at which it came: with that of before the wait, a record
+// would be older than its commit.
+func (s *captureSession) await(ctx context.Context, until time.Time) (change.Event, error) {
+	ev, err := s.stream.NextUntil(ctx, until)
+	s.tick()
+	return ev, err
 }
 
 // captureClock is after how many events that came at once the time is asked for again.
