@@ -168,6 +168,8 @@ type CaptureStats struct {
 	Confirmed, NewestCommit, NewestDurable, LastEvent atomic.Int64
 	// Healings counts gaps that were healed, Healed is when the last one was, in ns; 0: none since the start.
 	Healings, Healed atomic.Int64
+	// Unpublished is how many tables should be captured and are not: dropped, renamed or taken out of the publication.
+	Unpublished atomic.Int64
 	// Active says whether this process has the slot. Snapshotting says whether a snapshot is running.
 	Active, Snapshotting atomic.Bool
 	// Snapshots are those that run, as they are in Kafka; nil for none.
@@ -236,7 +238,12 @@ func (c *Capture) Run(ctx context.Context) error {
 			level = slog.LevelDebug
 		}
 		said = err.Error()
-		c.log.Log(ctx, level, "capture begins again", "pause", pause, "error", err)
+		var used interface{ InUse() string }
+		if errors.As(err, &used) && used.InUse() != "" {
+			c.log.Log(ctx, min(level, slog.LevelInfo), "standing by", "why", used.InUse())
+		} else {
+			c.log.Log(ctx, level, "capture begins again", "pause", pause, "error", err)
+		}
 		if !sleep(ctx, pause) {
 			return nil
 		}

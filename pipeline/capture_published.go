@@ -3,6 +3,7 @@ package pipeline
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -41,17 +42,21 @@ func (c *Capture) watchPublication(ctx context.Context, had map[string]string) e
 		case <-tick.C:
 		}
 		err := c.parts.Source.KeepPublished(ctx, tables)
-		var has map[string]string
-		if err == nil {
-			has, err = c.parts.Source.Memberships(ctx, tables)
+		has, merr := c.parts.Source.Memberships(ctx, tables)
+		if ctx.Err() != nil {
+			return nil
 		}
-		if err != nil {
-			if ctx.Err() == nil {
-				c.log.WarnContext(ctx, "publication not looked at", "error", err)
-			}
+		if merr != nil {
+			c.log.WarnContext(ctx, "publication not looked at", "error", errors.Join(err, merr))
 			continue
 		}
-		if other := membersChanged(had, has); len(other) > 0 {
+		c.stats.Unpublished.Store(int64(len(tables) - len(has)))
+		switch other := membersChanged(had, has); {
+		case len(other) == 0 && err != nil:
+			c.log.WarnContext(ctx, "publication not looked at", "error", err)
+		case err != nil: // a new session could not begin: what is still published is captured meanwhile
+			c.log.ErrorContext(ctx, "tables are not captured any more, and cannot be published again", "tables", strings.Join(other, ", "), "error", err)
+		case len(other) > 0:
 			return &capturePublicationLost{other}
 		}
 	}
@@ -109,6 +114,7 @@ func (c *Capture) published(ctx context.Context, producer captureProducer, old, 
 		}
 	}
 	pos.Published = has
+	c.stats.Unpublished.Store(int64(len(PublishedTables(c.cfg)) - len(has)))
 	tables := PublishedTables(c.cfg)
 	pos.Gone = slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return has[t] != "" })
 	var changed []string

@@ -318,6 +318,9 @@ func (s *captureSession) take(ev *change.Event) error {
 }
 
 func (s *captureSession) beginTx(tx change.Transaction) error {
+	if s.encoder.envelope.At.Before(tx.CommitTime) {
+		s.tick()
+	}
 	s.tx, s.asked, s.concerned = tx, nil, false
 	s.encoder.begin(&s.tx)
 	s.book.streamed(tx.XID)

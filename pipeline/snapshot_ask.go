@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -70,7 +71,7 @@ func parseSnapshotAsk(m *change.Message, cfg CaptureConfig) *snapshotAsk {
 	case slices.ContainsFunc(cfg.Routes, func(x route.Route) bool { return x.Table == r.Table }):
 		a.refused = "the rows of " + r.Table + " lead to products by a query only, and a snapshot of them touches none: take the tables of the products"
 	default:
-		a.refused = "there is no route for a table " + r.Table
+		a.refused = "there is no route for a table " + r.Table + ", nor is it mirrored; there are " + strings.Join(captureTables(cfg), ", ")
 	}
 	if slices.ContainsFunc(r.Products, func(p string) bool { return p == "" }) {
 		a.refused = "a product id is empty"

@@ -99,6 +99,11 @@ func (a *app) buildCapture(context.Context) error {
 	return nil
 }
 
+// captureTables are those that should be published.
+func (a *app) captureTables() []string {
+	return pipeline.PublishedTables(pipeline.CaptureConfig{Routes: a.cfg.Routes, Mirror: a.mirror()})
+}
+
 // mirror is what is mirrored; the zero value where nothing is.
 func (a *app) mirror() pipeline.MirrorConfig {
 	if m := a.cfg.Mirror; m.On {

@@ -176,6 +176,8 @@ func (w *slotWatch) metrics(r *registry, c *pipeline.CaptureStats, spill *postgr
 	})
 	r.gauge("slot_lag_seconds", "For how long WAL has been waiting to be acknowledged.", func() float64 { return w.lag().Seconds() })
 	r.gauge("capture_active", "1 while this process has the slot.", func() float64 { return truth(c.Active.Load()) })
+	r.gauge("capture_unpublished_tables", "Tables that should be captured and are not published: dropped, renamed or taken out of the publication.",
+		func() float64 { return float64(c.Unpublished.Load()) })
 	r.gauge("capture_snapshot", "1 while a snapshot is running.", func() float64 { return truth(c.Snapshotting.Load()) })
 	r.counter("capture_healings_total", "Gaps that were healed by a snapshot.", c.Healings.Load)
 	r.gauge("capture_last_healing_timestamp_seconds", "When the last gap was healed; 0: none since the start.", func() float64 { return float64(c.Healed.Load()) / 1e9 })

@@ -196,6 +196,10 @@ func (a *app) lookAtSnapshot(ctx context.Context, v *askedView, tell func(string
 		return nil, false, nil
 	}
 	p := viewSnapshot(&pos.Snapshots[i], time.Now())
-	tell("%s: %d of about %d rows, %.0f a second, %s left", p.ID, p.Rows, p.Estimate, p.Rate, time.Duration(p.Left*float64(time.Second)).Round(time.Second))
+	left := ""
+	if p.Left > 0 {
+		left = fmt.Sprintf(", %s left", time.Duration(p.Left*float64(time.Second)).Round(time.Second))
+	}
+	tell("%s: %d of about %d rows, %.0f a second%s", p.ID, p.Rows, p.Estimate, p.Rate, left)
 	return nil, false, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ func statusCommand() *cobra.Command {
 		Short: "Show how far capture is behind the database, and what the slot costs",
 		Long: "Shows the replication slot, what of the WAL is not captured yet, the rate, a running snapshot and the last gap\n" +
 			"that was healed. It looks at the database and at Kafka for --for, and changes nothing. As JSON it is one object;\n" +
-			"times are RFC 3339 in UTC, durations are seconds, sizes are bytes. Exits with 1 when the slot cannot be read.",
+			"times are RFC 3339 in UTC, durations are seconds, sizes are bytes. Exits with 1 when the slot cannot be read, or a table is not captured that should be.",
 		Args: noArgs,
 	}
 	file := configFlag(cmd)
@@ -44,6 +45,8 @@ func statusCommand() *cobra.Command {
 // statusView is what this command prints. Its names are a promise: programs read them.
 type statusView struct {
 	Slot slotView `json:"slot"`
+	// Unpublished are tables that should be captured and are not: dropped, renamed or taken out of the publication.
+	Unpublished []string `json:"unpublished_tables"`
 	// Capture is absent before the first position is on record.
 	Capture   *captureView   `json:"capture,omitempty"`
 	Snapshots []snapshotView `json:"snapshots"`
@@ -148,7 +151,16 @@ func (a *app) status(ctx context.Context, span time.Duration) (statusView, error
 	if err != nil {
 		return statusView{}, a.refused(ctx, "source.url", err)
 	}
-	v := statusView{Snapshots: []snapshotView{}, Slot: viewSlot(a.cfg.Source.Slot, &before, &now)}
+	v := statusView{Snapshots: []snapshotView{}, Unpublished: []string{}, Slot: viewSlot(a.cfg.Source.Slot, &before, &now)}
+	published, _, err := a.source.PublishedTables(ctx)
+	if err != nil {
+		return v, a.refused(ctx, "source.url", err)
+	}
+	for _, t := range a.captureTables() {
+		if !slices.Contains(published, t) {
+			v.Unpublished = append(v.Unpublished, t)
+		}
+	}
 	var pos event.Position
 	var found bool
 	err = a.reach(ctx, "kafka.brokers", func(ctx context.Context) error {
@@ -225,6 +237,8 @@ func (v *statusView) err() error {
 		return fmt.Errorf("the slot %s is gone: shelfwire run heals it by a whole snapshot", v.Slot.Name)
 	case v.Slot.WALStatus == "lost":
 		return fmt.Errorf("the slot %s is lost: shelfwire run heals it by a whole snapshot", v.Slot.Name)
+	case len(v.Unpublished) > 0:
+		return fmt.Errorf("not captured, as they are not there or not published: %s; shelfwire check says more", strings.Join(v.Unpublished, ", "))
 	}
 	return nil
 }
@@ -241,11 +255,16 @@ func statusSheet(v *statusView) *table {
 	case !s.Exists:
 		line("slot", s.Name+": there is none")
 	case s.Active:
-		line("slot", fmt.Sprintf("%s, read by server process %d (%s), %s", s.Name, s.PID, s.State, s.WALStatus))
+		state := ""
+		if s.State != "" { // a role without pg_monitor does not see it
+			state = " (" + s.State + ")"
+		}
+		line("slot", fmt.Sprintf("%s, read by server process %d%s, %s", s.Name, s.PID, state, s.WALStatus))
 	default:
 		line("slot", fmt.Sprintf("%s, read by nobody, %s", s.Name, s.WALStatus))
 	}
 	line("invalidated", s.Reason)
+	line("not captured", strings.Join(v.Unpublished, ", "))
 	if s.Exists {
 		lag := bytesText(s.Lag)
 		if v.Capture != nil {
@@ -258,7 +277,9 @@ func statusSheet(v *statusView) *table {
 		}
 		line("held back", held)
 		line("rate", fmt.Sprintf("%s/s captured, %s/s written", bytesText(int64(s.Rate)), bytesText(int64(s.Written))))
-		line("large", fmt.Sprintf("%d transactions streamed before their commit; %d spilled by the server, %s", s.Streamed, s.SpilledTransactions, bytesText(s.Spilled)))
+		if s.Streamed+s.SpilledTransactions > 0 {
+			line("large", fmt.Sprintf("%d transactions streamed before their commit; %d spilled by the server, %s", s.Streamed, s.SpilledTransactions, bytesText(s.Spilled)))
+		}
 	}
 	if s.Oldest > 0 {
 		line("oldest", fmt.Sprintf("a transaction that writes is open for %.0f s", s.Oldest))
@@ -282,11 +303,15 @@ func statusSheet(v *statusView) *table {
 		line("snapshot", text+"; to do: "+strings.Join(p.Tables, ", "))
 	}
 	if h := v.Healed; h != nil {
+		snapshot := ""
+		if h.Snapshot != "" {
+			snapshot = ", " + h.Snapshot
+		}
 		when := "begun"
 		if h.At != nil {
 			when = h.At.Format(time.RFC3339)
 		}
-		line("last healing", fmt.Sprintf("%s: %s; from %s to %s, %d products touched, snapshot %s", when, h.Reason, h.From, h.To, h.Touched, h.Snapshot))
+		line("last healing", fmt.Sprintf("%s: %s; from %s to %s, %d products touched%s", when, h.Reason, h.From, h.To, h.Touched, snapshot))
 	}
 	return t
 }

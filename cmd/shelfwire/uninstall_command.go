@@ -13,7 +13,6 @@ import (
 
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/connectors/postgres"
-	"github.com/shelfwire/shelfwire/pipeline"
 )
 
 func uninstallCommand() *cobra.Command {
@@ -52,6 +51,7 @@ func uninstallCommand() *cobra.Command {
 type uninstall struct {
 	slot        postgres.SlotStatus
 	publication bool
+	owned       bool // so that it can be dropped
 	// foreign are published tables that nobody asked us to capture.
 	published, foreign []string
 	state              bool
@@ -60,7 +60,7 @@ type uninstall struct {
 
 func (u *uninstall) empty() bool { return !u.slot.Exists && !u.dropsPublication() && !u.state }
 
-func (u *uninstall) dropsPublication() bool { return u.publication && len(u.foreign) == 0 }
+func (u *uninstall) dropsPublication() bool { return u.publication && u.owned && len(u.foreign) == 0 }
 
 func (a *app) planUninstall(ctx context.Context, withState bool) (*uninstall, error) {
 	u := &uninstall{}
@@ -71,13 +71,16 @@ func (a *app) planUninstall(ctx context.Context, withState bool) (*uninstall, er
 		if u.slot, err = a.source.SlotStatus(ctx); err != nil {
 			return err
 		}
-		u.published, u.publication, err = a.source.PublishedTables(ctx)
+		if u.published, u.publication, err = a.source.PublishedTables(ctx); err != nil {
+			return err
+		}
+		u.owned, err = a.source.OwnsPublication(ctx)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	ours := pipeline.PublishedTables(pipeline.CaptureConfig{Routes: a.cfg.Routes, Mirror: a.mirror()})
+	ours := a.captureTables()
 	for _, t := range u.published {
 		if !slices.Contains(ours, t) {
 			u.foreign = append(u.foreign, t)
@@ -110,6 +113,8 @@ func (u *uninstall) describe(w io.Writer, cfg *config.Config, yes bool) {
 	switch {
 	case u.dropsPublication():
 		say("%s the publication %s of %s", verb, cfg.Source.Publication, strings.Join(u.published, ", "))
+	case u.publication && len(u.foreign) == 0:
+		say("leaves the publication %s, which belongs to another role: let its owner run DROP PUBLICATION %q;", cfg.Source.Publication, cfg.Source.Publication)
 	case u.publication:
 		say("keeps the publication %s: it also publishes %s, which are neither routed nor mirrored", cfg.Source.Publication, strings.Join(u.foreign, ", "))
 	}

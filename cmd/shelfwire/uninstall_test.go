@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	neturl "net/url"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -60,6 +61,56 @@ func TestUninstallLeavesAPublicationOfOthers(t *testing.T) {
 	u, text = plan()
 	require.False(t, u.dropsPublication())
 	require.Contains(t, text, "it also publishes public.theirs,")
+}
+
+// A publication that an administrator has made stays, with the statement for its owner; all else goes, and again changes
+// nothing.
+func TestUninstallLeavesThePublicationOfAnotherRole(t *testing.T) {
+	pg := embeddedtest.Postgres(t)
+	url := embeddedtest.NewDatabase(t, pg)
+	db, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = db.Close(context.WithoutCancel(t.Context())) })
+	_, err = db.Exec(t.Context(), `CREATE TABLE product (id int PRIMARY KEY); CREATE PUBLICATION un_pub FOR TABLE product;
+		CREATE ROLE un_role LOGIN REPLICATION PASSWORD 'x'; GRANT USAGE ON SCHEMA public TO un_role; GRANT SELECT ON product TO un_role`)
+	require.NoError(t, err)
+	_, err = db.Exec(t.Context(), `SELECT pg_create_logical_replication_slot('un_other', 'pgoutput')`)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := db.Exec(context.WithoutCancel(t.Context()), `DROP PUBLICATION un_pub; DROP OWNED BY un_role; DROP ROLE un_role`)
+		require.NoError(t, err)
+	})
+	u, err := neturl.Parse(url)
+	require.NoError(t, err)
+	u.User = neturl.UserPassword("un_role", "x")
+	cfg := &config.Config{
+		Source: config.Source{URL: config.Secret(u.String()), Slot: "un_other", Publication: "un_pub"},
+		Routes: []route.Route{{Table: "public.product", Key: "id"}},
+	}
+	for _, first := range []bool{true, false} {
+		a := newApp(cfg, options{}, slog.New(slog.DiscardHandler))
+		plan, err := a.planUninstall(t.Context(), false)
+		require.NoError(t, err)
+		require.Equal(t, first, plan.slot.Exists)
+		require.False(t, plan.dropsPublication())
+		var out bytes.Buffer
+		plan.describe(&out, cfg, true)
+		require.Contains(t, out.String(), `leaves the publication un_pub, which belongs to another role: let its owner run DROP PUBLICATION "un_pub";`)
+		require.NoError(t, plan.do(t.Context(), a))
+		a.source.Close()
+	}
+}
+
+// A table that should be captured and is not is the first thing that somebody should hear of.
+func TestStatusNamesTablesThatAreNotCaptured(t *testing.T) {
+	v := &statusView{Slot: slotView{Name: "s", Exists: true}, Capture: &captureView{}, Unpublished: []string{"app.orders"}}
+	var out bytes.Buffer
+	require.NoError(t, statusSheet(v).write(&out))
+	require.Regexp(t, `not captured +app.orders`, out.String())
+	require.NotContains(t, out.String(), "large")
+	require.EqualError(t, v.err(), "not captured, as they are not there or not published: app.orders; shelfwire check says more")
+	v.Unpublished = nil
+	require.NoError(t, v.err())
 }
 
 func TestStatusTellsOfTheLargestOpenTransaction(t *testing.T) {

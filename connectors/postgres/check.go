@@ -231,6 +231,13 @@ func (c *checker) published(ctx context.Context, tables []string) {
 		return
 	}
 	existing := slices.DeleteFunc(slices.Clone(tables), func(t string) bool { return !c.exists(ctx, t) })
+	// Whoever published one without an identity would break the application that writes it. It is reported by its own.
+	broken, err := c.unpublishable(ctx, p.missing(existing))
+	if err != nil {
+		c.failed(where, err)
+		return
+	}
+	existing = slices.DeleteFunc(existing, func(t string) bool { return slices.Contains(broken, t) })
 	stmts, err := c.publicationSQL(p, existing)
 	if err != nil || len(stmts) == 0 {
 		if err != nil && len(existing) > 0 {
@@ -266,10 +273,29 @@ func (c *checker) mirrored(ctx context.Context, d *Declared) {
 		if _, ok := c.table(ctx, fmt.Sprintf("mirror.tables.%d", i), where, t); !ok {
 			continue
 		}
-		if err := c.refuseNameless(ctx, []string{t}); err != nil {
+		names, err := c.nameless(ctx, []string{t})
+		switch {
+		case err != nil:
 			c.failed(where, err)
+		case len(names) > 0:
+			c.mistake(fmt.Sprintf("mirror.tables.%d", i), where, "without a replica identity, Postgres refuses every update and delete of a published table",
+				"give it a primary key, leave it out, or run: "+identitySQL(names))
 		}
 	}
+}
+
+// unpublishable are those of tables that Postgres would refuse updates of once they are published.
+func (c *checker) unpublishable(ctx context.Context, tables []string) (broken []string, err error) {
+	for _, t := range tables {
+		names, err := c.nameless(ctx, []string{t})
+		if err != nil {
+			return nil, err
+		}
+		if len(names) > 0 {
+			broken = append(broken, t)
+		}
+	}
+	return broken, nil
 }
 
 func (c *checker) exists(ctx context.Context, name string) bool {

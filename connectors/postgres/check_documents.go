@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
+	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/schemas/route"
 )
 
@@ -170,6 +171,7 @@ func (c *checker) shops(ctx context.Context, d *Declared, ids []change.ProductID
 		return
 	}
 	tried, example := 0, map[string]string{}
+	var broken brokenDocuments
 	for at := 0; at < len(ids); at += productsAtOnce {
 		group := ids[at:min(at+productsAtOnce, len(ids))]
 		rows, _, _, err := c.Documents(ctx, d.Documents, group)
@@ -185,8 +187,10 @@ func (c *checker) shops(ctx context.Context, d *Declared, ids []change.ProductID
 			if example[row.Shop] == "" {
 				example[row.Shop] = row.ProductID
 			}
+			broken.look(&row)
 		}
 	}
+	broken.report(c)
 	for _, shop := range slices.Sorted(maps.Keys(example)) {
 		if shop != "" && !slices.Contains(d.Shops, shop) {
 			c.found = append(c.found, Finding{
@@ -204,5 +208,35 @@ func (c *checker) shops(ctx context.Context, d *Declared, ids []change.ProductID
 				Mend:    "nothing, if it is to be empty; else compare the names that the query returns",
 			})
 		}
+	}
+}
+
+// brokenDocuments counts documents that break the schema.
+type brokenDocuments struct {
+	all, broken int
+	product     string // the first of them
+	why         error
+}
+
+func (b *brokenDocuments) look(row *document.Row) {
+	if row.Shop == "" {
+		return
+	}
+	b.all++
+	if _, err := document.Parse(row.Document); err != nil {
+		if b.broken++; b.broken == 1 {
+			b.product, b.why = row.ProductID, err
+		}
+	}
+}
+
+// report says so where it is most of them: a few are those products' failures alone.
+func (b *brokenDocuments) report(c *checker) {
+	if 2*b.broken > b.all {
+		c.found = append(c.found, Finding{
+			Kind: FindingGap, Where: documentsPlace, Key: documentsKey,
+			Problem: fmt.Sprintf("%d of %d documents that were tried break the schema, such as that of product %s: %v", b.broken, b.all, b.product, b.why),
+			Mend:    "return documents as the schema wants them (schemas/document/document.schema.json): each of these products would fail",
+		})
 	}
 }

@@ -88,7 +88,8 @@ func TestCheckComparesShops(t *testing.T) {
 	src := d.open(d.config())
 	declared := postgres.Declared{
 		Routes: []route.Route{{Table: "public.product", Key: "id"}}, Shops: []string{"north", "south"},
-		Documents: `SELECT id::text AS product_id, shop, jsonb_build_object('x', 1 / (id - 7)) AS document FROM product WHERE id = ANY ($1::text[]::bigint[])`,
+		Documents: `SELECT id::text AS product_id, shop, jsonb_build_object('eligible', 1 / (id - 7) > 2, 'reason', 'X') AS document
+			FROM product WHERE id = ANY ($1::text[]::bigint[])`,
 	}
 	text := texts(src.Check(t.Context(), declared))
 	require.Contains(t, text, `gap at shops: it sends products to shop "west", such as product 19`, "what stands at the table's end is seen as well")
@@ -97,6 +98,14 @@ func TestCheckComparesShops(t *testing.T) {
 	require.NotContains(t, text, `shop ""`)
 	declared.Shops = []string{"north", "west"}
 	require.Empty(t, src.Check(t.Context(), declared))
+
+	// A few documents that break the schema are those products' failures; most of them are the query's.
+	documents := declared.Documents
+	declared.Documents = strings.Replace(documents, "'eligible'", "CASE WHEN id % 4 = 0 THEN 'status' ELSE 'eligible' END", 1)
+	require.Empty(t, src.Check(t.Context(), declared))
+	declared.Documents = strings.Replace(documents, "'eligible'", "'status'", 1)
+	text = texts(src.Check(t.Context(), declared))
+	require.Regexp(t, `gap at documents: (\d+) of \d+ documents that were tried break the schema, such as that of product \d+: .*eligible`, text)
 }
 
 // The reference's own stores and routes have no gap, and every mistake knows its place.

@@ -201,7 +201,9 @@ func TestSetupSQLPublishesParents(t *testing.T) {
 		Documents: `SELECT id::text AS product_id, ''::text AS shop, '{}'::jsonb AS document FROM product WHERE id::text = ANY ($1)`,
 	}))
 	require.Contains(t, found, "mistake at mirror.tables.1: table public.gone does not exist")
+	require.Contains(t, found, `mistake at mirror.tables.2`)
 	require.Contains(t, found, `ALTER TABLE "public"."bare" REPLICA IDENTITY FULL`)
+	require.NotContains(t, found, `ADD TABLE "public"."bare"`, "whoever ran it would break the application")
 	require.NotContains(t, found, "orders")
 	script, err := postgres.SetupSQL(postgres.Setup{Mirrored: []string{"sales.orders", "shop.stock"}, Routes: []route.Route{
 		{Table: "shop.stock", Parent: &route.Parent{Column: "variant_id", Table: "other.variants", ID: "id", Key: "product_id"}},

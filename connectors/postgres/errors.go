@@ -52,6 +52,14 @@ type SlotError struct {
 	Err error
 }
 
+// InUse says who reads the slot, where that is all the trouble; else it is empty.
+func (e *SlotError) InUse() string {
+	if e.Kind != SlotActive {
+		return ""
+	}
+	return fmt.Sprintf("slot %s: %s", e.Slot, e.Detail)
+}
+
 // Error gives kind, detail and mend in one line.
 func (e *SlotError) Error() string {
 	s := e.Reason()

@@ -97,8 +97,28 @@ func (s *Source) EnsurePublication(ctx context.Context, tables []string) error {
 // refuseNameless refuses tables, and partitions of them, whose rows have no replica identity: once such a table is
 // published, Postgres refuses every update and delete of it, and the application that writes it would break.
 func (s *Source) refuseNameless(ctx context.Context, tables []string) error {
+	names, err := s.nameless(ctx, tables)
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	return tableError(fmt.Sprintf("publication %q: without a replica identity, Postgres would refuse every update and delete of %s; give them a primary key, or run: %s",
+		s.cfg.Publication, strings.Join(names, ", "), identitySQL(names)))
+}
+
+// identitySQL gives tables an identity that needs no key.
+func identitySQL(names []string) string {
+	var stmts []string
+	for _, name := range names {
+		q, _ := quoteTable(name) // comes from the catalog
+		stmts = append(stmts, "ALTER TABLE "+q+" REPLICA IDENTITY FULL;")
+	}
+	return strings.Join(stmts, " ")
+}
+
+// nameless lists those of tables, and of their partitions, whose rows have no replica identity.
+func (s *Source) nameless(ctx context.Context, tables []string) ([]string, error) {
 	if len(tables) == 0 {
-		return nil
+		return nil, nil
 	}
 	rows, err := s.pool.Query(ctx, `
 		WITH root AS (
@@ -111,19 +131,7 @@ func (s *Source) refuseNameless(ctx context.Context, tables []string) error {
 	if err == nil {
 		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	}
-	if err != nil {
-		return wrap(ctx, "look at replica identities", err)
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	var stmts []string
-	for _, name := range names {
-		q, _ := quoteTable(name) // comes from the catalog
-		stmts = append(stmts, "ALTER TABLE "+q+" REPLICA IDENTITY FULL;")
-	}
-	return tableError(fmt.Sprintf("publication %q: without a replica identity, Postgres would refuse every update and delete of %s; give them a primary key, or run: %s",
-		s.cfg.Publication, strings.Join(names, ", "), strings.Join(stmts, " ")))
+	return names, wrap(ctx, "look at replica identities", err)
 }
 
 func (p *publication) missing(tables []string) []string {
@@ -476,6 +484,14 @@ func (s *Source) DropSlot(ctx context.Context) error {
 func (s *Source) DropPublication(ctx context.Context) error {
 	_, err := s.pool.Exec(ctx, "DROP PUBLICATION IF EXISTS "+quoteIdent(s.cfg.Publication))
 	return wrap(ctx, "drop the publication", err)
+}
+
+// OwnsPublication says whether this role may drop the publication; false also where there is none.
+func (s *Source) OwnsPublication(ctx context.Context) (bool, error) {
+	var owns bool
+	err := s.pool.QueryRow(ctx, `SELECT coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = $1), false)`,
+		s.cfg.Publication).Scan(&owns)
+	return owns, wrap(ctx, "look who owns the publication", err)
 }
 
 // PublishedTables are those of the publication; false when there is none.
