@@ -52,6 +52,9 @@ func relayLock[L interface{ Close(context.Context) error }](ctx context.Context,
 // relayIncarnation tells one state from another: numbers of different ones cannot be compared.
 type relayIncarnation interface {
 	Incarnation(ctx context.Context) (string, error)
+	// Restored is told the number that Kafka has of this incarnation. One that the state has not given yet proves that it
+	// was restored: it then rebuilds what it knows, and is another incarnation when it says so.
+	Restored(ctx context.Context, number int64) (restored bool, products int64, err error)
 }
 
 // relayProducer writes records in transactions; connectors/kafka implements it. Every error is final for a producer.
@@ -197,6 +200,15 @@ func (r *Relay) session(ctx context.Context) (err error) {
 	}
 	s := &relaySession{Relay: r, right: right, producer: producer, incarnation: incarnation, limit: r.cfg.Limit}
 	if ok && pos.Incarnation == incarnation {
+		restored, products, err := r.state.Restored(ctx, pos.Number)
+		if err != nil {
+			return err
+		}
+		if restored {
+			r.log.ErrorContext(ctx, "the state was restored: what it knew of the shops is void, and all known products are compared with them anew",
+				"number", pos.Number, "products", products)
+			return errRelayRestored
+		}
 		s.sent = pos.Number
 	}
 	r.log.InfoContext(ctx, "relaying", "after", s.sent)
@@ -204,6 +216,9 @@ func (r *Relay) session(ctx context.Context) (err error) {
 	r.waiting.Store(nil)
 	return s.run(ctx)
 }
+
+// errRelayRestored begins the session again: its incarnation is another one.
+var errRelayRestored = errors.New("the state was restored and goes on as a new incarnation")
 
 // relaySession is one holder of the lock with its producer.
 type relaySession struct {

@@ -27,6 +27,7 @@ type relayMemory struct {
 	number      int64 // of rows[numbered-1]
 	holder      *relayMemoryLock
 	incarnation string
+	knows       bool // that a number ahead of its own means a restore
 }
 
 type relayMemoryLock struct{ m *relayMemory }
@@ -52,7 +53,21 @@ func (m *relayMemory) left() int {
 	return len(m.rows)
 }
 
-func (m *relayMemory) Incarnation(context.Context) (string, error) { return m.incarnation, nil }
+func (m *relayMemory) Incarnation(context.Context) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.incarnation, nil
+}
+
+func (m *relayMemory) Restored(_ context.Context, number int64) (bool, int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.knows || number <= m.number {
+		return false, 0, nil
+	}
+	m.incarnation += ", restored"
+	return true, 1, nil
+}
 
 func (m *relayMemory) LockRelay(context.Context) (*relayMemoryLock, error) {
 	m.mu.Lock()
@@ -367,6 +382,25 @@ func TestRelayContinuesAboveKafkaAfterARestoreOfTheState(t *testing.T) {
 	restored.add(relayRows(c, 10, 10)...)
 	require.Eventually(t, func() bool { return restored.left() == 0 }, 10*time.Second, time.Millisecond)
 	requireEachOnce(t, c, 20)
+}
+
+// The state hears of it before anything is sent, and goes on as another one.
+func TestRelayTellsAStateThatItWasRestored(t *testing.T) {
+	c := relayCluster(t)
+	outbox := &relayMemory{incarnation: "one", knows: true}
+	for range 2 { // a state that was not restored is left alone
+		stop := relayRun(t, NewRelay(RelayConfig{}, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler)))
+		outbox.add(relayRows(c, 0, 5)...)
+		require.Eventually(t, func() bool { return outbox.left() == 0 }, 10*time.Second, time.Millisecond)
+		stop()
+	}
+	require.Equal(t, "one", outbox.incarnation)
+	restored := &relayMemory{incarnation: "one", knows: true}
+	restored.add(relayRows(c, 10, 10)...)
+	stop := relayRun(t, NewRelay(RelayConfig{}, relayTo(c, relayOpen(c)), restored, restored, slog.New(slog.DiscardHandler)))
+	require.Eventually(t, func() bool { return restored.left() == 0 }, 10*time.Second, time.Millisecond)
+	stop()
+	require.Equal(t, "one, restored", restored.incarnation)
 }
 
 func TestRelayPutsAsideWhatNoBrokerTakes(t *testing.T) {

@@ -38,26 +38,13 @@ func (s *Store) Touch(ctx context.Context, partitions int32, back bool) (int64, 
 	if err != nil {
 		return 0, err
 	}
-	var n int64
-	for after := ""; ; {
-		ids, err := s.productIDs(ctx, after)
-		if err != nil || len(ids) == 0 {
-			return n, err
+	now := time.Now()
+	return s.parkKnown(ctx, func(id string) work.Parked {
+		return work.Parked{
+			ProductID: id, Partition: change.Partition(change.ProductID(id), partitions), Lane: work.LaneCampaign,
+			Due: now, Reason: reasonHealed, CampaignID: campaign,
 		}
-		now := time.Now()
-		rows := make([]work.Parked, len(ids))
-		for i, id := range ids {
-			rows[i] = work.Parked{
-				ProductID: id, Partition: change.Partition(change.ProductID(id), partitions), Lane: work.LaneCampaign,
-				Due: now, Reason: reasonHealed, CampaignID: campaign,
-			}
-		}
-		if err := s.Park(ctx, rows); err != nil {
-			return n, err
-		}
-		n += int64(len(ids))
-		after = ids[len(ids)-1]
-	}
+	})
 }
 
 // Pass sets positions of a stage that stand where from says, forward or back, and ends the leases of their partitions, so
