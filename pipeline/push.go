@@ -319,6 +319,7 @@ func (p *Push) land(ls []landing) {
 		o.flying--
 		switch {
 		case !l.again:
+			p.lines.leaveAll(l.entry) // it needed none of the places that were kept for it
 		case o.draining, p.owned[l.entry.partition] != o: // it is read again from the position, under another lease
 			p.lines.leaveAll(l.entry)
 		default:

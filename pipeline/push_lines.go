@@ -186,7 +186,10 @@ func (p *Push) line(stop context.Context, key lineKey, jobs []*job) {
 func (p *Push) sendTo(stop context.Context, shop string, jobs []*job) {
 	var unsent, send []*job
 	now := time.Now()
-	reason, _ := p.closed(shop, now)
+	reason, dead := p.closed(shop, now)
+	if dead { // a probe is due, and whoever may make it has claimed it
+		reason = "SHOP_DEAD"
+	}
 	for _, j := range jobs {
 		o := j.flight.entry.owner
 		switch {

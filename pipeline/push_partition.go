@@ -136,11 +136,12 @@ func (p *Push) forget(id change.ProductID) {
 	delete(p.blocked, id)
 }
 
-// handedOver says that a lease was given back, or is left to end by itself.
+// handedOver says that a lease was given back, or that this did not succeed.
 type handedOver struct {
 	owner     *ownedPartition
 	partition int32
 	epoch     int64
+	released  bool
 }
 
 // handOver releases what another worker waits for, as soon as nothing of it flies any more, and at the drain deadline
@@ -168,11 +169,12 @@ func (p *Push) handOver(ctx context.Context) {
 			if len(ms) > 0 {
 				p.save(ctx, ms)
 			}
-			if err := p.parts.Leases.Release(ctx, []work.Fence{fence}); err != nil {
-				p.log.WarnContext(ctx, "lease not released; it ends by itself", "partition", part, "error", err)
+			err := p.parts.Leases.Release(ctx, []work.Fence{fence})
+			if err != nil {
+				p.log.WarnContext(ctx, "lease not released; it is tried again while it is renewed", "partition", part, "error", err)
 			}
 			select {
-			case p.handed <- handedOver{o, part, fence.Epoch}:
+			case p.handed <- handedOver{o, part, fence.Epoch, err == nil}:
 			case <-p.life.Done():
 			}
 		})
@@ -183,6 +185,9 @@ func (p *Push) handOver(ctx context.Context) {
 func (p *Push) forgetOwner(h handedOver) {
 	if p.owned[h.partition] == h.owner {
 		delete(p.owned, h.partition)
+	}
+	if !h.released { // the next renewal tells whose it is
+		return
 	}
 	p.released[h.partition] = h.epoch
 	p.log.Info("partition handed over", "partition", h.partition)

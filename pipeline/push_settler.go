@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
@@ -74,17 +75,56 @@ func (p *Push) settle(ctx context.Context, f finished) {
 		results[i] = j.result
 	}
 	err := p.settleTogether(ctx, jobs, f.asked)
-	if len(byOwner) > 1 && errors.Is(err, work.ErrLeaseLost) {
+	again := func() {
 		for i, j := range jobs {
 			j.result = results[i] // as it was answered
 		}
+	}
+	switch {
+	case len(byOwner) > 1 && errors.Is(err, work.ErrLeaseLost):
+		again()
 		for _, own := range byOwner {
 			p.settled(ctx, own, f.asked, p.settleTogether(ctx, own, f.asked))
 		}
-	} else {
+	case refusesData(err):
+		again()
+		p.settleApart(ctx, jobs, f.asked, err)
+	default:
 		p.settled(ctx, jobs, f.asked, err)
 	}
 	p.landAll(f.jobs)
+}
+
+// settleApart settles each job alone, as the state refuses what one of them brings. That one is settled without what it
+// brings: sending it again and again would not make it any better.
+func (p *Push) settleApart(ctx context.Context, jobs []*job, asked []work.Intent, err error) {
+	for _, j := range jobs {
+		own := []*job{j}
+		result := j.result
+		if len(jobs) > 1 {
+			err = p.settleTogether(ctx, own, asked)
+		}
+		if refusesData(err) {
+			p.log.ErrorContext(ctx, "the state refuses what became of a push", "product", j.push.ProductID, "shop", j.push.Shop, "error", err)
+			j.park, j.result = "", work.Result{
+				ProductID: j.push.ProductID, Shop: j.push.Shop, Status: event.Failed, Category: event.Unknown,
+				Unanswered: result.Unanswered, SentAt: result.SentAt, AnsweredAt: result.AnsweredAt,
+				Message: "The state refuses what became of the push: " + err.Error(),
+			}
+			err = p.settleTogether(ctx, own, asked)
+		}
+		p.settled(ctx, own, asked, err)
+	}
+}
+
+// refusesData reports whether the state has refused a write for what it says (PostgreSQL, Appendix A: data exceptions,
+// integrity violations, program limits). No repetition mends that.
+func refusesData(err error) bool {
+	var e interface{ SQLState() string }
+	if !errors.As(err, &e) || len(e.SQLState()) != 5 {
+		return false
+	}
+	return slices.Contains([]string{"22", "23", "54"}, e.SQLState()[:2])
 }
 
 // settleTogether writes what became of these jobs in one transaction: records, items, parked rows, outbox, and the

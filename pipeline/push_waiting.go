@@ -86,12 +86,20 @@ func (p *Push) insist(ctx context.Context, what string, f func(context.Context) 
 		switch {
 		case err == nil || errors.Is(err, work.ErrLeaseLost):
 			p.troubles.end(ctx, p.log, what)
+		case refusesData(err):
+			return refused{err}
 		case ctx.Err() == nil:
 			p.troubles.begin(ctx, p.log, what, err)
 		}
 		return err
 	})
 }
+
+// refused is an error that no repetition mends.
+type refused struct{ error }
+
+func (refused) Permanent() bool { return true }
+func (r refused) Unwrap() error { return r.error }
 
 // silent is for what is told otherwise.
 var silent = slog.New(slog.DiscardHandler)
