@@ -419,6 +419,7 @@ func (a *app) runStages(ctx context.Context) error {
 		g.Go(func() error { return a.brake.Run(ctx) })
 		g.Go(func() error { return named("push", a.push.Run(ctx)) })
 		g.Go(func() error { return named("batches", a.batches.Run(ctx)) })
+		g.Go(func() error { return a.forget(ctx) })
 	}
 	if a.relay != nil {
 		g.Go(func() error { return named("relay", a.relay.Run(ctx)) })

@@ -8,7 +8,7 @@
 // Files: state.go (Open, BindSource), migrate.go (Create, Migrate; migrations/ is the schema), lease.go and assign.go
 // (who works on what), write.go (how a write is applied once), takein.go and settle.go (what stages write), park.go and
 // pull.go (Park, Pull), campaigns.go, pause.go (what people stop and exclude), known.go (Load), batch.go and batches.go
-// (Announce, Complete; lists), rounds.go (a person's retry and cancel), heal.go and restore.go (what is looked at again after a gap), guard.go, shops.go (budget, health), outbox.go
+// (Announce, Complete; lists), rounds.go (a person's retry and cancel), heal.go and restore.go (what is looked at again after a gap), guard.go, forget.go, shops.go (budget, health), outbox.go
 // (the relay's side).
 //
 // # Non-obvious

@@ -76,7 +76,7 @@ func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions
 	var b pgx.Batch
 	if len(parked) > 0 {
 		b.Queue(`UPDATE batches SET round = round + (ended_at IS NOT NULL)::int, status = 'PROCESSING', reason = '', ended_at = NULL,
-			cancelling = false WHERE id = $1`, id)
+			cancelling = false, lean = false WHERE id = $1`, id)
 		b.Queue(`UPDATE campaigns SET cancelled = false, ended_at = NULL WHERE id = $1`, id)
 		queuePark(&b, parked)
 	}

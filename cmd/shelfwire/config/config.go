@@ -111,8 +111,11 @@ type State struct {
 	// URL is a Postgres connection string of a database that only Shelfwire uses: not the source database, so that
 	// its rows are not decoded for the slot.
 	URL Secret `yaml:"url"`
-	// MaxConnections of each process. Default 8.
+	// MaxConnections of each process, beside two for renewals of leases and one for the relay. Default 8.
 	MaxConnections int `yaml:"max_connections"`
+	// Keep is how long batches and campaigns can be looked at after they ended; what was sent for their items, for a
+	// quarter of it. ClickHouse keeps outcomes for longer. Less keeps the state small. Default 720h (30 days).
+	Keep time.Duration `yaml:"keep"`
 }
 
 // ClickHouse is where outcomes are kept for analysis. Without a URL nothing is loaded.
@@ -295,6 +298,7 @@ func (c *Config) defaults() {
 	str(&c.Kafka.Compression, "snappy")
 	str(&c.Mirror.Prefix, strings.TrimRight(c.Kafka.Prefix, "._-"))
 	num(&c.State.MaxConnections, 8)
+	dur(&c.State.Keep, 30*24*time.Hour)
 	num(&c.ClickHouse.RetentionDays, 400)
 	for name, s := range c.Shops {
 		dur(&s.Timeout, 15*time.Second)
@@ -336,6 +340,8 @@ func (c *Config) check(d *decoder) error {
 		return d.at("state", "state.url is missing", "set it to a database that only Shelfwire uses")
 	case c.State.URL == c.Source.URL:
 		return d.at("state.url", "the state is in the source database", "use a database of its own, so that its rows are not decoded for the slot")
+	case c.State.Keep < time.Hour:
+		return d.at("state.keep", "batches would be gone before anybody has looked at them", "use 720h")
 	case strings.TrimSpace(c.Documents) == "":
 		return d.at("documents", "there is no documents query", "set documents or documents_file")
 	case len(c.Routes) == 0:
@@ -374,7 +380,7 @@ func (c *Config) checkShops(d *decoder) error {
 			return d.at(at, fmt.Sprintf("shop %s has the url %q", name, s.URL), "use https://NAME.myshopify.com")
 		case s.Token == "":
 			return d.at(at, fmt.Sprintf("shop %s has no token", name), "set token: ${NAME_OF_AN_ENVIRONMENT_VARIABLE} or token: {file: PATH}")
-		case s.Timeout > c.Push.Lease/2: // a lease is renewed every tenth of it, and must outlast a request then
+		case s.Timeout > c.Push.Lease/2: // a lease is renewed every twentieth of it, and must outlast a request then
 			return d.at(at+".timeout", fmt.Sprintf("a request of %s is longer than half the lease of %s", s.Timeout, c.Push.Lease), "shorten timeout or lengthen push.lease")
 		}
 	}
