@@ -398,7 +398,9 @@ func (s *settlement) count(jobs []*job) {
 		st.Points.Add(int64(j.result.PointsActual))
 		if !j.ready && j.result.Status == event.Success {
 			st.Coalesced.Add(int64(max(0, j.flight.entry.changes-1)))
-			st.latency(j.flight.entry.first, j.result.AnsweredAt)
+			e := j.flight.entry
+			st.latency(e.first, j.result.AnsweredAt)
+			st.steps(e.first, e.captured, e.due, j.flight.r.readAt, j.result.SentAt, j.result.AnsweredAt, time.Now())
 		}
 		if j.result.Status == event.Failed && strings.HasPrefix(j.result.Field, "documents") {
 			st.Dead.Add(1)

@@ -32,6 +32,37 @@ type PushStats struct {
 	// Latency is called with the time from the commit of a push's first change to the shop's answer; nil is fine.
 	// It must be set before Run.
 	Latency func(time.Duration)
+	// Step is called with the length of each step of a push that a shop took; nil is fine. It must be set before Run.
+	Step func(step string, d time.Duration)
+}
+
+// The steps of a push, in their order. Each begins where the one before it ends; what the clocks of the source, Kafka and
+// this process disagree about is within the first two.
+const (
+	StepCommitToKafka    = "commit_to_kafka"
+	StepKafkaToDue       = "kafka_to_due"
+	StepDueToRead        = "due_to_read"
+	StepReadToSent       = "read_to_sent"
+	StepSentToAnswered   = "sent_to_answered"
+	StepAnsweredToSettle = "answered_to_settled"
+)
+
+// PushSteps are all of them.
+func PushSteps() []string {
+	return []string{StepCommitToKafka, StepKafkaToDue, StepDueToRead, StepReadToSent, StepSentToAnswered, StepAnsweredToSettle}
+}
+
+// steps reports the steps between these times: commit, Kafka, due, read, sent, answered, settled. A step of which an end
+// is not known is left out.
+func (s *PushStats) steps(at ...time.Time) {
+	if s.Step == nil {
+		return
+	}
+	for i, step := range PushSteps() {
+		if !at[i].IsZero() && !at[i+1].IsZero() {
+			s.Step(step, max(0, at[i+1].Sub(at[i])))
+		}
+	}
 }
 
 // Stats are safe to read at any time.

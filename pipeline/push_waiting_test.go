@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -160,6 +161,44 @@ func TestAWorkerThatWakesUpTellsOfWhatItSent(t *testing.T) {
 		w.wait(10 * time.Second)
 		require.Len(t, w.sent, 2, "the shop is looked at, though all that is known equals the document")
 		require.Empty(t, w.parked)
+		stop()
+	})
+}
+
+// The steps follow each other without a gap: together they are the time from the commit to the settlement.
+func TestEachStepIsMeasured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.slow = 300 * time.Millisecond
+		p := w.worker("a", func(*PushConfig) {})
+		var mu sync.Mutex
+		steps := map[string]time.Duration{}
+		p.Stats().Step = func(step string, d time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			steps[step] += d
+		}
+		p.parts.State = &slowLoad{w, 20 * time.Millisecond}
+		l := &ledger{world: w, d: 7 * time.Millisecond}
+		p.parts.Fenced = l
+		stop := w.start(p)
+		w.wait(time.Second)
+		w.put("p1", "1", "north")
+		at := time.Now()
+		w.change("p1", 100)
+		for len(w.outcomes()) == 0 {
+			w.wait(time.Millisecond)
+		}
+		w.wait(0)
+		require.Len(t, steps, len(PushSteps()))
+		require.Equal(t, 500*time.Millisecond, steps[StepKafkaToDue])
+		require.Equal(t, 20*time.Millisecond, steps[StepDueToRead])
+		require.Equal(t, 7*time.Millisecond, steps[StepAnsweredToSettle])
+		var sum time.Duration
+		for _, d := range steps {
+			sum += d
+		}
+		require.InDelta(t, time.Since(at), sum, float64(2*time.Millisecond))
 		stop()
 	})
 }

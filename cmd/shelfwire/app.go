@@ -338,6 +338,7 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 		State: a.state, Fenced: a.state, Shops: a.state, Sender: a.shops, Log: a.log,
 	})
 	a.metrics.push(a.push.Stats())
+	a.metrics.waiting("push", "", func() bool { return len(a.push.Waiting()) > 0 })
 	a.batches = pipeline.NewBatches(1, lease, a.state, batches, a.state, a.log)
 	return nil
 }

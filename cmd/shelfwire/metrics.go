@@ -21,6 +21,7 @@ import (
 type registry struct {
 	*prometheus.Registry
 	latency prometheus.Histogram
+	steps   *prometheus.HistogramVec
 }
 
 func newRegistry() *registry {
@@ -31,8 +32,16 @@ func newRegistry() *registry {
 			Help:    "Time from the commit of a push's first change to the shop's answer.",
 			Buckets: []float64{.25, .5, .6, .7, .8, 1, 1.5, 2, 3, 5, 10, 30, 60, 300, 1800},
 		}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "shelfwire_step_seconds",
+			Help:    "Length of each step of a push, from the commit of its first change to its settlement.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600},
+		}, []string{"step"}),
 	}
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), r.latency)
+	for _, step := range pipeline.PushSteps() {
+		r.steps.WithLabelValues(step) // shown from the start
+	}
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), r.latency, r.steps)
 	return r
 }
 
@@ -63,6 +72,7 @@ func (r *registry) waiting(stage, topic string, is func() bool) {
 // push exports a push worker's statistics.
 func (r *registry) push(s *pipeline.PushStats) {
 	s.Latency = func(d time.Duration) { r.latency.Observe(d.Seconds()) }
+	s.Step = func(step string, d time.Duration) { r.steps.WithLabelValues(step).Observe(d.Seconds()) }
 	r.counter("push_changes_total", "Live changes taken from Kafka.", s.Consumed.Load)
 	r.counter("push_parked_total", "Products parked in the state.", s.Parked.Load)
 	r.counter("push_rounds_total", "Rounds of due products.", s.Rounds.Load)
