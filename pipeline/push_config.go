@@ -51,6 +51,8 @@ type shopStore interface {
 	// Pauses tells what people have stopped.
 	Pauses(ctx context.Context) (work.Pauses, error)
 	SetShopDead(ctx context.Context, shop, reason string, dead bool, nextProbe time.Time) error
+	// ClaimProbe lets one worker of all try a dead shop whose probe is due, and sets the next one.
+	ClaimProbe(ctx context.Context, shop string, next time.Time) (bool, error)
 }
 
 // shopSender plans and sends; sinks/shopify implements it.

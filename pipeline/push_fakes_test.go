@@ -489,6 +489,18 @@ func (w *world) Pauses(context.Context) (work.Pauses, error) {
 	return w.pauses, nil
 }
 
+func (w *world) ClaimProbe(_ context.Context, shop string, next time.Time) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := w.health[shop]
+	if h.DeadSince.IsZero() || time.Now().Before(h.NextProbe) {
+		return false, nil
+	}
+	h.NextProbe = next
+	w.health[shop] = h
+	return true, nil
+}
+
 func (w *world) SetShopDead(_ context.Context, shop, reason string, dead bool, next time.Time) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -277,7 +277,7 @@ func (r *reading) route(ctx context.Context, jobs []*job) {
 			reason, probe = "PAUSED", false
 		}
 		if probe {
-			if err := p.claimProbe(ctx, j.push.Shop); err != nil {
+			if probe = p.claimProbe(ctx, j.push.Shop); !probe {
 				reason = "SHOP_DEAD"
 			}
 		}

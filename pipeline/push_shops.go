@@ -52,6 +52,10 @@ func (n *holdNews) say(ctx context.Context, log *slog.Logger, shop string, effec
 func (p *Push) watchShops(ctx context.Context) error {
 	for {
 		shops, err := p.parts.Shops.Shops(ctx)
+		var pauses work.Pauses
+		if err == nil {
+			pauses, err = p.parts.Shops.Pauses(ctx)
+		}
 		switch {
 		case err == nil:
 			m := make(map[string]work.ShopHealth, len(shops))
@@ -59,16 +63,10 @@ func (p *Push) watchShops(ctx context.Context) error {
 				m[s.Shop] = s
 			}
 			p.health.p.Store(&m)
+			p.pauses.Store(&pauses)
 			p.troubles.end(ctx, p.log, waitShops)
 		case ctx.Err() == nil:
 			p.troubles.begin(ctx, p.log, waitShops, err)
-		}
-		pauses, err := p.parts.Shops.Pauses(ctx)
-		switch {
-		case err == nil:
-			p.pauses.Store(&pauses)
-		case ctx.Err() == nil:
-			p.log.WarnContext(ctx, "pauses not read", "error", err)
 		}
 		if !sleep(ctx, time.Second) {
 			return nil
@@ -110,10 +108,16 @@ func (p *Push) closedShops() []string {
 	return out
 }
 
-// claimProbe lets one product through to a dead shop and keeps all others back for a minute.
-func (p *Push) claimProbe(ctx context.Context, shop string) error {
-	h := p.health.get(shop)
-	return p.markDead(ctx, shop, h.Reason)
+// claimProbe lets one product of all workers' through to a dead shop, and keeps all others back for a minute.
+func (p *Push) claimProbe(ctx context.Context, shop string) bool {
+	now := time.Now()
+	mine, err := p.parts.Shops.ClaimProbe(ctx, shop, now.Add(probeEvery))
+	wait := time.Second // another worker has it, or the state is away: the next look tells
+	if err == nil && mine {
+		wait = probeEvery
+	}
+	p.changeHealth(shop, func(h *work.ShopHealth) { h.NextProbe = now.Add(wait) })
+	return err == nil && mine
 }
 
 func (p *Push) markDead(ctx context.Context, shop, reason string) error {

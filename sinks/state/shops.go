@@ -115,6 +115,17 @@ func (s *Store) SetShopDead(ctx context.Context, shop, reason string, dead bool,
 	return nil
 }
 
+// ClaimProbe lets one worker of all try a dead shop, and keeps the others back until next: it says whether the caller is
+// the one. A shop that is not dead, or whose probe is not due, is nobody's.
+func (s *Store) ClaimProbe(ctx context.Context, shop string, next time.Time) (bool, error) {
+	tag, err := s.pool.Exec(ctx, `UPDATE shops SET next_probe = clock_timestamp() + $2::interval
+		WHERE shop = $1 AND dead_since IS NOT NULL AND next_probe <= clock_timestamp()`, shop, max(time.Until(next), 0))
+	if err != nil {
+		return false, fmt.Errorf("claim the probe of shop %s: %w", shop, err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
 // revive spreads waiting products, the latest due first and for 2 s at the most: a worker waits for it. What it does
 // not reach is due soonest by itself. Pieces and SKIP LOCKED keep settlements from waiting.
 func (s *Store) revive(ctx context.Context, shop string) error {

@@ -295,3 +295,32 @@ func TestAHeldItemIsNotWrittenAgain(t *testing.T) {
 	item.Status = work.ItemProcessing
 	require.NotEqual(t, first, settle())
 }
+
+// TestOneWorkerOfAllProbesADeadShop: each of them had its own probe, every minute.
+func TestOneWorkerOfAllProbesADeadShop(t *testing.T) {
+	s := newStore(t)
+	ctx := context.WithoutCancel(t.Context())
+	next := time.Now().Add(time.Minute)
+	mine, err := s.ClaimProbe(ctx, "s", next)
+	require.NoError(t, err)
+	require.False(t, mine, "nobody says that it is dead")
+	require.NoError(t, s.SetShopDead(ctx, "s", "402", true, time.Now()))
+	var g errgroup.Group
+	claimed := make([]bool, 8)
+	for i := range claimed {
+		g.Go(func() (err error) { claimed[i], err = s.ClaimProbe(ctx, "s", next); return err })
+	}
+	require.NoError(t, g.Wait())
+	n := 0
+	for _, c := range claimed {
+		if c {
+			n++
+		}
+	}
+	require.Equal(t, 1, n)
+	require.WithinDuration(t, next, health(t, s, "s").NextProbe, 5*time.Second)
+	require.NoError(t, s.SetShopDead(ctx, "s", "", false, time.Time{}))
+	mine, err = s.ClaimProbe(ctx, "s", next)
+	require.NoError(t, err)
+	require.False(t, mine)
+}
