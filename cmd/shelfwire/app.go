@@ -69,6 +69,8 @@ type options struct {
 	restartCapture bool
 	// noHeal stops at a gap instead of healing it.
 	noHeal bool
+	// dryRun shows what Push would send instead of sending it.
+	dryRun bool
 	// wait makes a start wait for services that are away.
 	wait bool
 }
@@ -96,6 +98,7 @@ type app struct {
 	passed, passedBatches *pipeline.Passed
 	// brake stops new pushes while the outbox is full.
 	brake *pipeline.Brake
+	dry   *pipeline.DryRun // in push's place; nil without --dry-run
 	relay *pipeline.Relay
 	load  *pipeline.Load
 	// loadTopics are in the order in which the loader counts their partitions.
@@ -288,7 +291,11 @@ func (a *app) stages(ctx context.Context) error {
 		}, a.state, r, a.source, a.state, a.log)
 	}
 	if a.has(rolePush) {
-		if err := a.buildPush(lease, n); err != nil {
+		build := func() error { return a.buildPush(lease, n) }
+		if a.options.dryRun {
+			build = func() error { return a.buildDryRun(ctx, n) }
+		}
+		if err := build(); err != nil {
 			return err
 		}
 	}
@@ -414,6 +421,9 @@ func (a *app) runStages(ctx context.Context) error {
 	}
 	if a.expand != nil {
 		g.Go(func() error { return named("expand", a.expand.Run(ctx)) })
+	}
+	if a.dry != nil {
+		g.Go(func() error { return named("dry run", a.dry.Run(ctx)) })
 	}
 	if a.push != nil {
 		g.Go(func() error { return named("shops", a.shops.Run(ctx)) })

@@ -35,7 +35,12 @@ func runCommand() *cobra.Command {
 	accept := cmd.Flags().Bool("accept-source", false, "take a source with another system id than the state was made for")
 	restart := cmd.Flags().Bool("restart-capture", false, "give up the position on record and take a whole snapshot")
 	noHeal := cmd.Flags().Bool("no-heal", false, "where the slot is lost or the source was set back, stop and say what to run, instead of taking a whole snapshot")
+	dry := cmd.Flags().Bool("dry-run", false, "log what would be sent for the changes that come now, send and settle nothing; "+
+		"it reads what capture writes, in another process or with --only capture,push")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *dry && *only == "" {
+			*only = string(rolePush)
+		}
 		roles, err := parseRoles(cmd, *only)
 		if err != nil {
 			return err
@@ -45,7 +50,7 @@ func runCommand() *cobra.Command {
 			return &exitCode{exitUsage, err}
 		}
 		log := newLogger(cmd.ErrOrStderr(), cfg.Log)
-		a := newApp(cfg, options{roles: roles, acceptSource: *accept, restartCapture: *restart, noHeal: *noHeal, wait: true}, log)
+		a := newApp(cfg, options{roles: roles, acceptSource: *accept, restartCapture: *restart, noHeal: *noHeal, dryRun: *dry, wait: true}, log)
 		defer a.close()
 		return a.openAndRun(cmd.Context())
 	}
