@@ -18,7 +18,9 @@ func TestADryRunTellsWhatWouldBeSentAndSendsNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var o output
 	done := make(chan int, 1)
-	go func() { done <- execute(ctx, []string{"run", "-c", s.file, "--dry-run", "--only", "capture,push"}, &o, &o) }()
+	go func() {
+		done <- execute(ctx, []string{"run", "-c", s.file, "--dry-run", "--only", "capture,push"}, &o, &o)
+	}()
 	require.Eventually(t, func() bool { return strings.Contains(o.String(), "dry run: would send") }, time.Minute, 100*time.Millisecond)
 	cancel()
 	require.Equal(t, exitOK, <-done, o.String())
