@@ -236,6 +236,7 @@ func (b *captureBatcher) apply(s *captureStep) {
 		b.moveTo(s.end)
 		b.unit.position.Last = last // what stands before the end is of others
 	case captureProgress:
+		b.mirror(s.mirror)
 		b.progress(s.progress)
 	case captureMessage:
 		b.message(s)

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,6 +103,9 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 	default:
 		pos = now
 		pos.History = history // on a newer timeline of the same history
+		if old.Timeline != history.Timeline {
+			pos.Unseen = nil // what was committed before is visible on the new server, or is nowhere
+		}
 		if err := c.setBack(ctx, old, now); err != nil {
 			return old, err
 		}
@@ -371,7 +375,7 @@ func (c *Capture) heal(ctx context.Context, producer captureProducer, old, pos e
 	pos.Ended = snapshotsGivenUp(old, h.Snapshot)
 	pos.Healed = &h
 	u := &captureUnit{position: pos, announce: append(givenUp(old, &h), captureAnnounce{group: captureHealGroup, batch: event.Batch{
-		Type: event.BatchHealed, ID: h.Snapshot, Kind: event.KindSnapshot, Reason: h.Reason, Healing: &h,
+		Type: event.BatchHealed, ID: cmp.Or(h.Snapshot, "healed-"+now.Format("20060102T150405.000000")), Kind: event.KindSnapshot, Reason: h.Reason, Healing: &h,
 	}})}
 	// The writer goes on from the old position, whose open batches know their offsets.
 	w := newCaptureWriter(c.cfg, producer, old, &c.stats, func(*captureUnit) {})

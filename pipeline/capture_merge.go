@@ -147,7 +147,11 @@ func (s *captureSession) ask(m *change.Message) {
 	dead := s.begun([]*snapshotAsk{parseSnapshotAsk(m, s.c.cfg)})
 	step := s.snapshotStep(nil, dead)
 	step.taken = m.LSN
-	s.step(captureStep{kind: captureProgress, progress: step})
+	st := captureStep{kind: captureProgress, progress: step}
+	if rec, ok := s.encoder.message(m, nil, s.mirror); ok {
+		st.mirror = []event.Record{rec}
+	}
+	s.step(st)
 	s.dispatch()
 }
 

@@ -150,6 +150,7 @@ func (e *captureEncoder) message(m *change.Message, tx *change.Transaction, mirr
 func (s *captureSession) mirrorMessage(m *change.Message) {
 	switch {
 	case s.mirror == nil || m.Prefix == MessageBatch:
+	case !m.Transactional && m.Prefix == MessageSnapshot: // its record goes with what it asks for, see ask
 	case !m.Transactional:
 		if m.LSN <= s.resume.CommitLSN {
 			return

@@ -96,7 +96,9 @@ type snapshotWindow struct {
 	opened  bool // between the marks
 	void    bool // the table was truncated between them, or changed in a way that does not name the row
 	// touched holds the rows that were changed between the marks, by the values of the columns in names.
+	// bytes is about what they take.
 	touched map[string]struct{}
+	bytes   int
 	names   []string
 	// before are the transactions that were streamed before the window opened and may not be visible yet.
 	before []change.XID
@@ -112,7 +114,7 @@ func (w *snapshotWindow) open(attempt int, before []change.XID) {
 
 // touch notes a change of the stream.
 func (w *snapshotWindow) touch(c *change.Change) {
-	if !w.opened || c.Relation.Table() != w.table {
+	if !w.opened || w.void || c.Relation.Table() != w.table {
 		return
 	}
 	if c.Op == change.Truncate {
@@ -133,10 +135,20 @@ func (w *snapshotWindow) touch(c *change.Change) {
 			w.void = true // which row of the chunk it is cannot be known
 			return
 		}
-		w.touched[string(k)] = struct{}{}
+		if _, has := w.touched[string(k)]; !has {
+			w.touched[string(k)] = struct{}{}
+			w.bytes += len(k) + snapshotKeyBytes
+		}
 		w.key = k
 	}
+	if w.bytes > snapshotWindowBytes { // a large transaction passes: it is cheaper to read the chunk again after it
+		w.void, w.touched = true, nil
+	}
 }
+
+// snapshotWindowBytes bounds what the rows take that were changed in one window, of about snapshotKeyBytes more than their
+// key each.
+const snapshotWindowBytes, snapshotKeyBytes = 8 << 20, 40
 
 // close ends the window at the high mark and returns the rows of the chunk that may be merged here. ok is false when
 // the chunk must be read again.

@@ -1,7 +1,9 @@
 package pipeline
 
 import (
+	"context"
 	"encoding/json"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -410,4 +412,70 @@ func TestUnseenTransactionsAreFewWhileACutWaits(t *testing.T) {
 		b.streamed(x)
 	}
 	require.Equal(t, want, kept, "what is on its way to Kafka stays as it was")
+}
+
+// A transaction of any size passes in bounded memory while a snapshot runs: a chunk with too many changed rows is read again.
+func TestWindowsForgetWhatIsTooMuch(t *testing.T) {
+	rel := testRelation("t", "id", "v")
+	chunk := &change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a"), testTuple("x", "b")}}
+	for rows, merges := range map[int]bool{1000: true, 1_000_000: false} {
+		w := snapshotWindow{table: "public.t"}
+		w.open(1, nil)
+		most := 0
+		for i := range rows {
+			w.touch(&change.Change{Op: change.Update, Relation: rel, After: testTuple(strconv.Itoa(i), "b")})
+			most = max(most, len(w.touched))
+		}
+		require.LessOrEqual(t, most, snapshotWindowBytes/snapshotKeyBytes)
+		left, ok := w.close(chunk)
+		require.Equal(t, merges, ok)
+		if ok {
+			require.Equal(t, []change.Tuple{testTuple("x", "b")}, left)
+		}
+		w.open(2, nil)
+		_, ok = w.close(chunk)
+		require.True(t, ok, "the next attempt begins anew")
+	}
+}
+
+// A mirrored table that cannot be read refuses nobody a snapshot of all tables; asked for by its name, it is told.
+func TestSnapshotsOfAllGoOnWithoutATableOfTheMirrorAlone(t *testing.T) {
+	cfg := CaptureConfig{Routes: []route.Route{{Table: "public.products", Key: "id"}}, Mirror: MirrorConfig{On: true, Tables: []string{"public.parted"}}}
+	for content, spare := range map[string]bool{`{"all": true}`: true, `{"table": "public.parted"}`: false} {
+		b := newSnapshotBook("r", 2, cfg.Routes, event.Position{})
+		b.ask(parseSnapshotAsk(&change.Message{Content: []byte(content), LSN: 5}, cfg), 1, time.Unix(0, 0))
+		for r, ok := b.next(); ok; r, ok = b.next() {
+			require.Equal(t, spare && r.query.Table == "public.parted", r.spare, "%s %s", content, r.query.Table)
+		}
+	}
+}
+
+// attentiveStream does what is asked of it beside its keepalives.
+type attentiveStream struct{ captureStream }
+
+func (attentiveStream) Attend(ctx context.Context, work func(context.Context) error) error {
+	return work(ctx)
+}
+
+// A request for a snapshot and the position behind it stand in one unit: after a kill between two, nobody would take it.
+func TestARequestIsOnRecordWithItsPosition(t *testing.T) {
+	c := NewCapture(CaptureConfig{
+		Routes: []route.Route{{Table: "public.products", Key: "id"}}, Mirror: MirrorConfig{On: true}, TxRows: 1, BatchRows: 1, BatchProducts: 1,
+	}, CaptureParts{Logger: slog.New(slog.DiscardHandler)})
+	s := c.newSession(attentiveStream{}, event.Position{Position: change.Position{CommitLSN: 10}, Tables: []string{"public.products"}})
+	var err error
+	s.mirror, err = newCaptureMirror(c.cfg)
+	require.NoError(t, err)
+	s.units = make(chan *captureUnit, 10)
+	s.backlog = append(s.backlog, captureStep{kind: captureAdvance, end: 11}) // something waits
+	s.takeMessage(&change.Message{Prefix: MessageSnapshot, Content: []byte(`{"id":"x","table":"public.products"}`), LSN: 100})
+	require.NoError(t, s.drain(t.Context()))
+	s.units <- s.closeUnit()
+	close(s.units)
+	records := 0
+	for u := range s.units {
+		records += len(u.records)
+		require.Equal(t, u.position.CommitLSN >= 100, len(u.position.Snapshots) == 1, "position %s", u.position.Position)
+	}
+	require.Equal(t, 1, records, "it is in the mirror, once")
 }
