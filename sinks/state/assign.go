@@ -32,7 +32,10 @@ type assignment struct {
 // assign decides for the worker me. It is pure, and every worker that runs it in turn moves towards the same place:
 // all seats taken, and no two workers more than one apart. Nobody knows the workers but from the seats: those who hold
 // one or have marked one are counted, and a worker for whom there is none to take or to wait for is not.
-func assign(seats []seat, me string, now time.Time) assignment {
+//
+// Workers that were killed count as long as their leases last, and what would be their share has no taker. So what has
+// been free for as long as spare, while everybody who lives has looked at it, is taken beyond the share.
+func assign(seats []seat, me string, now time.Time, spare time.Duration) assignment {
 	var a assignment
 	held := map[string]int{} // live seats by owner; a marked seat already counts for the one who waits for it
 	members := map[string]bool{me: true}
@@ -66,7 +69,7 @@ func assign(seats []seat, me string, now time.Time) assignment {
 	for _, s := range free {
 		forMe := s.wantedBy == me
 		forOther := !forMe && s.wantedBy != "" && s.wantedUntil.After(now)
-		if mine < share && !forOther {
+		if (mine < share || now.Sub(s.expires) >= spare) && !forOther {
 			a.claim = append(a.claim, s.partition)
 			mine++
 		} else if forMe {

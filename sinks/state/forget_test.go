@@ -61,17 +61,16 @@ func TestTheStateForgetsWhatNobodyAsksFor(t *testing.T) {
 type countingConn struct {
 	net.Conn
 	trips *atomic.Int32
-	sent  bool
+	sent  atomic.Bool // written and read by different goroutines
 }
 
 func (c *countingConn) Write(b []byte) (int, error) {
-	c.sent = true
+	c.sent.Store(true)
 	return c.Conn.Write(b)
 }
 
 func (c *countingConn) Read(b []byte) (int, error) {
-	if c.sent {
-		c.sent = false
+	if c.sent.Swap(false) {
 		c.trips.Add(1)
 	}
 	return c.Conn.Read(b)

@@ -91,7 +91,7 @@ func (s *Store) renew(
 		return nil, err
 	}
 	s.ahead.judge(stage, seats, now, ttl, time.Now())
-	return s.occupy(ctx, conn.Conn(), stage, owner, assign(seats, owner, now), ttl)
+	return s.occupy(ctx, conn.Conn(), stage, owner, assign(seats, owner, now, spareFor(ttl)), ttl)
 }
 
 // occupy writes an assignment and commits.
@@ -151,6 +151,10 @@ func (s *Store) occupy(
 // lose its turn; longer, and what is given up for a worker that was killed lies idle for as long.
 func markFor(ttl time.Duration) time.Duration { return 3 * ttl / 20 }
 
+// spareFor is how long a lease lies free before it is taken beyond the fair share: two renewals, in which everybody who
+// lives has had a turn.
+func spareFor(ttl time.Duration) time.Duration { return ttl / 10 }
+
 // Release gives leases back at once, for a clean stop or to the worker that waits. A lease that is not the holder's
 // any more is left alone. What was marked by a waiting worker is kept for it. A fence of [work.AllPartitions] gives
 // back all of its owner, and withdraws the owner's marks.
@@ -164,7 +168,7 @@ func (s *Store) Release(ctx context.Context, fences []work.Fence) error {
 		b.Queue(`WITH mine AS (SELECT l.stage, l.partition FROM leases l
 				JOIN unnest($1::text[], $2::int[], $3::text[], $4::bigint[]) f(stage, partition, owner, epoch)
 				USING (stage, partition, owner, epoch) ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
-			UPDATE leases l SET owner = '', expires = 'epoch' FROM mine
+			UPDATE leases l SET owner = '', expires = clock_timestamp() FROM mine
 			WHERE l.stage = mine.stage AND l.partition = mine.partition`, stages, parts, owners, epochs)
 		for _, f := range fences {
 			if f.Partition == work.AllPartitions {
@@ -183,7 +187,7 @@ func queueLeave(b *pgx.Batch, stage work.Stage, owner string) {
 	b.Queue(`WITH mine AS (SELECT l.stage, l.partition FROM leases l WHERE l.stage = $1 AND (l.owner = $2 OR l.wanted_by = $2)
 			ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
 		UPDATE leases l SET owner = CASE WHEN l.owner = $2 THEN '' ELSE l.owner END,
-			expires = CASE WHEN l.owner = $2 THEN 'epoch' ELSE l.expires END,
+			expires = CASE WHEN l.owner = $2 THEN clock_timestamp() ELSE l.expires END,
 			wanted_until = CASE WHEN l.wanted_by = $2 THEN 'epoch' ELSE l.wanted_until END,
 			wanted_by = CASE WHEN l.wanted_by = $2 THEN '' ELSE l.wanted_by END
 		FROM mine WHERE l.stage = mine.stage AND l.partition = mine.partition`, string(stage), owner)

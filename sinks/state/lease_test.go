@@ -179,7 +179,7 @@ func TestAssignConverges(t *testing.T) {
 		now := time.Unix(1_000_000, 0)
 		const ttl = 10 * time.Second
 		turn := func(me string) {
-			a := assign(seats, me, now)
+			a := assign(seats, me, now, ttl/10)
 			mark := func(ps []int32, f func(*seat)) {
 				for _, p := range ps {
 					f(&seats[p])
@@ -201,7 +201,7 @@ func TestAssignConverges(t *testing.T) {
 			mark(a.drop, func(s *seat) { s.wantedBy = "" })
 			for i := range seats { // gives up what another waits for, at once
 				if s := &seats[i]; s.owner == me && s.wantedBy != "" && s.wantedBy != me && s.wantedUntil.After(now) {
-					s.owner = ""
+					s.owner, s.expires = "", now
 				}
 			}
 		}
@@ -214,7 +214,7 @@ func TestAssignConverges(t *testing.T) {
 			case 1:
 				for i := range seats { // stopped cleanly
 					if seats[i].owner == w {
-						seats[i].owner = ""
+						seats[i].owner, seats[i].expires = "", now
 					}
 				}
 				delete(alive, w)
@@ -393,7 +393,7 @@ func TestAStormOfWorkersLeavesNoPartitionIdle(t *testing.T) {
 		if len(alive) == 0 {
 			return
 		}
-		for range 30 {
+		for range 40 { // beyond the leases of the killed
 			turn()
 		}
 		held := map[string]int{}
@@ -402,6 +402,25 @@ func TestAStormOfWorkersLeavesNoPartitionIdle(t *testing.T) {
 			require.InDelta(t, float64(n)/float64(len(alive)), held[w], 1)
 		}
 	})
+}
+
+// TestTheShareOfTheKilledLiesNotIdle: three of four were killed, the fourth stopped, and a fifth has just come. It waited
+// for the leases of the killed to end before it took what the fourth had given back.
+func TestTheShareOfTheKilledLiesNotIdle(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	const ttl = 30 * time.Second
+	renew := func(w string) (n int) {
+		ls, err := s.Renew(ctx, work.StagePush, w, 8, ttl)
+		require.NoError(t, err)
+		return len(ls)
+	}
+	require.Equal(t, 8, renew("d"))
+	exec(t, s, `UPDATE leases SET owner = (ARRAY['a','b','c'])[1 + partition] WHERE partition < 3`)
+	require.NoError(t, s.Release(ctx, []work.Fence{{Stage: work.StagePush, Partition: work.AllPartitions, Owner: "d"}}))
+	require.Equal(t, 2, renew("e"), "its share")
+	pass(t, s, spareFor(ttl))
+	require.Equal(t, 5, renew("e"), "two renewals later all that is free")
 }
 
 // TestRenewalsPassAFullPool: every connection of the process waits for a row that somebody holds, and its leases are
