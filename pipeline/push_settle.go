@@ -89,6 +89,10 @@ func (s *settlement) parkUnsent(j *job) {
 	case reasonSlow:
 		row.XIDs = j.flight.waitsFor().xids
 		row.Due = s.now.Add(slowTurn())
+	case "SHOP_BUSY":
+		if j.result.Message != "" { // the sender gave it up: no points in time, no bucket, no intent
+			row.Due = s.now.Add(time.Second)
+		}
 	case "GUARD_UNKNOWN":
 		row.Due = s.now.Add(time.Second)
 	}

@@ -202,3 +202,20 @@ func TestEachStepIsMeasured(t *testing.T) {
 		stop()
 	})
 }
+
+// The bucket or the intents may be what is away: the product comes back at once each time.
+func TestWhatTheSenderGivesUpIsNotTriedInAHotLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.answer = func(string, string) work.Result {
+			return work.Result{Status: event.Retrying, Category: event.APILimit, Reason: reasonUnsent, Message: "no bucket"}
+		}
+		_, stop := w.run("a")
+		w.change("p1", 100)
+		w.wait(time.Minute)
+		require.LessOrEqual(t, len(w.sent), 61)
+		require.Greater(t, len(w.sent), 40)
+		stop()
+	})
+}
