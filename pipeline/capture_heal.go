@@ -106,7 +106,7 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 		if old.Timeline != history.Timeline {
 			pos.Unseen = nil // what was committed before is visible on the new server, or is nowhere
 		}
-		if err := c.setBack(ctx, old, now); err != nil {
+		if err := c.setBack(ctx, old, pos); err != nil {
 			return old, err
 		}
 		if pos, err = c.published(ctx, producer, old, pos); err != nil {
@@ -199,11 +199,11 @@ func switched(pos *event.Position, left change.LSN) bool {
 	return true
 }
 
-// setBack has every product evaluated again that is known where the position went back with a timeline: the new server
-// gives the transaction ids to others that the old one has given since, and reads of it have noted those as seen. A kill
-// before the next position has it done twice.
+// setBack has every product evaluated again that is known where the source went on on another timeline: the new server
+// gives the transaction ids to others that the old one has given since it was left behind, and reads of it have noted those
+// as seen. A kill before the next position has it done twice.
 func (c *Capture) setBack(ctx context.Context, old, now event.Position) error {
-	if now.Position == old.Position {
+	if now.Position == old.Position && old.Timeline == now.Timeline {
 		return nil
 	}
 	touched := int64(0)
@@ -214,8 +214,9 @@ func (c *Capture) setBack(ctx context.Context, old, now event.Position) error {
 		}
 		touched = n
 	}
-	c.log.WarnContext(ctx, "the source went on without the last WAL of the server before it, of which nothing was captured",
-		"from", old.CommitLSN.String(), "to", now.CommitLSN.String(), "products_touched", touched)
+	c.log.WarnContext(ctx, "the source went on on another timeline, perhaps without the last WAL of the server before it: nothing captured is lost, and "+
+		"every known product is evaluated again", "from", old.CommitLSN.String(), "to", now.CommitLSN.String(),
+		"timeline", now.Timeline, "products_touched", touched)
 	return nil
 }
 

@@ -25,12 +25,11 @@ const healPage = 5000
 // their number. partitions are those of catalog.changes. A second call finds what the first has parked and changes
 // nothing.
 //
-// back says that the source's history went back: what was true only of the lost part is void then, as in
-// [Store.BindSource]. A transaction id that a read is noted to have seen would otherwise name another transaction, and
-// that one's changes would pass for pushed.
+// back says that the source's history went back: which transactions were seen is void then. An id that a read is noted to
+// have seen would otherwise name another transaction, and that one's changes would pass for pushed.
 func (s *Store) Touch(ctx context.Context, partitions int32, back bool) (int64, error) {
 	if back {
-		if err := s.retry(ctx, "forget what was read of the source", func() error { return pgx.BeginFunc(ctx, s.pool, forgetSource(ctx)) }); err != nil {
+		if err := s.retry(ctx, "forget what was read of the source", func() error { return pgx.BeginFunc(ctx, s.pool, forgetSeen(ctx)) }); err != nil {
 			return 0, fmt.Errorf("forget what was read of the source: %w", err)
 		}
 	}
@@ -99,17 +98,26 @@ func (s *Store) healCampaign(ctx context.Context) (id string, err error) {
 	return id, nil
 }
 
-// forgetSource voids what was true only of the source as it was. Shopify ids stay, so that no product is created twice.
-func forgetSource(ctx context.Context) func(pgx.Tx) error {
+// forgetSeen voids what names transactions of the source. What shops have stays known, so that evaluating all products again
+// costs nothing where they are as they should be.
+func forgetSeen(ctx context.Context) func(pgx.Tx) error {
 	return func(tx pgx.Tx) error {
 		var b pgx.Batch
-		queueForgetSource(&b)
+		queueForgetSeen(&b)
 		return tx.SendBatch(ctx, &b).Close()
 	}
 }
 
+// queueForgetSource voids what was true only of a source that is another now. Shopify ids stay, so that no product is created
+// twice.
 func queueForgetSource(b *pgx.Batch) {
-	b.Queue(`UPDATE products SET snapshot = '', document_hash = '', shadow = NULL`)
+	b.Queue(`UPDATE products SET document_hash = '', shadow = NULL`)
+	queueForgetSeen(b)
+}
+
+// queueForgetSeen voids what names transactions.
+func queueForgetSeen(b *pgx.Batch) {
+	b.Queue(`UPDATE products SET snapshot = '' WHERE snapshot <> ''`)
 	b.Queue(`UPDATE parked SET xids = '{}' WHERE xids <> '{}'`)
 	b.Queue(`UPDATE batch_items SET xid = 0 WHERE xid <> 0 AND status IN ('PENDING', 'PROCESSING', 'RETRYING', 'HELD')`)
 }
