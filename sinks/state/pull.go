@@ -21,7 +21,8 @@ const pullHeads = 128
 
 // headsSQL walks (lane, campaign, shop) by skipping through the index, from each cursor to the end and from the
 // beginning to the cursor. It visits a bounded number of heads, whatever waits behind them, and says for each in which
-// partitions something is due; for one that is stopped, nothing. Parameters: partitions; shops that are closed; lanes
+// partitions something is due; for one that is stopped, nothing. Each LIMIT 1 keeps a probe a probe: an EXISTS becomes a
+// join, which reads all rows of a shop where the statistics are older than the rows. Parameters: partitions; shops that are closed; lanes
 // with their names and last campaigns; the last shop of campaigns; campaigns and heads for each lane.
 const headsSQL = `WITH RECURSIVE lanes AS (
 		SELECT l.lane, coalesce(l.last, -1) AS last FROM unnest($3::smallint[], $4::text[], $5::bigint[]) l(lane, name, last)
@@ -59,8 +60,8 @@ const headsSQL = `WITH RECURSIVE lanes AS (
 	SELECT g.lane, g.campaign, g.shop, g.turn, g.i >= g.steps, s.dead_since IS NOT NULL,
 		CASE WHEN g.shop <> ALL($2::text[]) AND z.what IS NULL
 				AND (s.dead_since IS NULL OR s.next_probe <= statement_timestamp())
-			THEN ARRAY(SELECT q FROM unnest($1::int[]) q WHERE EXISTS (SELECT FROM parked k WHERE k.lane = g.lane
-				AND k.campaign = g.campaign AND k.shop = g.shop AND k.partition = q AND k.due <= statement_timestamp()))
+			THEN ARRAY(SELECT q FROM unnest($1::int[]) q CROSS JOIN LATERAL (SELECT FROM parked k WHERE k.lane = g.lane
+				AND k.campaign = g.campaign AND k.shop = g.shop AND k.partition = q AND k.due <= statement_timestamp() LIMIT 1) due)
 			ELSE '{}' END
 	FROM heads g LEFT JOIN shops s ON s.shop = g.shop LEFT JOIN pauses z ON z.what = 'shop/' || g.shop
 	ORDER BY g.lane, g.place, g.turn, g.i`
