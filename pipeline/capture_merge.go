@@ -63,6 +63,9 @@ func (s *captureSession) watermark(m snapshotMark, lsn change.LSN) {
 		s.snapshotMoved()
 	case a.refused != "":
 		s.refuse(t, a.refused, lsn)
+	case a.later:
+		s.snapshots.submit(s.book.putOff(t, snapshotUnreadable))
+		s.dispatch() // another part meanwhile
 	case a.cut != nil:
 		if req, ok := s.book.cut(t, a.cut); !ok {
 			s.c.log.Info("snapshot of a table waits for transactions that write to it", "table", req.query.Table, "transactions", req.writers)

@@ -158,6 +158,15 @@ func (b *snapshotBook) again(t *snapshotTask) snapshotRequest {
 	return r
 }
 
+// putOff reads a part once more after a pause, in which it takes nobody's place.
+func (b *snapshotBook) putOff(t *snapshotTask, pause time.Duration) snapshotRequest {
+	delete(b.tasks, t.request.number)
+	r := t.request
+	r.pause = pause
+	b.start(&r).tries = t.tries
+	return r
+}
+
 // snapshotPause is how long a chunk that came too early waits before it is read for the nth time again: by then a commit
 // that was streamed before it became visible is visible. One that waits for a standby may take hours; a good guest does
 // not read the same rows fifty times a second for as long.

@@ -42,12 +42,13 @@ type snapshotReader struct {
 	answers  map[int]*snapshotAnswer
 }
 
-// snapshotAnswer is what a request has brought. One of the three is set.
+// snapshotAnswer is what a request has brought. One of the four is set.
 type snapshotAnswer struct {
 	attempt int
 	cut     *change.Cut
 	chunk   *change.Chunk
 	refused string
+	later   bool // it cannot be read now: a row in it must be mended first
 }
 
 func newSnapshotReader(source snapshotSource, run string, cfg CaptureConfig, log *slog.Logger) *snapshotReader {
@@ -151,21 +152,23 @@ func (r *snapshotReader) serve(ctx context.Context, req snapshotRequest) error {
 		return tries.judge("snapshot of "+req.query.Table, err)
 	})
 	final, ok := errors.AsType[*captureTried](err)
+	var answer snapshotAnswer
 	switch {
 	case !ok:
 		return err
 	case req.asked, req.spare:
+		answer.refused = final.Error()
 	case unreadable(err):
 		r.log.ErrorContext(ctx, "a part of a table cannot be read: the rest goes on", "pause", snapshotUnreadable, "error", err)
-		req.pause = snapshotUnreadable
-		r.submit(req)
-		return nil
+		answer.later = true
 	default:
 		return err
 	}
 	return retry(ctx, r.log, "refusal of a snapshot", func(ctx context.Context) error {
 		attempt++
-		return r.answer(ctx, req, &snapshotAnswer{attempt: attempt, refused: final.Error()})
+		again := answer
+		again.attempt = attempt
+		return r.answer(ctx, req, &again)
 	})
 }
 

@@ -479,3 +479,25 @@ func TestARequestIsOnRecordWithItsPosition(t *testing.T) {
 	}
 	require.Equal(t, 1, records, "it is in the mirror, once")
 }
+
+// Parts that cannot be read, however many, leave the readers to the others.
+func TestPartsThatCannotBeReadTakeNobodysPlace(t *testing.T) {
+	b := newSnapshotBook("r", 2, nil, event.Position{Snapshots: snapshotPlan(event.Position{}, []string{"a"}, time.Unix(0, 0))})
+	req, _ := b.next()
+	_, ok := b.cut(b.tasks[req.number], &change.Cut{Shape: "s", Bounds: [][]string{{"1"}, {"2"}, {"3"}, {"4"}, {"5"}, {"6"}}})
+	require.True(t, ok)
+	var stuck []snapshotRequest
+	for range 5 {
+		r, ok := b.next()
+		require.True(t, ok, "part %d", len(stuck))
+		b.low(snapshotMark{run: "r", number: r.number, attempt: 1})
+		stuck = append(stuck, b.putOff(b.tasks[r.number], snapshotUnreadable))
+	}
+	b.ask(&snapshotAsk{tables: []string{"b"}, lsn: 5}, 1, time.Unix(0, 0))
+	r, ok := b.next()
+	require.True(t, ok)
+	require.Equal(t, "b", r.query.Table, "one that is asked for can begin")
+	for _, r := range stuck {
+		require.NotNil(t, b.tasks[r.number], "it is tried again")
+	}
+}

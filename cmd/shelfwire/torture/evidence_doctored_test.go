@@ -289,7 +289,7 @@ func TestCaptureTortureFindsForgeries(t *testing.T) {
 			return err
 		}
 		f := &findings{}
-		require.NoError(t, tr.evidence.judge(ctx, f, conn, x))
+		require.NoError(t, tr.evidence.judge(t.Context(), f, conn, x))
 		require.Empty(t, f.wrong, "nothing is wrong yet")
 		for _, forgery := range forgeries {
 			d := &doctored{t, exhibit{map[string][]event.Record{}, x.now}}
@@ -298,7 +298,7 @@ func TestCaptureTortureFindsForgeries(t *testing.T) {
 			}
 			forgery.forge(d)
 			f := &findings{}
-			require.NoError(t, tr.evidence.judge(ctx, f, conn, &d.exhibit))
+			require.NoError(t, tr.evidence.judge(t.Context(), f, conn, &d.exhibit))
 			if all := strings.Join(f.wrong, "\n"); !strings.Contains(all, forgery.want) {
 				t.Errorf("%s: %q is not in %q", forgery.name, forgery.want, tail(all, 1000))
 			}
