@@ -19,7 +19,7 @@ func measureTransaction(ctx context.Context, b *bench) ([]figure, error) {
 	}
 	large := b.few(max(b.rows, smallTransaction), 2*smallTransaction)
 	var peaks []float64
-	for _, rows := range []int{smallTransaction, smallTransaction, smallTransaction, large} {
+	for _, rows := range append(slices.Repeat([]int{smallTransaction}, 6), large) {
 		peak, err := r.transaction(ctx, rows)
 		if err != nil {
 			return nil, fmt.Errorf("one transaction of %d rows: %w", rows, err)
@@ -27,7 +27,7 @@ func measureTransaction(ctx context.Context, b *bench) ([]figure, error) {
 		peaks = append(peaks, peak)
 	}
 	// When the collector of garbage comes in time is luck: a peak is compared with a peak.
-	few, most := peaks[:3], peaks[3]
+	few, most := peaks[:len(peaks)-1], peaks[len(peaks)-1]
 	small := slices.Max(few)
 	how := fmt.Sprintf("peak resident set of shelfwire run --only capture from its start on, each in a process of its own, one transaction of rows of about "+
 		"210 bytes that the server streams before its end, into a broker (kfake) in a process of its own; %.0f MB at %d rows (the most of %d), %.0f MB at %d rows",
