@@ -53,25 +53,26 @@ func parseSnapshotAsk(m *change.Message, cfg CaptureConfig) *snapshotAsk {
 	}
 	r := &a.request
 	r.ID, r.Admin, r.Table = captureLabel(r.ID), captureLabel(r.Admin), captureLabel(r.Table)
+	leading, all := SnapshotTables(cfg.Routes), captureTables(cfg)
 	switch {
 	case r.All && (r.Table != "" || r.Where != "" || len(r.Products) > 0):
 		a.refused = `"all" goes with no table, condition or products`
 	case r.All:
-		a.tables = captureTables(cfg)
+		a.tables = all
 	case r.Table == "" && r.Where != "":
 		a.refused = "a condition needs a table"
 	case r.Table == "" && len(r.Products) == 0:
 		a.refused = `it names neither a table nor products; {"all": true} asks for every routed table`
 	case r.Table == "":
-		a.tables = SnapshotTables(cfg.Routes)
-	case slices.Contains(SnapshotTables(cfg.Routes), r.Table), slices.Contains(captureTables(cfg), r.Table) && len(r.Products) == 0:
+		a.tables = leading
+	case slices.Contains(leading, r.Table), slices.Contains(all, r.Table) && len(r.Products) == 0:
 		a.tables = []string{r.Table}
-	case slices.Contains(captureTables(cfg), r.Table):
+	case slices.Contains(all, r.Table):
 		a.refused = "the rows of " + r.Table + " lead to no product each: it can be read whole or by a condition"
 	case slices.ContainsFunc(cfg.Routes, func(x route.Route) bool { return x.Table == r.Table }):
 		a.refused = "the rows of " + r.Table + " lead to products by a query only, and a snapshot of them touches none: take the tables of the products"
 	default:
-		a.refused = "there is no route for a table " + r.Table + ", nor is it mirrored; there are " + strings.Join(captureTables(cfg), ", ")
+		a.refused = "there is no route for a table " + r.Table + ", nor is it mirrored; there are " + strings.Join(all, ", ")
 	}
 	if slices.ContainsFunc(r.Products, func(p string) bool { return p == "" }) {
 		a.refused = "a product id is empty"

@@ -112,7 +112,7 @@ func (b *snapshotBook) next() (snapshotRequest, bool) {
 func (b *snapshotBook) part(p *event.SnapshotProgress, free func(table, place int) bool) (snapshotRequest, bool) {
 	r := snapshotRequest{snapshot: p.ID, asked: p.Request != nil}
 	spare := func(table string) bool {
-		return (p.Request == nil || p.Request.All) && !slices.ContainsFunc(b.routes, func(x route.Route) bool { return x.Table == table && x.Query == "" })
+		return (p.Request == nil || p.Request.All) && !slices.Contains(SnapshotTables(b.routes), table)
 	}
 	for i := range p.Tables {
 		if t := &p.Tables[i]; t.Shape == "" && free(t.Number, 0) {

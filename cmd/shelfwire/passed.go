@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"fmt"
 
 	"github.com/shelfwire/shelfwire/pipeline"
@@ -29,11 +28,7 @@ func (a *app) buildPassed() {
 			return "", err
 		}
 		r := event.SnapshotRequest{ID: "passed-" + rand.Text(), All: true}
-		content, err := json.Marshal(r)
-		if err != nil {
-			return "", fmt.Errorf("request of a snapshot: %w", err)
-		}
-		if _, err := a.source.EmitMessage(ctx, pipeline.MessageSnapshot, content); err != nil {
+		if err := a.requestSnapshot(ctx, &r); err != nil {
 			return "", err
 		}
 		return fmt.Sprintf("%d products that the shops have, and snapshot %s", n, r.ID), nil

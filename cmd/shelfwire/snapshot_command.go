@@ -111,12 +111,17 @@ func (a *app) askSnapshot(ctx context.Context, r *event.SnapshotRequest, tables 
 		}
 		v.Estimate += cut.Rows
 	}
+	return v, a.requestSnapshot(ctx, r)
+}
+
+// requestSnapshot hands a request to capture by a logical message.
+func (a *app) requestSnapshot(ctx context.Context, r *event.SnapshotRequest) error {
 	content, err := json.Marshal(r)
 	if err != nil {
-		return v, fmt.Errorf("request of a snapshot: %w", err)
+		return fmt.Errorf("request of a snapshot: %w", err)
 	}
 	_, err = a.source.EmitMessage(ctx, pipeline.MessageSnapshot, content)
-	return v, err
+	return err
 }
 
 // How often it is looked how far a snapshot is, and how often that is told.
