@@ -2,7 +2,6 @@ package torture
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -12,8 +11,12 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 // process is a program of its own whose output is appended to a file.
@@ -107,15 +110,44 @@ func (p *process) Log() string {
 	return strings.TrimSpace(string(b))
 }
 
-// freePort finds a port below those that the kernel gives to outgoing connections: a client that dials the port of a
-// killed server over and over could otherwise be given that very port, and meet itself.
+// Ports for servers that are killed and come back. They lie below those that the kernel gives to outgoing connections (a
+// client that dials the port of a killed server over and over could otherwise be given that very port, and meet itself),
+// and below those that the embedded services choose for themselves, from 20000 on: another one could otherwise take the
+// port of a server that is just away, and keep it.
+const (
+	lowestPort  = 10000
+	highestPort = 15999
+)
+
+// givenPorts are those that freePort has given away in this process. A server may not listen on its own yet, or just now.
+var givenPorts sync.Map
+
+// freePort finds a port that nothing listens on, and never gives the same one twice.
 func freePort(ctx context.Context) (int, error) {
-	for range 100 {
-		port := 20000 + rand.IntN(12000)
+	for range 200 {
+		port := lowestPort + rand.IntN(highestPort-lowestPort+1)
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return port, l.Close()
+		if err != nil {
+			continue
+		}
+		if err := l.Close(); err != nil {
+			return 0, err
+		}
+		if _, given := givenPorts.LoadOrStore(port, true); !given {
+			return port, nil
 		}
 	}
-	return 0, errors.New("no free port between 20000 and 32000")
+	return 0, fmt.Errorf("no free port between %d and %d", lowestPort, highestPort)
+}
+
+// Another server may look for a port while one with a port of its own is away.
+func TestFreePortsAreNobodyElses(t *testing.T) {
+	given := map[int]bool{}
+	for range 500 {
+		port, err := freePort(t.Context())
+		require.NoError(t, err)
+		require.False(t, given[port], "twice: %d", port)
+		require.Less(t, port, 20000, "the embedded services choose from 20000 on")
+		given[port] = true
+	}
 }
