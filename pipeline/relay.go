@@ -49,9 +49,10 @@ func relayLock[L interface{ Close(context.Context) error }](ctx context.Context,
 	}, nil
 }
 
-// relayIncarnation tells one state from another: numbers of different ones cannot be compared.
+// relayIncarnation tells one state from another: numbers of different ones cannot be compared, and one set of topics
+// belongs to one of them.
 type relayIncarnation interface {
-	Incarnation(ctx context.Context) (string, error)
+	Incarnation(ctx context.Context) (work.Incarnation, error)
 	// Restored is told the number that Kafka has of this incarnation. One that the state has not given yet proves that it
 	// was restored: it then rebuilds what it knows, and is another incarnation when it says so.
 	Restored(ctx context.Context, number int64) (restored bool, products int64, err error)
@@ -70,8 +71,9 @@ type RelayKafka struct {
 	// Open fences every earlier producer of the relay: when it returns, none of them can commit anything more. The
 	// second result closes the producer.
 	Open func(ctx context.Context) (relayProducer, func(), error)
-	// Position reads the relay's position; false when it never wrote one.
-	Position func(ctx context.Context) (event.Position, bool, error)
+	// Position reads the relay's position; false when it never wrote one. Owner is the last one that can be read at
+	// once, without waiting for a transaction that a predecessor has left open.
+	Position, Owner func(ctx context.Context) (event.Position, bool, error)
 	// Topic and Partition are where the position is written: catalog.positions, and the relay's partition of it.
 	Topic     string
 	Partition int32
@@ -94,6 +96,8 @@ type RelayConfig struct {
 	// Standby is the pause before a process that is not the relay tries to become it. It bounds how long outcomes stand
 	// still after the relay was killed. Default 500 ms.
 	Standby time.Duration
+	// AcceptTopics takes over topics that belong to another state, see [OwnTopics].
+	AcceptTopics bool
 }
 
 func (c RelayConfig) withDefaults() RelayConfig {
@@ -133,8 +137,47 @@ func NewRelay[L interface{ Close(context.Context) error }](
 	}
 }
 
+// ForeignTopicsError says that the topics belong to another state.
+type ForeignTopicsError struct {
+	// Topic is the full name of catalog.positions, where that stands.
+	Topic string
+	// Owner and State are the incarnations of the state that owns the topics, and of ours.
+	Owner, State string
+	// At is when the owner last wrote.
+	At time.Time
+}
+
+func (e *ForeignTopicsError) Error() string { return e.Problem() + ": " + e.Mend() }
+
+// Problem says what was found.
+func (e *ForeignTopicsError) Problem() string {
+	return fmt.Sprintf("the topics beside %s belong to another state (incarnation %s, which last wrote there %s; this one is %s), "+
+		"and two states that share topics would mix what they report",
+		e.Topic, e.Owner, e.At.UTC().Format(time.RFC3339), e.State)
+}
+
+// Mend says what to do about it.
+func (e *ForeignTopicsError) Mend() string {
+	return "give this deployment a kafka.prefix and a source.slot of its own; or, when the other state is gone for good, " +
+		"start it once with shelfwire run --accept-topics"
+}
+
+// Permanent says that trying again does not help.
+func (*ForeignTopicsError) Permanent() bool { return true }
+
+// OwnTopics says whether the topics are those of a state: owner is the relay's position in the topic of that name, and
+// whether there is one. Topics belong to the state whose relay first wrote there; another one is refused with a
+// [*ForeignTopicsError], as two deployments on one set of topics would fence each other, send outcomes twice and mix the
+// events of batches with equal names. Only the incarnation that a restored state had before is taken for its own.
+func OwnTopics(topic string, owner event.Position, written bool, state work.Incarnation) error {
+	if !written || owner.Incarnation == state.ID || owner.Incarnation == state.Former {
+		return nil
+	}
+	return &ForeignTopicsError{Topic: topic, Owner: owner.Incarnation, State: state.ID, At: owner.At}
+}
+
 // Run relays until ctx ends. After any error it gives up the lock and the producer and begins again: only what Kafka
-// says then decides what was sent.
+// says then decides what was sent. It returns a [*ForeignTopicsError] when the topics belong to another state.
 func (r *Relay) Run(ctx context.Context) error {
 	const first, last = 100 * time.Millisecond, 5 * time.Second
 	pause := first
@@ -147,6 +190,9 @@ func (r *Relay) Run(ctx context.Context) error {
 		if errors.Is(err, work.ErrRelayBusy) {
 			sleep(ctx, r.cfg.Standby)
 			continue
+		}
+		if foreign, ok := errors.AsType[*ForeignTopicsError](err); ok {
+			return foreign
 		}
 		if r.Sent.Load() > sent {
 			pause = first
@@ -187,6 +233,9 @@ func (r *Relay) session(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if _, _, err := r.owned(ctx, incarnation, r.kafka.Owner); err != nil { // who has no business here fences nobody
+		return err
+	}
 	producer, closeProducer, err := r.kafka.Open(ctx)
 	if err != nil {
 		return err
@@ -194,27 +243,35 @@ func (r *Relay) session(ctx context.Context) (err error) {
 	defer closeProducer()
 	// Invariant: the position is read after the predecessors were fenced. Before, one of them could still commit rows
 	// that we would send again.
-	pos, ok, err := r.kafka.Position(ctx)
+	pos, ok, err := r.owned(ctx, incarnation, r.kafka.Position)
 	if err != nil {
 		return err
 	}
-	s := &relaySession{Relay: r, right: right, producer: producer, incarnation: incarnation, limit: r.cfg.Limit}
-	if ok && pos.Incarnation == incarnation {
-		restored, products, err := r.state.Restored(ctx, pos.Number)
-		if err != nil {
-			return err
-		}
-		if restored {
-			r.log.ErrorContext(ctx, "the state was restored: what it knew of the shops is void, and all known products are compared with them anew",
-				"number", pos.Number, "products", products)
-			return errRelayRestored
-		}
+	s := &relaySession{Relay: r, right: right, producer: producer, incarnation: incarnation.ID, limit: r.cfg.Limit}
+	if ok && pos.Incarnation == s.incarnation {
 		s.sent = pos.Number
+		err = s.compare(ctx)
+	} else {
+		err = s.claim(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	r.log.InfoContext(ctx, "relaying", "after", s.sent)
 	r.Active.Store(true)
 	r.waiting.Store(nil)
 	return s.run(ctx)
+}
+
+// owned reads the relay's position, and refuses topics of another state.
+func (r *Relay) owned(
+	ctx context.Context, state work.Incarnation, read func(context.Context) (event.Position, bool, error),
+) (event.Position, bool, error) {
+	pos, ok, err := read(ctx)
+	if err != nil || r.cfg.AcceptTopics {
+		return pos, ok, err
+	}
+	return pos, ok, OwnTopics(r.kafka.Topic, pos, ok, state)
 }
 
 // errRelayRestored begins the session again: its incarnation is another one.
@@ -228,6 +285,43 @@ type relaySession struct {
 	incarnation string
 	sent        int64 // the number of the last row that is in Kafka
 	limit       int   // of rows to take: fewer when they are large
+}
+
+// compare tells the state what Kafka has of it.
+func (s *relaySession) compare(ctx context.Context) error {
+	restored, products, err := s.state.Restored(ctx, s.sent)
+	if err != nil || !restored {
+		return err
+	}
+	s.log.ErrorContext(ctx, "the state was restored: what it knew of the shops is void, and all known products are compared with them anew",
+		"number", s.sent, "products", products)
+	return errRelayRestored
+}
+
+// claim makes the topics those of this state before it sends anything, so that no other one begins there meanwhile.
+func (s *relaySession) claim(ctx context.Context) error {
+	err := s.producer.Begin()
+	if err == nil {
+		err = s.position(0)
+	}
+	if err == nil {
+		err = s.producer.Commit(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("make the topics those of this state: %w", err)
+	}
+	return nil
+}
+
+// position writes how far this state is sent, in the transaction that is open.
+func (s *relaySession) position(number int64) error {
+	value, err := json.Marshal(event.Position{
+		Writer: RelayWriter, Number: number, Incarnation: s.incarnation, At: time.Now().UTC(),
+	})
+	if err != nil {
+		return err
+	}
+	return s.producer.Produce(event.Record{Topic: s.kafka.Topic, Partition: s.kafka.Partition, Key: []byte(RelayWriter), Value: value})
 }
 
 func (s *relaySession) run(ctx context.Context) error {
@@ -291,12 +385,6 @@ func (s *relaySession) cut(rows []work.Numbered) ([]work.Numbered, error) {
 func (s *relaySession) send(ctx context.Context, rows []work.Numbered) error {
 	last := rows[len(rows)-1].Number
 	fail := func(err error) error { return fmt.Errorf("send outbox rows %d to %d: %w", rows[0].Number, last, err) }
-	position, err := json.Marshal(event.Position{
-		Writer: RelayWriter, Number: last, Incarnation: s.incarnation, At: time.Now().UTC(),
-	})
-	if err != nil {
-		return fail(err)
-	}
 	// A broker that is away makes Commit wait, not fail: somebody should read why.
 	slow := time.AfterFunc(2*time.Second, func() {
 		reason := fmt.Sprintf("Kafka has not acknowledged outbox rows %d to %d yet", rows[0].Number, last)
@@ -315,10 +403,7 @@ func (s *relaySession) send(ctx context.Context, rows []work.Numbered) error {
 			return fail(err)
 		}
 	}
-	err = s.producer.Produce(event.Record{
-		Topic: s.kafka.Topic, Partition: s.kafka.Partition, Key: []byte(RelayWriter), Value: position,
-	})
-	if err != nil {
+	if err := s.position(last); err != nil {
 		return fail(err)
 	}
 	if err := s.producer.Commit(ctx); err != nil {

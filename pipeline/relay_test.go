@@ -26,7 +26,7 @@ type relayMemory struct {
 	numbered    int
 	number      int64 // of rows[numbered-1]
 	holder      *relayMemoryLock
-	incarnation string
+	incarnation work.Incarnation
 	knows       bool // that a number ahead of its own means a restore
 }
 
@@ -53,7 +53,7 @@ func (m *relayMemory) left() int {
 	return len(m.rows)
 }
 
-func (m *relayMemory) Incarnation(context.Context) (string, error) {
+func (m *relayMemory) Incarnation(context.Context) (work.Incarnation, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.incarnation, nil
@@ -65,7 +65,7 @@ func (m *relayMemory) Restored(_ context.Context, number int64) (bool, int64, er
 	if !m.knows || number <= m.number {
 		return false, 0, nil
 	}
-	m.incarnation += ", restored"
+	m.incarnation = work.Incarnation{ID: m.incarnation.ID + ", restored", Former: m.incarnation.ID}
 	return true, 1, nil
 }
 
@@ -130,6 +130,9 @@ func relayTo(c *kafka.Cluster, open func(context.Context) (relayProducer, func()
 		Open: open,
 		Position: func(ctx context.Context) (event.Position, bool, error) {
 			return c.ReadPosition(ctx, kafka.RelayPartition, RelayWriter)
+		},
+		Owner: func(ctx context.Context) (event.Position, bool, error) {
+			return c.LastPosition(ctx, kafka.RelayPartition, RelayWriter)
 		},
 		Topic: c.Topic(event.Positions), Partition: kafka.RelayPartition, DeadLetters: c.Topic(event.DeadLetters),
 	}
@@ -231,7 +234,7 @@ func TestRelaySendsEachRowOnceWhereverItIsStopped(t *testing.T) {
 		defer c.Close()
 		require.NoError(rt, c.EnsureTopics(ctx))
 
-		outbox := &relayMemory{incarnation: "one"}
+		outbox := &relayMemory{incarnation: work.Incarnation{ID: "one"}}
 		var stopped []*relayStopping
 		total := 0
 		steps := rapid.SliceOfN(rapid.IntRange(relayAtBegin, relayAfterCommit), 1, 5).Draw(rt, "steps")
@@ -339,7 +342,7 @@ func relayOpen(c *kafka.Cluster) func(context.Context) (relayProducer, func(), e
 
 func TestRelayStandsByAndTakesOver(t *testing.T) {
 	c := relayCluster(t)
-	outbox := &relayMemory{incarnation: "one"}
+	outbox := &relayMemory{incarnation: work.Incarnation{ID: "one"}}
 	cfg := RelayConfig{Standby: 5 * time.Millisecond, Idle: time.Millisecond}
 	first := NewRelay(cfg, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler))
 	stop := relayRun(t, first)
@@ -358,26 +361,47 @@ func TestRelayStandsByAndTakesOver(t *testing.T) {
 	requireEachOnce(t, c, 100)
 }
 
-func TestRelayOfAnotherStateSendsWhatHasLowerNumbers(t *testing.T) {
+// A second deployment that was given the prefix of the first by mistake must not stop it, not fence it and not write
+// between its outcomes.
+func TestRelayLeavesTheTopicsOfAnotherStateAlone(t *testing.T) {
 	c := relayCluster(t)
-	for i, name := range []string{"one", "two"} {
-		outbox := &relayMemory{incarnation: name}
-		stop := relayRun(t, NewRelay(RelayConfig{Limit: 4}, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler)))
-		outbox.add(relayRows(c, 10*i, 10)...)
-		require.Eventually(t, func() bool { return outbox.left() == 0 }, 10*time.Second, time.Millisecond)
-		stop()
-	}
+	one := &relayMemory{incarnation: work.Incarnation{ID: "one"}}
+	first := NewRelay(RelayConfig{Limit: 4, Idle: time.Millisecond}, relayTo(c, relayOpen(c)), one, one, slog.New(slog.DiscardHandler))
+	stop := relayRun(t, first)
+	require.Eventually(t, first.Active.Load, 10*time.Second, time.Millisecond) // nothing is sent yet: the topics are its own already
+
+	two := &relayMemory{incarnation: work.Incarnation{ID: "two"}}
+	two.add(relayRows(c, 1000, 3)...)
+	second := NewRelay(RelayConfig{Limit: 4}, relayTo(c, relayOpen(c)), two, two, slog.New(slog.DiscardHandler))
+	err := second.Run(t.Context())
+	foreign, ok := errors.AsType[*ForeignTopicsError](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, []string{"one", "two"}, []string{foreign.Owner, foreign.State})
+	require.ErrorContains(t, err, "--accept-topics")
+	require.Equal(t, 3, two.left())
+
+	one.add(relayRows(c, 0, 10)...)
+	require.Eventually(t, func() bool { return one.left() == 0 }, 10*time.Second, time.Millisecond)
+	stop()
+	requireEachOnce(t, c, 10)
+
+	// A state that was made anew in place of the first: its numbers are low, and what it has is sent all the same.
+	three := &relayMemory{incarnation: work.Incarnation{ID: "three"}}
+	three.add(relayRows(c, 10, 10)...)
+	relayRun(t, NewRelay(RelayConfig{Limit: 4, AcceptTopics: true}, relayTo(c, relayOpen(c)), three, three, slog.New(slog.DiscardHandler)))
+	require.Eventually(t, func() bool { return three.left() == 0 }, 10*time.Second, time.Millisecond)
 	requireEachOnce(t, c, 20)
+	require.ErrorAs(t, first.Run(t.Context()), new(*ForeignTopicsError), "the first one must not come back")
 }
 
 func TestRelayContinuesAboveKafkaAfterARestoreOfTheState(t *testing.T) {
 	c := relayCluster(t)
-	outbox := &relayMemory{incarnation: "one"}
+	outbox := &relayMemory{incarnation: work.Incarnation{ID: "one"}}
 	stop := relayRun(t, NewRelay(RelayConfig{}, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler)))
 	outbox.add(relayRows(c, 0, 10)...)
 	require.Eventually(t, func() bool { return outbox.left() == 0 }, 10*time.Second, time.Millisecond)
 	stop()
-	restored := &relayMemory{incarnation: "one"} // a backup from before the first number
+	restored := &relayMemory{incarnation: work.Incarnation{ID: "one"}} // a backup from before the first number
 	relayRun(t, NewRelay(RelayConfig{}, relayTo(c, relayOpen(c)), restored, restored, slog.New(slog.DiscardHandler)))
 	restored.add(relayRows(c, 10, 10)...)
 	require.Eventually(t, func() bool { return restored.left() == 0 }, 10*time.Second, time.Millisecond)
@@ -387,25 +411,25 @@ func TestRelayContinuesAboveKafkaAfterARestoreOfTheState(t *testing.T) {
 // The state hears of it before anything is sent, and goes on as another one.
 func TestRelayTellsAStateThatItWasRestored(t *testing.T) {
 	c := relayCluster(t)
-	outbox := &relayMemory{incarnation: "one", knows: true}
+	outbox := &relayMemory{incarnation: work.Incarnation{ID: "one"}, knows: true}
 	for range 2 { // a state that was not restored is left alone
 		stop := relayRun(t, NewRelay(RelayConfig{}, relayTo(c, relayOpen(c)), outbox, outbox, slog.New(slog.DiscardHandler)))
 		outbox.add(relayRows(c, 0, 5)...)
 		require.Eventually(t, func() bool { return outbox.left() == 0 }, 10*time.Second, time.Millisecond)
 		stop()
 	}
-	require.Equal(t, "one", outbox.incarnation)
-	restored := &relayMemory{incarnation: "one", knows: true}
+	require.Equal(t, "one", outbox.incarnation.ID)
+	restored := &relayMemory{incarnation: work.Incarnation{ID: "one"}, knows: true}
 	restored.add(relayRows(c, 10, 10)...)
 	stop := relayRun(t, NewRelay(RelayConfig{}, relayTo(c, relayOpen(c)), restored, restored, slog.New(slog.DiscardHandler)))
 	require.Eventually(t, func() bool { return restored.left() == 0 }, 10*time.Second, time.Millisecond)
 	stop()
-	require.Equal(t, "one, restored", restored.incarnation)
+	require.Equal(t, "one, restored", restored.incarnation.ID)
 }
 
 func TestRelayPutsAsideWhatNoBrokerTakes(t *testing.T) {
 	c := relayCluster(t)
-	outbox := &relayMemory{incarnation: "one"}
+	outbox := &relayMemory{incarnation: work.Incarnation{ID: "one"}}
 	to := relayTo(c, relayOpen(c))
 	to.MaxRecordBytes = 4096
 	relay := NewRelay(RelayConfig{MaxBytes: 10_000}, to, outbox, outbox, slog.New(slog.DiscardHandler))

@@ -65,6 +65,8 @@ type options struct {
 	roles []role
 	// acceptSource takes a source with another system id than the state was made for.
 	acceptSource bool
+	// acceptTopics takes over topics that belong to another state.
+	acceptTopics bool
 	// restartCapture gives up Capture's position and takes a whole snapshot.
 	restartCapture bool
 	// noHeal stops at a gap instead of healing it.
@@ -164,8 +166,9 @@ func (a *app) reach(ctx context.Context, key string, step func(context.Context) 
 // that says what to do.
 func (a *app) refused(ctx context.Context, key string, err error) error {
 	_, partitions := errors.AsType[*kafka.TopicError](err)
+	_, foreign := errors.AsType[*pipeline.ForeignTopicsError](err)
 	var permanent interface{ Permanent() bool }
-	if key == "" || ctx.Err() != nil || !partitions && errors.As(err, &permanent) && permanent.Permanent() {
+	if key == "" || ctx.Err() != nil || !partitions && !foreign && errors.As(err, &permanent) && permanent.Permanent() {
 		return err
 	}
 	kind, e := a.serviceError(key, err)
@@ -253,7 +256,37 @@ func (a *app) openState(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.state.BindSource(ctx, h.SystemID, h.Timeline, a.options.acceptSource)
+	if err := a.state.BindSource(ctx, h.SystemID, h.Timeline, a.options.acceptSource); err != nil {
+		return err
+	}
+	return a.checkOwner(ctx)
+}
+
+// checkOwner refuses topics of another state before anything is read from them. The relay checks again: of two states
+// that find new topics together, only one can have them.
+func (a *app) checkOwner(ctx context.Context) error {
+	if a.options.acceptTopics {
+		return nil
+	}
+	incarnation, err := a.state.Incarnation(ctx)
+	if err != nil {
+		return err
+	}
+	return ownTopics(ctx, a.cluster, incarnation)
+}
+
+// ownTopics sees whether topics are those of a state.
+func ownTopics(ctx context.Context, c *kafka.Cluster, state work.Incarnation) error {
+	pos, ok, err := topicsOwner(ctx, c)
+	if err != nil {
+		return err
+	}
+	return pipeline.OwnTopics(c.Topic(event.Positions), pos, ok, state)
+}
+
+// topicsOwner is the position that says which state the topics belong to.
+func topicsOwner(ctx context.Context, c *kafka.Cluster) (event.Position, bool, error) {
+	return c.LastPosition(ctx, kafka.RelayPartition, pipeline.RelayWriter)
 }
 
 func (a *app) openTables(context.Context) error {

@@ -113,7 +113,7 @@ func (a *app) mirror() pipeline.MirrorConfig {
 }
 
 func (a *app) buildRelay() {
-	a.relay = pipeline.NewRelay(pipeline.RelayConfig{}, pipeline.RelayKafka{
+	a.relay = pipeline.NewRelay(pipeline.RelayConfig{AcceptTopics: a.options.acceptTopics}, pipeline.RelayKafka{
 		Open: func(ctx context.Context) (pipeline.RelayProducer, func(), error) {
 			p, err := a.cluster.OpenProducer(ctx, pipeline.RelayWriter)
 			if err != nil {
@@ -124,6 +124,7 @@ func (a *app) buildRelay() {
 		Position: func(ctx context.Context) (event.Position, bool, error) {
 			return a.cluster.ReadPosition(ctx, kafka.RelayPartition, pipeline.RelayWriter)
 		},
+		Owner: func(ctx context.Context) (event.Position, bool, error) { return topicsOwner(ctx, a.cluster) },
 		Topic: a.cluster.Topic(event.Positions), Partition: kafka.RelayPartition,
 		DeadLetters: a.cluster.Topic(event.DeadLetters), MaxRecordBytes: maxRowBytes,
 	}, a.state, a.state, a.log)

@@ -21,6 +21,7 @@ import (
 	"github.com/shelfwire/shelfwire/cmd/shelfwire/config"
 	"github.com/shelfwire/shelfwire/connectors/kafka"
 	"github.com/shelfwire/shelfwire/connectors/postgres"
+	"github.com/shelfwire/shelfwire/pipeline"
 	"github.com/shelfwire/shelfwire/sinks/clickhouse"
 )
 
@@ -54,7 +55,7 @@ func checkCommand() *cobra.Command {
 		}{
 			{"source, routes and documents query", a.checkSourceParts},
 			{"kafka", a.checked("kafka.brokers", a.checkKafka)},
-			{"state", a.checked("state.url", a.checkState)},
+			{"state", a.checked("state.url", a.checkStateOwner)},
 			{tables, a.checked("clickhouse.url", a.checkTables)},
 			{"shops", a.checkShops},
 		} {
@@ -157,6 +158,9 @@ func (a *app) serviceError(key string, err error) (postgres.FindingKind, *config
 			fmt.Sprintf("topic %s has %d partitions and %d are configured: the order per product rests on their number", t.Topic, t.Have, t.Want),
 			fmt.Sprintf("set kafka.partitions to %d, or use another kafka.prefix and take a new snapshot", t.Have))
 	}
+	if f, ok := errors.AsType[*pipeline.ForeignTopicsError](err); ok {
+		return postgres.FindingMistake, a.cfg.At("kafka.prefix", f.Problem(), f.Mend())
+	}
 	switch parse, ok := errors.AsType[*pgconn.ParseConfigError](err); {
 	case ok: // its own text repeats the address, which is a secret
 		return postgres.FindingMistake, a.cfg.At(key, key+" is no connection string of Postgres: "+oneLine(errors.Unwrap(parse).Error()),
@@ -194,6 +198,34 @@ func place(e *config.Error) string {
 		return e.File
 	}
 	return fmt.Sprintf("%s:%d:%d", e.File, e.Line, e.Column)
+}
+
+// checkStateOwner reaches the state, and sees whether the topics are those of another one. Where Kafka is away, that is
+// told with Kafka.
+func (a *app) checkStateOwner(ctx context.Context) error {
+	if err := a.checkState(ctx); err != nil {
+		return err
+	}
+	cluster, err := kafka.New(kafkaConfig(a.cfg, nil))
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	defer cluster.Close()
+	if err := attempt(ctx, cluster.Ping); err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	incarnation, err := a.state.Incarnation(ctx)
+	if noTable(err) {
+		incarnation.ID, err = "not made yet", nil
+	}
+	if err != nil {
+		return err
+	}
+	err = ownTopics(ctx, cluster, incarnation)
+	if errors.Is(err, kerr.UnknownTopicOrPartition) { // made by the first run
+		return nil
+	}
+	return err
 }
 
 // checkSourceParts opens the source and looks at everything that is needed of it.

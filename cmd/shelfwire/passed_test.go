@@ -67,7 +67,14 @@ func TestWhatKafkaHasForgottenIsHealed(t *testing.T) {
 	_, err = conn.Exec(t.Context(), `DROP SCHEMA public CASCADE; CREATE SCHEMA public`)
 	require.NoError(t, err)
 	require.NoError(t, conn.Close(t.Context()))
-	stop = s.run()
+	for _, command := range []string{"check", "run"} {
+		code, out := shelfwire(t, command, "-c", s.file)
+		require.Equal(t, exitUsage, code, out)
+		text := strings.Join(strings.Fields(out), " ")
+		require.Contains(t, text, "the topics beside catalog.positions belong to another state", "nobody knows whether that one is gone, or only away")
+		require.Contains(t, text, "shelfwire run --accept-topics")
+	}
+	stop = s.run("--accept-topics")
 	require.Eventually(t, clean, 2*time.Minute, 500*time.Millisecond, "an empty state, and topics that have forgotten what was before")
 	require.True(t, passed())
 	stop()

@@ -33,6 +33,7 @@ func runCommand() *cobra.Command {
 	file := configFlag(cmd)
 	only := cmd.Flags().String("only", "", "roles of this process, separated by commas: capture, expand, push, relay, load (default all)")
 	accept := cmd.Flags().Bool("accept-source", false, "take a source with another system id than the state was made for")
+	topics := cmd.Flags().Bool("accept-topics", false, "take over topics that belong to another state, which is gone for good")
 	restart := cmd.Flags().Bool("restart-capture", false, "give up the position on record and take a whole snapshot")
 	noHeal := cmd.Flags().Bool("no-heal", false, "where the slot is lost or the source was set back, stop and say what to run, instead of taking a whole snapshot")
 	dry := cmd.Flags().Bool("dry-run", false, "log what would be sent for the changes that come now, send and settle nothing; "+
@@ -50,7 +51,7 @@ func runCommand() *cobra.Command {
 			return &exitCode{exitUsage, err}
 		}
 		log := newLogger(cmd.ErrOrStderr(), cfg.Log)
-		a := newApp(cfg, options{roles: roles, acceptSource: *accept, restartCapture: *restart, noHeal: *noHeal, dryRun: *dry, wait: true}, log)
+		a := newApp(cfg, options{roles: roles, acceptSource: *accept, acceptTopics: *topics, restartCapture: *restart, noHeal: *noHeal, dryRun: *dry, wait: true}, log)
 		defer a.close()
 		return a.openAndRun(cmd.Context())
 	}
@@ -87,9 +88,15 @@ func openState(ctx context.Context, file string) (*app, error) {
 		return a, err
 	}
 	_, err = a.state.Incarnation(ctx)
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42P01" { // undefined_table
+	if noTable(err) {
 		e := a.cfg.At("state.url", "the state database holds no state", "start shelfwire run, which makes it, or correct state.url")
 		return a, e
 	}
 	return a, err
+}
+
+// noTable says that a table does not exist, as in a state that was never made.
+func noTable(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "42P01" // undefined_table
 }

@@ -479,6 +479,34 @@ func TestPositionIsReadPastAbortsMarkersAndCompaction(t *testing.T) {
 	require.EqualValues(t, 9, read())
 }
 
+// Who only looks must not wait for a transaction that a killed process has left open.
+func TestTheLastPositionIsReadBesideAnOpenTransaction(t *testing.T) {
+	c := connect(t)
+	p := producer(t, c, "relay")
+	write := func(n int64) {
+		raw, _ := json.Marshal(event.Position{Writer: "relay", Number: n})
+		require.NoError(t, p.Begin())
+		require.NoError(t, p.Produce(event.Record{Topic: c.Topic(event.Positions), Partition: kafka.RelayPartition, Key: []byte("relay"), Value: raw}))
+	}
+	_, ok, err := c.LastPosition(t.Context(), kafka.RelayPartition, "relay")
+	require.NoError(t, err)
+	require.False(t, ok)
+	write(1)
+	require.NoError(t, p.Commit(t.Context()))
+	require.NoError(t, embeddedtest.Settle(t.Context(), c.Topic(event.Positions)))
+	write(2)
+	require.NoError(t, p.Flush(t.Context()))
+	pos, ok, err := c.LastPosition(t.Context(), kafka.RelayPartition, "relay")
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.EqualValues(t, 1, pos.Number)
+	require.NoError(t, p.Commit(t.Context()))
+	require.NoError(t, embeddedtest.Settle(t.Context(), c.Topic(event.Positions)))
+	pos, _, err = c.LastPosition(t.Context(), kafka.RelayPartition, "relay")
+	require.NoError(t, err)
+	require.EqualValues(t, 2, pos.Number)
+}
+
 func TestScanStopsWhereItIsTold(t *testing.T) {
 	c := connect(t)
 	topic := c.Topic(event.Outcomes)

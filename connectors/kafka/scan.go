@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -115,8 +116,21 @@ func (c *Cluster) leader(ctx context.Context, topic string, partition int32) (in
 }
 
 // ReadPosition returns the last committed position of a writer, read to the high watermark of its partition; false
-// when it has written none. Call it after [Cluster.OpenProducer]: before, a predecessor could still commit another.
+// when it has written none. Call it after [Cluster.OpenProducer]: before, a predecessor could still commit another. It
+// waits for transactions that are open.
 func (c *Cluster) ReadPosition(ctx context.Context, partition int32, writer string) (event.Position, bool, error) {
+	return c.readPosition(ctx, partition, writer, c.adm.ListEndOffsets)
+}
+
+// LastPosition is the last position of a writer that can be read without waiting: what stands behind the beginning of a
+// transaction that is still open, perhaps that of a process that was killed, is not seen.
+func (c *Cluster) LastPosition(ctx context.Context, partition int32, writer string) (event.Position, bool, error) {
+	return c.readPosition(ctx, partition, writer, c.adm.ListCommittedOffsets)
+}
+
+func (c *Cluster) readPosition(
+	ctx context.Context, partition int32, writer string, list func(context.Context, ...string) (kadm.ListedOffsets, error),
+) (event.Position, bool, error) {
 	var pos event.Position
 	topic := c.Topic(event.Positions)
 	starts, err := c.adm.ListStartOffsets(ctx, topic)
@@ -126,7 +140,7 @@ func (c *Cluster) ReadPosition(ctx context.Context, partition int32, writer stri
 	if err != nil {
 		return pos, false, fmt.Errorf("read the position of %s: %w", writer, err)
 	}
-	ends, err := c.adm.ListEndOffsets(ctx, topic) // the high watermark, not the last stable offset
+	ends, err := list(ctx, topic)
 	if err == nil {
 		err = ends.Error()
 	}

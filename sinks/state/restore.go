@@ -75,7 +75,7 @@ func (s *Store) rebuild(ctx context.Context, partitions int32, number int64) (in
 			var b pgx.Batch
 			b.Queue(`DELETE FROM outbox WHERE id IN (SELECT unnest(taken) FROM relay)`)
 			b.Queue(`UPDATE relay SET taken = '{}', number = greatest(number, $1)`, number)
-			b.Queue(`UPDATE meta SET incarnation = gen_random_uuid()`)
+			b.Queue(`UPDATE meta SET former = incarnation, incarnation = gen_random_uuid()`)
 			return tx.SendBatch(ctx, &b).Close()
 		})
 	})

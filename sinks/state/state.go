@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
 // Config says where the state is. The zero value of every field but URL has a default.
@@ -118,14 +120,14 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Incarnation names this state: a new one is made when the schema is first created. The relay writes it beside its
-// numbers, so that numbers of another state are not taken for its own.
-func (s *Store) Incarnation(ctx context.Context) (string, error) {
-	var id string
-	if err := s.pool.QueryRow(ctx, `SELECT incarnation::text FROM meta`).Scan(&id); err != nil {
-		return "", fmt.Errorf("read the state's incarnation: %w", err)
+// Incarnation names this state: a new one is made when the schema is first created, and when a restored state is
+// recognised. The relay writes it beside its numbers, so that numbers of another state are not taken for its own.
+func (s *Store) Incarnation(ctx context.Context) (work.Incarnation, error) {
+	var i work.Incarnation
+	if err := s.pool.QueryRow(ctx, `SELECT incarnation::text, coalesce(former::text, '') FROM meta`).Scan(&i.ID, &i.Former); err != nil {
+		return i, fmt.Errorf("read the state's incarnation: %w", err)
 	}
-	return id, nil
+	return i, nil
 }
 
 // SourceError says that the state belongs to another source, or to a later history of the same one.
