@@ -117,8 +117,8 @@ func (noRecords) Poll(ctx context.Context, _ int) ([]event.Record, error) {
 	return nil, ctx.Err()
 }
 func (noRecords) Migrate(context.Context) error { return nil }
-func (noRecords) Begin(context.Context, string, [16]byte, int32) (int64, error) {
-	return 0, nil
+func (noRecords) Begin(context.Context, string, [16]byte) (map[int32]int64, error) {
+	return nil, nil
 }
 
 func (noRecords) TopicID(context.Context, string) ([16]byte, error)             { return [16]byte{1}, nil }

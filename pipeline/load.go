@@ -16,11 +16,11 @@ import (
 type loadTables interface {
 	// Migrate makes the tables, or brings them up to date.
 	Migrate(ctx context.Context) error
-	// Begin is called before a partition is read. It returns the offset after the last row that stands; 0 for none.
-	Begin(ctx context.Context, topic string, topicID [16]byte, partition int32) (next int64, err error)
-	// Insert returns when all records are rows for good, and how many of them could not be read and were put aside.
-	// The same token always comes with the same records of a topic.
-	Insert(ctx context.Context, topic string, topicID [16]byte, records []event.Record, token string) (malformed int, err error)
+	// Begin is called before partitions are read. It returns, by partition, the offset after the last row that stands;
+	// partitions without rows are absent.
+	Begin(ctx context.Context, topic string, topicID [16]byte) (ends map[int32]int64, err error)
+	// Insert returns when all records are rows for good. The same token always comes with the same records of a topic.
+	Insert(ctx context.Context, topic string, topicID [16]byte, records []event.Record, token string) (event.Inserted, error)
 }
 
 // loadTopics tells what a position is worth; connectors/kafka implements it.
@@ -44,7 +44,8 @@ type LoadConfig struct {
 	// MaxRows and MaxBytes cut a block: what one INSERT writes for one topic. Larger blocks cost ClickHouse less and
 	// this process more memory: keys and values count here, and the driver holds each several times over in its columns
 	// and their compressed form. A first snapshot of 1,000 products peaks at about 230 MB with the defaults, 4,000 and 4 MiB,
-	// and 80 MB higher with 20,000 rows, as a poll takes MaxRows before bytes are looked at.
+	// and 80 MB higher with 20,000 rows. What one poll brings beyond MaxBytes makes several blocks; a block of one record
+	// may be larger.
 	MaxRows  int
 	MaxBytes int
 	// Linger is how long the first record of a block waits for more. Shorter shows records sooner and makes more,
@@ -111,7 +112,14 @@ type Load struct {
 	// Rows, Malformed, Inserts and Retries count since the start: rows that were acknowledged, those of them that no
 	// table could take, inserts that were acknowledged, and inserts that were not.
 	Rows, Malformed, Inserts, Retries atomic.Int64
+
+	// Step is called when a row is acknowledged of a push that a shop took, with the time since its settlement; nil is
+	// fine. A row that is inserted again after a crash is measured again. It must be set before Run.
+	Step func(step string, d time.Duration)
 }
+
+// StepSettledToClickHouse follows the last of [PushSteps]: until a settled push can be queried.
+const StepSettledToClickHouse = "settled_to_clickhouse"
 
 // NewLoad returns a stage that does nothing until Run.
 func NewLoad(cfg LoadConfig, topics []LoadTopic, leases leaseStore, positions loadPositions, broker loadTopics,
@@ -210,8 +218,8 @@ func (l *Load) Waiting() map[string]string {
 // The pauses between attempts at a service that is away: long enough that it is not hammered while it starts, short
 // enough that nobody waits for us once it is back.
 const (
-	loadFirstPause = 100 * time.Millisecond
-	loadLastPause  = 10 * time.Second
+	loadFirstPause = 250 * time.Millisecond
+	loadLastPause  = 5 * time.Second
 )
 
 func loadNextPause(d time.Duration) time.Duration { return min(2*d, loadLastPause) }

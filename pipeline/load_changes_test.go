@@ -132,16 +132,16 @@ func (o *loadOutage) Migrate(ctx context.Context) error {
 	return o.DB.Migrate(ctx)
 }
 
-func (o *loadOutage) Begin(ctx context.Context, topic string, id [16]byte, partition int32) (int64, error) {
+func (o *loadOutage) Begin(ctx context.Context, topic string, id [16]byte) (map[int32]int64, error) {
 	if err := o.check("begin"); err != nil {
-		return 0, err
+		return nil, err
 	}
-	return o.DB.Begin(ctx, topic, id, partition)
+	return o.DB.Begin(ctx, topic, id)
 }
 
-func (o *loadOutage) Insert(ctx context.Context, topic string, id [16]byte, records []event.Record, token string) (int, error) {
+func (o *loadOutage) Insert(ctx context.Context, topic string, id [16]byte, records []event.Record, token string) (event.Inserted, error) {
 	if err := o.check("insert"); err != nil {
-		return 0, err
+		return event.Inserted{}, err
 	}
 	return o.DB.Insert(ctx, topic, id, records, token)
 }
@@ -251,8 +251,8 @@ type loadHoles struct {
 	begun []int64
 }
 
-func (h *loadHoles) Begin(context.Context, string, [16]byte, int32) (int64, error) {
-	return h.next, nil
+func (h *loadHoles) Begin(context.Context, string, [16]byte) (map[int32]int64, error) {
+	return map[int32]int64{0: h.next}, nil
 }
 
 func (h *loadHoles) Add(_ int32, offset int64) {
@@ -277,5 +277,78 @@ func TestLoadDoesNotTrustAPositionInATopicThatIsNoMore(t *testing.T) {
 			require.NoError(t, <-done)
 			require.Equal(t, []int64{want}, h.begun)
 		})
+	}
+}
+
+// loadSizes are tables that note how large blocks are, and a topic with records that are not all small.
+type loadSizes struct {
+	noRecords
+	mu      sync.Mutex
+	records []event.Record
+	blocks  [][]int64 // the offsets of each
+	refuse  int       // inserts that fail
+}
+
+func (s *loadSizes) Poll(ctx context.Context, n int) ([]event.Record, error) {
+	s.mu.Lock()
+	n = min(n, len(s.records))
+	out := s.records[:n]
+	s.records = s.records[n:]
+	s.mu.Unlock()
+	if n == 0 {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return out, nil
+}
+
+func (s *loadSizes) Insert(_ context.Context, _ string, _ [16]byte, records []event.Record, _ string) (event.Inserted, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse > 0 {
+		s.refuse--
+		return event.Inserted{}, errLoadFault
+	}
+	var block []int64
+	for _, r := range records {
+		block = append(block, r.Offset)
+	}
+	s.blocks = append(s.blocks, block)
+	return event.Inserted{SettledAt: []time.Time{time.Now().Add(-time.Second)}}, nil
+}
+
+func TestLoadCutsBlocksAtBothLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &loadSizes{refuse: 3}
+		for i, size := range []int{10, 10, 10, 10, 90, 200, 10, 50, 51, 1, 1, 1} {
+			s.records = append(s.records, event.Record{Offset: int64(i), Value: make([]byte, size)})
+		}
+		leases := &loadLeases{}
+		topics := []LoadTopic{{Kind: event.Changes, Name: "changes", Partitions: 1, Open: func() (LoadReader, error) { return s, nil }}}
+		l := NewLoad(LoadConfig{Lease: LeaseConfig{Owner: "a"}, MaxRows: 9, MaxBytes: 100}, topics, leases, leases, s, s, slog.New(slog.DiscardHandler))
+		var steps []time.Duration
+		l.Step = func(step string, d time.Duration) {
+			require.Equal(t, StepSettledToClickHouse, step)
+			steps = append(steps, d)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.Run(ctx) }()
+		time.Sleep(time.Minute) // in the bubble
+		cancel()
+		require.NoError(t, <-done)
+		require.Equal(t, [][]int64{{0, 1, 2, 3}, {4}, {5}, {6, 7}, {8}, {9, 10, 11}}, s.blocks)
+		require.EqualValues(t, 12, leases.leases[0].Position)
+		require.EqualValues(t, 3, l.Retries.Load())
+		require.Equal(t, []time.Duration{time.Second, time.Second, time.Second, time.Second, time.Second, time.Second}, steps)
+	})
+}
+
+// What retention has taken on both sides is no loss that reading again could mend.
+func TestLoadDoesNotReadAgainWhatIsGoneFromKafkaToo(t *testing.T) {
+	for first, want := range map[int64]int64{0: 0, 299: 299, 300: 300, 350: 350} {
+		l := &loadTopic{log: slog.New(slog.DiscardHandler)}
+		require.Equal(t, want, max(l.startAt(t.Context(), 0, 300, 0, first), first))
+		require.EqualValues(t, 300, l.startAt(t.Context(), 0, 300, 300, 0))
 	}
 }

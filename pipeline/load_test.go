@@ -268,10 +268,17 @@ func (w *loadWorld) some(rng *rand.Rand, i int) []event.Record {
 		return r
 	}
 	var out []event.Record
-	outcome := mk(event.Outcomes, product, event.Outcome{
+	o := event.Outcome{
 		ID: fmt.Sprint("o", i), ProductID: product, Shop: shop, Status: event.Success, Lane: "live",
-		PointsActual: float64(i), SettledAt: at, Changes: 1,
-	})
+		PointsActual: float64(i), FirstCommit: at.Add(-time.Second), SettledAt: at, Changes: 1,
+	}
+	switch rng.IntN(4) {
+	case 0:
+		o.Status, o.Category, o.Message = event.Failed, event.Validation, fmt.Sprint("message ", i)
+	case 1:
+		o.SentAt, o.AnsweredAt = at.Add(-200*time.Millisecond), at.Add(-time.Duration(rng.IntN(100))*time.Millisecond)
+	}
+	outcome := mk(event.Outcomes, product, o)
 	if rng.IntN(20) == 0 {
 		outcome.Value = []byte(`{"broken`)
 	}
@@ -316,29 +323,29 @@ func (f *loadFaults) roll(n int) int {
 	return f.rng.IntN(n)
 }
 
-func (f *loadFaults) Insert(ctx context.Context, topic string, id [16]byte, records []event.Record, token string) (int, error) {
+func (f *loadFaults) Insert(ctx context.Context, topic string, id [16]byte, records []event.Record, token string) (event.Inserted, error) {
 	if f.dead.Load() {
-		return 0, errLoadFault
+		return event.Inserted{}, errLoadFault
 	}
 	f.sent.Add(int64(len(records)))
 	switch f.roll(14) {
 	case 0:
 		f.sent.Add(-int64(len(records)))
-		return 0, errLoadFault
+		return event.Inserted{}, errLoadFault
 	case 1: // the acknowledgement is lost
 		_, err := f.DB.Insert(ctx, topic, id, records, token)
-		return 0, errors.Join(errLoadFault, err)
+		return event.Inserted{}, errors.Join(errLoadFault, err)
 	case 2: // the process stops before it sends, for long
 		f.dead.Store(true)
 		kept := slices.Clone(records)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.late = append(f.late, func() { _, _ = f.DB.Insert(context.Background(), topic, id, kept, token) })
-		return 0, errLoadFault
+		return event.Inserted{}, errLoadFault
 	case 3: // the process dies with the answer
 		_, err := f.DB.Insert(ctx, topic, id, records, token)
 		f.dead.Store(true)
-		return 0, errors.Join(errLoadFault, err)
+		return event.Inserted{}, errors.Join(errLoadFault, err)
 	}
 	return f.DB.Insert(ctx, topic, id, records, token)
 }
@@ -363,7 +370,7 @@ func TestLoadKilledAtAnyStepShowsExactlyTheTopics(t *testing.T) {
 		w.produce(rng, produced, n)
 		produced += n
 		faults := &loadFaults{DB: w.db, positions: w.leases, sent: &sent, rng: rand.New(rand.NewPCG(rng.Uint64(), 1))}
-		l, stop := w.start(LoadConfig{MaxRows: 1 + rng.IntN(60), Linger: time.Millisecond, Drain: time.Nanosecond}, faults, faults)
+		l, stop := w.start(LoadConfig{MaxRows: 1 + rng.IntN(60), MaxBytes: 1 << rng.IntN(16), Linger: time.Millisecond, Drain: time.Nanosecond}, faults, faults)
 		require.Eventually(t, func() bool { return faults.dead.Load() || w.atEnd(l) }, time.Minute, 10*time.Millisecond)
 		w.leases.expire()
 		stop()
@@ -461,7 +468,13 @@ func (w *loadWorld) requireEqual() {
 		w.requireHistories()
 	}
 	require.NoError(w.t, w.db.Refresh(w.t.Context()))
-	require.Equal(w.t, w.rows("SELECT toString(tuple(*)) FROM points_spent ORDER BY 1"), w.rows("SELECT toString(tuple(*)) FROM hourly_points ORDER BY 1"))
+	for view, aggregate := range map[string]string{
+		"points_spent": "hourly_points", "failures_by_cause_hour": "hourly_failures", "latency_by_step_hour": "hourly_latency",
+	} {
+		want := w.rows("SELECT toString(tuple(*)) FROM " + view + " ORDER BY 1")
+		require.NotEmpty(w.t, want, view)
+		require.Equal(w.t, want, w.rows("SELECT toString(tuple(*)) FROM "+aggregate+" ORDER BY 1"), aggregate)
+	}
 }
 
 // requireHistories follows prices and stock through the topic and compares with the views.

@@ -115,7 +115,7 @@ func (t *loadTopic) gather(recs []event.Record) {
 		}
 		p.next = recs[i].Offset + 1
 		t.block.records = append(t.block.records, recs[i])
-		t.block.bytes += len(recs[i].Key) + len(recs[i].Value)
+		t.block.bytes += size(&recs[i])
 	}
 }
 
@@ -170,7 +170,7 @@ func (t *loadTopic) drop(partition int32) {
 	for _, r := range t.block.records {
 		if r.Partition != partition {
 			kept = append(kept, r)
-			t.block.bytes += len(r.Key) + len(r.Value)
+			t.block.bytes += size(&r)
 		}
 	}
 	clear(t.block.records[len(kept):])
@@ -245,6 +245,12 @@ func (t *loadTopic) begin(ctx context.Context) error {
 			return err
 		}
 	}
+	var ends map[int32]int64
+	if len(t.pending) > 0 {
+		if ends, err = t.load.tables.Begin(ctx, t.Kind, id); err != nil {
+			return err
+		}
+	}
 	from := make([]int64, len(t.pending))
 	for i := range t.pending {
 		lease := &t.pending[i]
@@ -252,11 +258,7 @@ func (t *loadTopic) begin(ctx context.Context) error {
 		if lease.Cursor != t.positionsOf() {
 			lease.Position = 0 // it counts the records of a topic that is no more
 		}
-		next, err := t.load.tables.Begin(ctx, t.Kind, id, partition)
-		if err != nil {
-			return err
-		}
-		from[i] = max(t.startAt(ctx, partition, lease.Position, next), starts[partition])
+		from[i] = max(t.startAt(ctx, partition, lease.Position, ends[partition], starts[partition]), starts[partition])
 	}
 	for i, lease := range t.pending {
 		partition := lease.Partition - t.first
@@ -272,10 +274,10 @@ func (t *loadTopic) begin(ctx context.Context) error {
 
 // startAt decides where to read from. The state's position says that everything before it was acknowledged. When the
 // tables do not reach up to it, something that was acknowledged is gone (they were restored or emptied, or the topic
-// was made anew and its offsets start again): nothing is known then, and the partition is read from its beginning.
-// Rows that stand already only come again.
-func (t *loadTopic) startAt(ctx context.Context, partition int32, position, next int64) int64 {
-	if position <= next {
+// was made anew and its offsets start again): nothing is known then, and the partition is read from its beginning, if
+// Kafka still holds anything of it. Rows that stand already only come again.
+func (t *loadTopic) startAt(ctx context.Context, partition int32, position, next, first int64) int64 {
+	if position <= max(next, first) {
 		return position
 	}
 	t.log.WarnContext(ctx, "the tables hold less than was loaded; the partition is loaded again from its beginning",
@@ -283,35 +285,71 @@ func (t *loadTopic) startAt(ctx context.Context, partition int32, position, next
 	return 0
 }
 
-// flush makes the block durable and then moves the positions. It tries until both have succeeded or ctx ends.
+// flush makes the block durable, in pieces that keep the limits, and then moves the positions. It tries until all has
+// succeeded or ctx ends.
 // Invariant: a position moves only after every record before it was acknowledged by the tables.
 func (t *loadTopic) flush(ctx context.Context) {
 	if len(t.block.records) == 0 {
 		return
 	}
-	token := t.block.token()
-	var malformed int
-	if !t.insist(ctx, func() (err error) {
-		malformed, err = t.load.tables.Insert(ctx, t.Kind, t.id, t.block.records, token)
-		return err
-	}) {
-		return
-	}
-	t.load.Rows.Add(int64(len(t.block.records)))
-	t.load.Malformed.Add(int64(malformed))
-	t.load.Inserts.Add(1)
-	if malformed > 0 {
-		t.log.WarnContext(ctx, "records do not fit their table; they stand in malformed", "count", malformed)
+	for len(t.block.records) > 0 {
+		piece := t.block.piece(t.load.cfg.MaxBytes)
+		var in event.Inserted
+		if !t.insist(ctx, func() (err error) {
+			in, err = t.load.tables.Insert(ctx, t.Kind, t.id, piece, token(piece))
+			return err
+		}) {
+			return
+		}
+		t.count(ctx, len(piece), in)
+		t.block.forget(len(piece))
 	}
 	t.save(ctx)
-	clear(t.block.records)
-	t.block.records, t.block.bytes = t.block.records[:0], 0
 }
 
-// token names a block by the ranges of offsets that it holds: "0:17-42 3:5-5".
-func (b *loadBlock) token() string {
+// count books rows that were acknowledged.
+func (t *loadTopic) count(ctx context.Context, rows int, in event.Inserted) {
+	t.load.Rows.Add(int64(rows))
+	t.load.Malformed.Add(int64(in.Malformed))
+	t.load.Inserts.Add(1)
+	if in.Malformed > 0 {
+		t.log.WarnContext(ctx, "records do not fit their table; they stand in malformed", "count", in.Malformed)
+	}
+	if t.load.Step == nil {
+		return
+	}
+	now := time.Now()
+	for _, at := range in.SettledAt {
+		t.load.Step(StepSettledToClickHouse, max(0, now.Sub(at)))
+	}
+}
+
+// piece is the longest beginning of the block that keeps the limit of bytes, and at least one record.
+func (b *loadBlock) piece(most int) []event.Record {
+	bytes := 0
+	for i := range b.records {
+		if bytes += size(&b.records[i]); bytes > most && i > 0 {
+			return b.records[:i]
+		}
+	}
+	return b.records
+}
+
+// forget removes the first n records.
+func (b *loadBlock) forget(n int) {
+	for i := range b.records[:n] {
+		b.bytes -= size(&b.records[i])
+	}
+	b.records = slices.Delete(b.records, 0, n)
+}
+
+func size(r *event.Record) int { return len(r.Key) + len(r.Value) }
+
+// token names records by the ranges of offsets that they make up: "0:17-42 3:5-5".
+func token(records []event.Record) string {
 	first, last := map[int32]int64{}, map[int32]int64{}
-	for _, r := range b.records {
+	for i := range records {
+		r := &records[i]
 		if _, ok := first[r.Partition]; !ok {
 			first[r.Partition] = r.Offset
 		}

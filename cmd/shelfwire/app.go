@@ -403,6 +403,7 @@ func (a *app) buildLoad(lease pipeline.LeaseConfig, n int32) error {
 		}})
 	}
 	a.load = pipeline.NewLoad(pipeline.LoadConfig{Lease: lease}, a.loadTopics, a.state, a.state, a.cluster, a.tables, a.log)
+	a.load.Step = a.metrics.step
 	a.metrics.counter("load_rows_total", "Rows that ClickHouse has acknowledged.", a.load.Rows.Load)
 	topics := []string{""} // what concerns all of them
 	for _, t := range a.loadTopics {

@@ -34,11 +34,11 @@ func newRegistry() *registry {
 		}),
 		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "shelfwire_step_seconds",
-			Help:    "Length of each step of a push, from the commit of its first change to its settlement.",
+			Help:    "Length of each step of a push, from the commit of its first change until it stands in ClickHouse.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600},
 		}, []string{"step"}),
 	}
-	for _, step := range pipeline.PushSteps() {
+	for _, step := range append(pipeline.PushSteps(), pipeline.StepSettledToClickHouse) {
 		r.steps.WithLabelValues(step) // shown from the start
 	}
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), r.latency, r.steps)
@@ -69,10 +69,14 @@ func (r *registry) waiting(stage, topic string, is func() bool) {
 	}))
 }
 
+func (r *registry) step(step string, d time.Duration) {
+	r.steps.WithLabelValues(step).Observe(d.Seconds())
+}
+
 // push exports a push worker's statistics.
 func (r *registry) push(s *pipeline.PushStats) {
 	s.Latency = func(d time.Duration) { r.latency.Observe(d.Seconds()) }
-	s.Step = func(step string, d time.Duration) { r.steps.WithLabelValues(step).Observe(d.Seconds()) }
+	s.Step = r.step
 	r.counter("push_changes_total", "Live changes taken from Kafka.", s.Consumed.Load)
 	r.counter("push_parked_total", "Products parked in the state.", s.Parked.Load)
 	r.counter("push_rounds_total", "Rounds of due products.", s.Rounds.Load)

@@ -71,6 +71,14 @@ type Outcome struct {
 	NextAttempt  time.Time `json:"next_attempt,omitzero"`
 }
 
+// Inserted says what became of records that were made rows.
+type Inserted struct {
+	// Malformed counts those that could not be read and were put aside.
+	Malformed int
+	// SettledAt are the times at which the pushes among them that a shop took were settled; nil but for outcomes.
+	SettledAt []time.Time
+}
+
 // Document is the value of catalog.documents, keyed by product id and shop ("product|shop"): the last document
 // evaluated, whatever its outcome.
 type Document struct {

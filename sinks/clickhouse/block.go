@@ -16,6 +16,8 @@ type block struct {
 	table   string
 	rows    int
 	columns []columnValues
+	// settled are the times at which pushes of the block were settled; nil but for outcomes.
+	settled []time.Time
 }
 
 // columnValues holds a slice of a type that the driver takes for the column.

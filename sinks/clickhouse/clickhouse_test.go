@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
@@ -77,9 +78,9 @@ func count(t *testing.T, db *DB, from string) (n uint64) {
 
 func insert(t *testing.T, db *DB, topic string, id [16]byte, rs []event.Record, token string) int {
 	t.Helper()
-	bad, err := db.Insert(t.Context(), topic, id, rs, token)
+	in, err := db.Insert(t.Context(), topic, id, rs, token)
 	require.NoError(t, err)
-	return bad
+	return in.Malformed
 }
 
 func TestMigrateCanBeRepeatedAndChangesOnlySettings(t *testing.T) {
@@ -101,6 +102,34 @@ func TestMigrateCanBeRepeatedAndChangesOnlySettings(t *testing.T) {
 		require.Contains(t, made, "REFRESH AFTER "+interval(db.cfg.Refresh)+" (")
 	}
 	require.EqualValues(t, 1, count(t, db, "outcomes"))
+}
+
+// A database of the first version gets what came later, and its rows stay as they are.
+func TestMigrateBringsOldDatabasesUpToDate(t *testing.T) {
+	cfg, err := ParseURL(embeddedtest.NewClickHouseDatabase(t, embeddedtest.ClickHouse(t)))
+	require.NoError(t, err)
+	db, err := Open(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	require.NoError(t, db.conn.Exec(t.Context(), "CREATE TABLE migrations (version UInt32, name String, applied_at DateTime64(3, 'UTC')) ENGINE = ReplacingMergeTree ORDER BY version"))
+	all, err := readMigrations(migrations)
+	require.NoError(t, err)
+	for _, m := range all[:3] {
+		require.NoError(t, db.apply(t.Context(), m))
+	}
+	require.NoError(t, db.conn.Exec(t.Context(), `INSERT INTO outcomes_rows (topic_id, partition, offset, timestamp, product_id, status, settled_at)
+		VALUES ({id:UUID}, 0, 3, now64(3), 'old', 'SUCCESS', now64(6))`, chgo.Named("id", formatUUID(topicA))))
+	require.NoError(t, db.conn.Exec(t.Context(), "ALTER TABLE outcomes_rows MODIFY TTL toDateTime(timestamp) + toIntervalDay(30)"))
+	db.cfg.Retention = 30 * 24 * time.Hour
+	require.NoError(t, db.Migrate(t.Context()))
+	insert(t, db, event.Outcomes, topicA, records(t, event.Outcomes, 0, 4, outcomeOf(4)), "a")
+	require.EqualValues(t, 1, count(t, db, "outcomes WHERE product_id = 'old' AND loaded_at IS NULL"))
+	require.EqualValues(t, 1, count(t, db, "outcomes WHERE product_id = 'p4' AND loaded_at IS NOT NULL"))
+	require.EqualValues(t, 1, count(t, db, "latencies WHERE step = 'settled_to_clickhouse'"))
+	ends, err := db.Begin(t.Context(), event.Outcomes, topicA)
+	require.NoError(t, err)
+	require.Equal(t, map[int32]int64{0: 5}, ends)
+	require.EqualValues(t, 1, count(t, db, "system.tables WHERE database = currentDatabase() AND name = 'outcomes_rows' AND engine_full LIKE '%greatest(least(timestamp%'"))
 }
 
 func TestMigrateMakesTheDatabaseAndMayRunInManyProcesses(t *testing.T) {

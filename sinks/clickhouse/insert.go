@@ -14,18 +14,17 @@ import (
 )
 
 // Insert writes records of one topic, named as in package event without the prefix, and returns when the server has
-// acknowledged them. Every record becomes one row: of its table, or of malformed when it cannot be read, which is
-// counted in the result. Inserting a record again changes nothing that a view shows. The same token must always come
+// acknowledged them. Every record becomes one row: of its table, or of malformed when it cannot be read. Inserting a record again changes nothing that a view shows. The same token must always come
 // with the same records of a topic; it spares the server the work of a repeat.
 //
 // Every error may be tried again with the same records; nothing about a record itself is an error.
-func (d *DB) Insert(ctx context.Context, topic string, topicID [16]byte, records []event.Record, token string) (malformed int, err error) {
+func (d *DB) Insert(ctx context.Context, topic string, topicID [16]byte, records []event.Record, token string) (in event.Inserted, err error) {
 	if len(records) == 0 {
-		return 0, nil
+		return in, nil
 	}
 	t, ok := tables[topic]
 	if !ok {
-		return 0, fmt.Errorf("insert records of topic %s: there is no table for it", topic)
+		return in, fmt.Errorf("insert records of topic %s: there is no table for it", topic)
 	}
 	blocks := t(formatUUID(topicID), topic, records)
 	for _, b := range blocks {
@@ -33,14 +32,15 @@ func (d *DB) Insert(ctx context.Context, topic string, topicID [16]byte, records
 			continue
 		}
 		if b.table == malformedTable {
-			malformed = b.rows
+			in.Malformed = b.rows
 		}
+		in.SettledAt = append(in.SettledAt, b.settled...)
 		// A table of several topics must not take one's token for the other's.
 		if err := d.insert(ctx, b, formatUUID(topicID)+" "+token); err != nil {
-			return 0, fmt.Errorf("insert %d rows into %s (%s): %w", b.rows, b.table, token, explain(err))
+			return event.Inserted{}, fmt.Errorf("insert %d rows into %s (%s): %w", b.rows, b.table, token, explain(err))
 		}
 	}
-	return malformed, nil
+	return in, nil
 }
 
 // insert sends one block, which the server writes as one part for each month that it touches.
@@ -81,36 +81,42 @@ func ignoreSent(err error) error {
 	return err
 }
 
-// Begin notes that the topic has this id now, and returns the offset after the last row that any table holds of the
-// partition, 0 when there is none. A position above it says that rows which were acknowledged are gone, as after a
-// restore, or that the topic was made anew: the loader goes back to what Begin returns. A position below it stands,
-// because a row says nothing about those before it.
-func (d *DB) Begin(ctx context.Context, topic string, topicID [16]byte, partition int32) (next int64, err error) {
+// Begin notes that the topic has this id now, and returns for each partition the offset after the last row that any table
+// holds of it; one without rows is absent. A position above it says that rows which were acknowledged are gone, as after a
+// restore, or that the topic was made anew. A position below it stands, because a row says nothing about those before it.
+func (d *DB) Begin(ctx context.Context, topic string, topicID [16]byte) (ends map[int32]int64, err error) {
 	if topicID == ([16]byte{}) {
-		return 0, fmt.Errorf("begin topic %s: it has no id: Kafka gives topics ids since 2.8", topic)
+		return nil, fmt.Errorf("begin topic %s: it has no id: Kafka gives topics ids since 2.8", topic)
 	}
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.InsertTimeout)
+	defer cancel()
 	id := formatUUID(topicID)
 	err = d.conn.Exec(ctx, `INSERT INTO topics_rows
 		SELECT {topic:String}, {id:UUID}, now64(3)
 		WHERE ({topic:String}, {id:UUID}) NOT IN (SELECT topic, topic_id FROM topics_rows)`,
 		clickhouse.Named("topic", topic), clickhouse.Named("id", id))
 	if err != nil {
-		return 0, fmt.Errorf("note id %s of topic %s: %w", id, topic, explain(err))
+		return nil, fmt.Errorf("note id %s of topic %s: %w", id, topic, explain(err))
 	}
+	ends = map[int32]int64{}
 	for _, table := range tablesOf(topic) {
-		var last uint64
-		var count uint64
-		err := d.conn.QueryRow(ctx, "SELECT max(offset), count() FROM "+table+
-			" WHERE topic_id = {id:UUID} AND partition = {partition:Int32}",
-			clickhouse.Named("id", id), clickhouse.Named("partition", fmt.Sprint(partition))).Scan(&last, &count)
-		if err != nil {
-			return 0, fmt.Errorf("find the last row of %s/%d in %s: %w", topic, partition, table, explain(err))
+		var rows []struct {
+			Partition int32  `ch:"partition"`
+			Last      uint64 `ch:"last"`
 		}
-		if count > 0 {
-			next = max(next, int64(last)+1)
+		if err := d.conn.Select(ctx, &rows, endsSQL(table), clickhouse.Named("id", id)); err != nil {
+			return nil, fmt.Errorf("find the last rows of %s in %s: %w", topic, table, explain(err))
+		}
+		for _, r := range rows {
+			ends[r.Partition] = max(ends[r.Partition], int64(r.Last)+1)
 		}
 	}
-	return next, nil
+	return ends, nil
+}
+
+// endsSQL is answered from the projection ends.
+func endsSQL(table string) string {
+	return "SELECT partition, max(offset) AS last FROM " + table + " WHERE topic_id = {id:UUID} GROUP BY partition"
 }
 
 // formatUUID writes a topic's id as ClickHouse reads it.
@@ -148,6 +154,7 @@ var cures = map[int32]string{
 	243: "the server's disk is full: make room, it is tried again",
 	252: "the server merges too slowly: it is tried again",
 	497: "the user lacks a right: grant what the message names",
+	774: "the table was made read-only (table_readonly): it is tried again",
 	516: "the login was refused: see clickhouse.user and clickhouse.password in the configuration",
 }
 
@@ -164,8 +171,8 @@ func explain(err error) error {
 	return err
 }
 
-// clamp keeps a time within what DateTime64 can hold as text, 1900 to 2299, so that a record with an absurd timestamp
-// is still one and the same row every time.
+// clamp keeps a time within what DateTime64 can hold as text, from 1900 on, and what the driver can hand over, nanoseconds
+// in 64 bits until 2262, so that a record with an absurd timestamp is still one and the same row every time.
 func clamp(t time.Time) time.Time {
 	switch {
 	case t.Before(earliest):
@@ -178,5 +185,5 @@ func clamp(t time.Time) time.Time {
 
 var (
 	earliest = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
-	latest   = time.Date(2299, 12, 31, 23, 59, 59, 0, time.UTC)
+	latest   = time.Date(2261, 12, 31, 23, 59, 59, 0, time.UTC)
 )

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -92,20 +93,20 @@ func TestABlockMayTouchManyMonths(t *testing.T) {
 
 func TestBeginFindsWhereRowsEnd(t *testing.T) {
 	db := open(t)
-	next := func(topic string, id [16]byte, partition int32) int64 {
-		n, err := db.Begin(t.Context(), topic, id, partition)
+	ends := func(topic string, id [16]byte) map[int32]int64 {
+		ends, err := db.Begin(t.Context(), topic, id)
 		require.NoError(t, err)
-		return n
+		return ends
 	}
 	for i, topic := range Topics() {
 		first, second := [16]byte{1, byte(i)}, [16]byte{2, byte(i)} // Kafka gives no id twice
-		require.Zero(t, next(topic, first, 0), topic)
+		require.Empty(t, ends(topic, first), topic)
 		insert(t, db, topic, first, records(t, topic, 0, 41, []byte("no JSON")), "a")
-		require.EqualValues(t, 42, next(topic, first, 0), topic)
-		require.Zero(t, next(topic, first, 1), topic)
-		require.Zero(t, next(topic, second, 0), topic)
+		insert(t, db, topic, first, records(t, topic, 2, 6, []byte("no JSON")), "b")
+		require.Equal(t, map[int32]int64{0: 42, 2: 7}, ends(topic, first), topic)
+		require.Empty(t, ends(topic, second), topic)
 	}
-	_, err := db.Begin(t.Context(), event.Outcomes, [16]byte{}, 0)
+	_, err := db.Begin(t.Context(), event.Outcomes, [16]byte{})
 	require.ErrorContains(t, err, "no id")
 	require.EqualValues(t, 2*len(Topics()), count(t, db, "topics"))
 	require.EqualValues(t, 2*len(Topics()), count(t, db, "topics_rows"))
@@ -118,7 +119,7 @@ func TestRetentionForgetsRowsAndKeepsDocuments(t *testing.T) {
 	insert(t, db, event.Outcomes, topicA, old, "a")
 	doc := records(t, event.Documents, 0, 0, documentOf(t, "p1", "1", 1))
 	doc[0].Timestamp = time.Now().AddDate(-3, 0, 0)
-	_, err := db.Begin(t.Context(), event.Documents, topicA, 0)
+	_, err := db.Begin(t.Context(), event.Documents, topicA)
 	require.NoError(t, err)
 	insert(t, db, event.Documents, topicA, doc, "a")
 	require.NoError(t, db.conn.Exec(t.Context(), "OPTIMIZE TABLE outcomes_rows FINAL"))
@@ -126,6 +127,55 @@ func TestRetentionForgetsRowsAndKeepsDocuments(t *testing.T) {
 	require.EqualValues(t, 1, count(t, db, "outcomes"))
 	require.Zero(t, count(t, db, "document_versions"))
 	require.EqualValues(t, 1, count(t, db, "documents"))
+}
+
+// The server's DateTime ends in 2106 and begins again in 1970, and that of a timestamp before 1970 lies in our time.
+func TestRetentionKnowsAbsurdTimestamps(t *testing.T) {
+	db := open(t, func(c *Config) { c.Retention = 30 * 24 * time.Hour })
+	rs := records(t, event.Outcomes, 0, 0, outcomeOf(1), outcomeOf(2), outcomeOf(3), outcomeOf(4))
+	for i, year := range []int{2150, 2299, 1925, time.Now().Year() + 1} {
+		rs[i].Timestamp = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	insert(t, db, event.Outcomes, topicA, rs, "a")
+	require.NoError(t, db.conn.Exec(t.Context(), "OPTIMIZE TABLE outcomes_rows FINAL"))
+	require.EqualValues(t, 3, count(t, db, "outcomes"))
+	require.EqualValues(t, 1, count(t, db, "outcomes WHERE toYear(timestamp) = 2150"))
+	require.EqualValues(t, 1, count(t, db, "outcomes WHERE toYear(timestamp) = 2261"))
+}
+
+// A loader begins with each lease that it gets: the question where rows end must not read the table.
+func TestBeginReadsNoTable(t *testing.T) {
+	db := open(t)
+	require.NoError(t, db.conn.Exec(t.Context(), `INSERT INTO outcomes_rows (topic_id, partition, offset, timestamp, product_id)
+		SELECT {id:UUID}, number % 8, intDiv(number, 8), {noon:DateTime} + toIntervalMillisecond(number), toString(number) FROM numbers(200000)`,
+		chgo.Named("id", formatUUID(topicA)), chgo.Named("noon", noon.Format(time.DateTime))))
+	insert(t, db, event.Outcomes, topicA, records(t, event.Outcomes, 7, 25_000, outcomeOf(1)), "a")
+	look := func() {
+		t.Helper()
+		ends, err := db.Begin(t.Context(), event.Outcomes, topicA)
+		require.NoError(t, err)
+		require.Len(t, ends, 8)
+		require.EqualValues(t, 25_001, ends[7])
+		require.EqualValues(t, 25_000, ends[0])
+		var marks uint64
+		rows, err := db.conn.Query(t.Context(), "EXPLAIN ESTIMATE "+endsSQL("outcomes_rows"), chgo.Named("id", formatUUID(topicA)))
+		require.NoError(t, err)
+		for rows.Next() {
+			var database, table string
+			var parts, n, m uint64
+			require.NoError(t, rows.Scan(&database, &table, &parts, &n, &m))
+			marks += m
+		}
+		require.NoError(t, rows.Err())
+		require.LessOrEqual(t, marks, uint64(4), "one for each part, of 25 of the table")
+	}
+	look()
+	// Equal rows are merged, and what the parts say of their ends with them.
+	insert(t, db, event.Outcomes, topicA, records(t, event.Outcomes, 7, 25_000, outcomeOf(1)), "b")
+	require.NoError(t, db.conn.Exec(t.Context(), "OPTIMIZE TABLE outcomes_rows FINAL"))
+	look()
+	require.NoError(t, db.conn.Exec(t.Context(), "DELETE FROM outcomes_rows WHERE product_id = '5'"), "a person may have to be forgotten")
+	look()
 }
 
 func TestErrorsSayWhatToDo(t *testing.T) {

@@ -150,10 +150,11 @@ func (d *DB) applyRetention(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the retention of %s: %w", table, explain(err))
 		}
+		ttl := retention(days)
 		change := ""
 		switch {
-		case days > 0 && !strings.Contains(engine, fmt.Sprintf("toIntervalDay(%d)", days)):
-			change = fmt.Sprintf("MODIFY TTL toDateTime(timestamp) + toIntervalDay(%d)", days)
+		case days > 0 && !strings.Contains(engine, " TTL "+ttl+" "):
+			change = "MODIFY TTL " + ttl
 		case days == 0 && strings.Contains(engine, " TTL "):
 			change = "REMOVE TTL"
 		default:
@@ -164,6 +165,15 @@ func (d *DB) applyRetention(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// retention is the time at which a row may go, in the server's own form, so that an equal one is recognised. It must be a
+// DateTime, which ends in 2106 and begins in 1970 and goes round beyond that: a record with an absurd timestamp would come
+// out as an old one.
+func retention(days int) string {
+	last := time.Date(2106, 1, 1, 0, 0, 0, 0, time.UTC).AddDate(0, 0, -days)
+	return fmt.Sprintf("toDateTime(greatest(least(timestamp, toDateTime64('%s', 3, 'UTC')), toDateTime64('1970-01-01 00:00:00', 3, 'UTC'))) + toIntervalDay(%d)",
+		last.Format(time.DateTime), days)
 }
 
 // Aggregates lists the tables that are computed anew at every refresh, each from its view.

@@ -62,6 +62,34 @@ func TestQueriesAnswerWhatAnAnalystAsks(t *testing.T) {
 	}}, points)
 }
 
+// Each step begins where the one before it ends.
+func TestTheStepsOfAPushAddUpToTheWhole(t *testing.T) {
+	db := open(t)
+	var values []any
+	for n := range 20 {
+		o := outcomeOf(n)
+		o.FirstCommit = time.Now().Add(-time.Minute)
+		for i, at := range []*time.Time{&o.CapturedAt, &o.DueAt, &o.ReadAt, &o.SentAt, &o.AnsweredAt, &o.SettledAt} {
+			*at = o.FirstCommit.Add(time.Duration((i+1)*(n+1)) * time.Millisecond)
+		}
+		values = append(values, o)
+	}
+	in, err := db.Insert(t.Context(), event.Outcomes, topicA, recent(records(t, event.Outcomes, 0, 0, values...)), "a")
+	require.NoError(t, err)
+	require.Len(t, in.SettledAt, 20)
+	require.EqualValues(t, 20, count(t, db, `(
+		SELECT timestamp, sumIf(ms, step NOT IN ('commit_to_shop', 'last_commit_to_shop', 'commit_to_clickhouse')) AS steps,
+			sumIf(ms, step = 'commit_to_clickhouse') AS whole, count() AS n
+		FROM latencies GROUP BY timestamp HAVING n = 10 AND whole > 59000 AND abs(steps - whole) < 0.01)`))
+	latencies, err := db.Latencies(t.Context())
+	require.NoError(t, err)
+	require.Len(t, latencies, 10)
+	for _, l := range latencies {
+		require.EqualValues(t, 20, l.Pushes, l.Step)
+	}
+	require.Equal(t, "settled_to_clickhouse", latencies[6].Step)
+}
+
 // documentOf is the event of a document with one variant; an empty price is left alone.
 func documentOf(t *testing.T, product, price string, quantity int) event.Record {
 	t.Helper()
@@ -83,7 +111,7 @@ func TestDocumentsAndTheirHistories(t *testing.T) {
 	rs := recent(records(t, event.Documents, 0, 0,
 		documentOf(t, "p1", "1.00", 5), documentOf(t, "p2", "7", 1), documentOf(t, "p1", "1.00", 4),
 		documentOf(t, "p1", "", 4), documentOf(t, "p1", "2.50", 4), gone, documentOf(t, "p1", "n/a", 4)))
-	_, err := db.Begin(t.Context(), event.Documents, topicA, 0)
+	_, err := db.Begin(t.Context(), event.Documents, topicA)
 	require.NoError(t, err)
 	insert(t, db, event.Documents, topicA, rs[:5], "0-4")
 	insert(t, db, event.Documents, topicA, rs, "0-6")
@@ -104,7 +132,7 @@ func TestDocumentsAndTheirHistories(t *testing.T) {
 	require.EqualValues(t, 2, count(t, db, "stock_history WHERE previous_quantity IS NULL"))
 
 	// The topic is made anew: offsets start again, and what it does not hold is gone.
-	_, err = db.Begin(t.Context(), event.Documents, topicB, 0)
+	_, err = db.Begin(t.Context(), event.Documents, topicB)
 	require.NoError(t, err)
 	insert(t, db, event.Documents, topicB, recent(records(t, event.Documents, 0, 0, documentOf(t, "p3", "3", 1))), "0-0")
 	require.EqualValues(t, 1, count(t, db, "documents"))
@@ -113,7 +141,7 @@ func TestDocumentsAndTheirHistories(t *testing.T) {
 
 func TestBatchStatusFollowsTheEvents(t *testing.T) {
 	db := open(t)
-	_, err := db.Begin(t.Context(), event.Batches, topicA, 0)
+	_, err := db.Begin(t.Context(), event.Batches, topicA)
 	require.NoError(t, err)
 	at := func(s int) time.Time { return noon.Add(time.Duration(s) * time.Second) }
 	rs := records(t, event.Batches, 0, 0,

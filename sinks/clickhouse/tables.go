@@ -22,7 +22,9 @@ var tables = map[string]func(topicID, topic string, records []event.Record) []bl
 	},
 	event.Outcomes: func(id, topic string, records []event.Record) []block {
 		rows, bad := read(records, decodeOutcome)
-		return []block{build("outcomes_rows", id, rows, outcomeColumns), malformed(topic, id, bad)}
+		b := build("outcomes_rows", id, rows, outcomeColumns)
+		b.settled = settledTimes(rows)
+		return []block{b, malformed(topic, id, bad)}
 	},
 	event.Batches: func(id, topic string, records []event.Record) []block {
 		rows, bad := read(records, decodeBatch)
@@ -164,6 +166,14 @@ var outcomeColumns = []column[row[event.Outcome]]{
 	outcome("settled_at", func(o *event.Outcome) *time.Time { return nullable(o.SettledAt) }),
 	outcome("document_hash", func(o *event.Outcome) string { return o.DocumentHash }),
 	outcome("next_attempt", func(o *event.Outcome) *time.Time { return nullable(o.NextAttempt) }),
+	{name: "loaded_at", fill: func(rows []row[event.Outcome]) any {
+		now := time.Now().UTC()
+		values := make([]*time.Time, len(rows))
+		for i := range values {
+			values[i] = &now
+		}
+		return values
+	}},
 }
 
 func decodeOutcome(r *event.Record) (event.Outcome, error) {
@@ -176,6 +186,17 @@ func decodeOutcome(r *event.Record) (event.Outcome, error) {
 		err = errors.New("status is empty")
 	}
 	return o, err
+}
+
+// settledTimes are those of pushes that a shop took, which are those that the view latencies counts.
+func settledTimes(rows []row[event.Outcome]) []time.Time {
+	var times []time.Time
+	for i := range rows {
+		if o := &rows[i].v; o.Status == event.Success && !o.AnsweredAt.IsZero() && !o.SettledAt.IsZero() {
+			times = append(times, o.SettledAt)
+		}
+	}
+	return times
 }
 
 func batch[T any](name string, get func(*event.Batch) T) column[row[event.Batch]] {

@@ -9,4 +9,4 @@ WHERE timestamp >= now() - INTERVAL 1 DAY
 GROUP BY step
 ORDER BY indexOf(
     ['commit_to_kafka', 'kafka_to_due', 'due_to_read', 'read_to_sent', 'sent_to_answered', 'answered_to_settled',
-     'commit_to_shop', 'last_commit_to_shop'], step)
+     'settled_to_clickhouse', 'commit_to_shop', 'last_commit_to_shop', 'commit_to_clickhouse'], step)
