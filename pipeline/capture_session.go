@@ -108,6 +108,7 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 		}, pos, &c.stats),
 	}
 	s.encoder.memory = s.batcher.memory
+	s.router.behind(pos.Unseen)
 	s.tick()
 	run := rand.Text()
 	s.snapshots = newSnapshotReader(c.parts.Source, run, c.cfg, c.log)

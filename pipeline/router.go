@@ -179,6 +179,16 @@ func newRouter(routes []route.Route) *router {
 	return r
 }
 
+// behind says what a predecessor has streamed without having seen a read contain it: each of these transactions may have
+// changed any of the parent tables.
+func (r *router) behind(unseen []change.XID) {
+	for _, t := range r.tables {
+		for _, p := range t.parents {
+			p.changed = slices.Clone(unseen)
+		}
+	}
+}
+
 // known reports whether the configuration says anything about the table.
 func (r *router) known(rel *change.Relation) bool {
 	return r.plan(rel).table != nil
