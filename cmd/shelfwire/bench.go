@@ -117,6 +117,11 @@ func benchMeasures() []benchMeasure {
 		{name: "capture", alone: measureCapture},
 		{name: "snapshot", alone: measureSnapshot},
 		{name: "transaction", alone: measureTransaction},
+		{name: "stream", alone: measureStream},
+		{name: "unchanged", alone: measureUnchanged},
+		{name: "parking", alone: measureParking},
+		{name: "waiting", alone: measureWaiting},
+		{name: "commit", alone: measureCommit},
 		{name: "kafka", asked: true, alone: measureKafka},
 	}
 }

@@ -132,6 +132,11 @@ func (b *bench) withPipeline(ctx context.Context, c rigConfig, measure func(cont
 	if err != nil {
 		return err
 	}
+	return b.runPipeline(ctx, r, measure)
+}
+
+// runPipeline runs measure beside a whole pipeline in this process on parts that stand.
+func (b *bench) runPipeline(ctx context.Context, r *benchRig, measure func(context.Context, *benchRig) error) (err error) {
 	r.app, err = openApp(ctx, r.cfg, options{roles: allRoles}, b.log)
 	defer r.app.close()
 	if err != nil {

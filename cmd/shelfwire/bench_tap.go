@@ -107,6 +107,11 @@ type graphQL struct {
 
 // prices returns when each price first stood in a shop.
 func prices(requests []tapped) (map[string]time.Time, error) {
+	return pricesAt(requests, func(t tapped) time.Time { return t.answered })
+}
+
+// pricesAt returns when the first request with each price was where at says.
+func pricesAt(requests []tapped, when func(tapped) time.Time) (map[string]time.Time, error) {
 	at := map[string]time.Time{}
 	var walk func(v any, when time.Time)
 	walk = func(v any, when time.Time) {
@@ -131,7 +136,7 @@ func prices(requests []tapped) (map[string]time.Time, error) {
 		if err := json.Unmarshal(r.body, &q); err != nil {
 			return nil, fmt.Errorf("decode a request to %s: %w", r.shop, err)
 		}
-		walk(q.Variables, r.answered)
+		walk(q.Variables, when(r))
 	}
 	return at, nil
 }

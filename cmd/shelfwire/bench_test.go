@@ -60,6 +60,25 @@ func TestBenchMeasuresASnapshot(t *testing.T) {
 	require.ErrorContains(t, runBench(t.Context(), &benchFlags{rows: 100}, &table, &progress), "--rows")
 }
 
+// Likewise: that products are answered from the state, parked and worked off without a request is checked by the
+// measurements themselves.
+func TestBenchMeasuresTheMiddle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts PostgreSQL and Kafka")
+	}
+	b := newBench(&benchFlags{quick: true}, t.Output())
+	for goal, measure := range map[string]func(context.Context, *bench) ([]figure, error){
+		"≥ 50000": measureUnchanged, "≤ 60": measureParking,
+	} {
+		figures, err := measure(t.Context(), b)
+		require.NoError(t, err)
+		require.Equal(t, goal, figures[0].Goal)
+		for _, f := range figures {
+			require.Positive(t, f.Value, f.Name)
+		}
+	}
+}
+
 func TestBenchSaysWhatItCannotMeasure(t *testing.T) {
 	var table, progress bytes.Buffer
 	err := runBench(t.Context(), &benchFlags{only: []string{"warmth"}}, &table, &progress)
