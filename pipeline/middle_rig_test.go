@@ -71,7 +71,7 @@ func newMiddleRig(t *testing.T, s *server.Server, catalog string) *middleRig {
 	r.push = pipeline.PushConfig{
 		Prefix: r.kc.Topic(""), Partitions: r.kc.Partitions(), NotYetVisible: 300 * time.Millisecond,
 		RequestTimeout: time.Second, // a lease outlasts it
-		Debounce:       debounce.Config{Quiet: 20 * time.Millisecond, MaxWait: 200 * time.Millisecond},
+		Debounce:       debounce.Wait{Quiet: 20 * time.Millisecond, MaxWait: 200 * time.Millisecond},
 		Guard:          work.GuardLimits{Floor: 1 << 20},
 	}
 	var err error

@@ -61,7 +61,8 @@ type Push struct {
 	holds    holdNews
 	lines    lines
 	hints    hints
-	finished chan finished // on their way to the settler
+	content  map[string]bool // tables whose changes go in the lane of content
+	finished chan finished   // on their way to the settler
 	rounds   sync.WaitGroup
 	slow     chan struct{} // holds one while a product is read alone
 
@@ -91,9 +92,13 @@ func NewPush(cfg PushConfig, parts PushParts) *Push {
 		slow:     make(chan struct{}, 1),
 		lines:    newLines(cfg.Flying, cfg.FlyingPerShop),
 		hints:    newHints(),
+		content:  map[string]bool{},
 	}
-	p.windows[classLive] = debounce.New[change.ProductID, shopSet](cfg.Debounce)
-	p.windows[classCampaign] = debounce.New[change.ProductID, shopSet](debounce.Config{}) // it has waited in the state
+	for _, table := range cfg.ContentTables {
+		p.content[table] = true
+	}
+	p.windows[classLive] = debounce.New[change.ProductID, shopSet]()
+	p.windows[classCampaign] = debounce.New[change.ProductID, shopSet]() // hurried only: it has waited in the state
 	return p
 }
 
@@ -261,7 +266,7 @@ func (p *Push) leave(c class, due []change.ProductID, now time.Time) (entries []
 			continue
 		}
 		if !o.usable(now, p.cfg.RequestTimeout) { // renewed in time, it is still ours, and nobody reads it again
-			p.windows[c].Delay(id, p.setOf(e), now, now.Add(again))
+			p.windows[c].Delay(id, p.setOf(e), now.Add(again))
 			continue
 		}
 		if c == classLive {
@@ -328,7 +333,7 @@ func (p *Push) land(ls []landing) {
 		if _, ok := p.blocked[id]; ok {
 			delete(p.blocked, id)
 			if e := p.hot[id]; e != nil {
-				p.windows[e.class()].Hurry(id, p.setOf(e), now, now)
+				p.windows[e.class()].Hurry(id, p.setOf(e), now)
 			}
 		}
 	}

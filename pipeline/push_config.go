@@ -72,7 +72,11 @@ type PushConfig struct {
 	Partitions int32
 	// Debounce: quiet 500 ms and max wait 5 s by default. A longer quiet coalesces more changes into one push and
 	// delays each by as much.
-	Debounce debounce.Config
+	Debounce debounce.Wait
+	// Content is the same for changes of ContentTables ("schema.table"), which may wait longer than prices and stock:
+	// they go in the lane of content. The zero value is Debounce. What a campaign asks for has waited in the state.
+	Content       debounce.Wait
+	ContentTables []string
 	// RequestTimeout bounds one request to a shop. No request is sent by a lease that ends sooner. Default 15 s.
 	RequestTimeout time.Duration
 	// Round is how many due products share one documents query at the most. Default 250.
@@ -100,6 +104,14 @@ type PushConfig struct {
 	Guard work.GuardLimits
 }
 
+// wait is how long a change waits that came in a lane.
+func (c *PushConfig) wait(l work.Lane) debounce.Wait {
+	if l == work.LaneContent {
+		return c.Content
+	}
+	return c.Debounce
+}
+
 func (c PushConfig) withDefaults() PushConfig {
 	c.Lease = c.Lease.withDefaults()
 	set := func(d *time.Duration, v time.Duration) {
@@ -112,8 +124,11 @@ func (c PushConfig) withDefaults() PushConfig {
 			*n = v
 		}
 	}
-	if c.Debounce == (debounce.Config{}) {
-		c.Debounce = debounce.Config{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second}
+	if c.Debounce == (debounce.Wait{}) {
+		c.Debounce = debounce.Wait{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second}
+	}
+	if c.Content == (debounce.Wait{}) {
+		c.Content = c.Debounce
 	}
 	set(&c.RequestTimeout, 15*time.Second)
 	set(&c.NotYetVisible, 5*time.Second)

@@ -48,7 +48,7 @@ func NewDryRun(cfg PushConfig, parts PushParts, from map[int32]int64, show func(
 	p.log = slog.New(slog.DiscardHandler) // troubles are told below, once
 	return &DryRun{
 		push: p, reader: parts.Reader, from: from, show: show,
-		window: debounce.New[change.ProductID, shopSet](p.cfg.Debounce), waiting: map[change.ProductID]*entry{},
+		window: debounce.New[change.ProductID, shopSet](), waiting: map[change.ProductID]*entry{},
 	}
 }
 
@@ -91,13 +91,14 @@ func (d *DryRun) Run(ctx context.Context) error {
 func (d *DryRun) take(recs []event.Record) {
 	now := time.Now()
 	for i := range recs {
-		e, _, _, err := parseChange(&recs[i])
+		e, _, _, err := parseChange(&recs[i], d.push.content)
 		if err != nil {
 			continue
 		}
 		e.offsets = nil
+		lane := e.lane
 		d.wait(e)
-		d.window.Touch(e.product, setUnknown, now)
+		d.window.Touch(e.product, setUnknown, d.push.cfg.wait(lane), now)
 	}
 }
 
@@ -119,7 +120,7 @@ func (d *DryRun) plan(ctx context.Context) {
 	}
 	later := func(e *entry, after time.Duration) {
 		d.wait(e)
-		d.window.Delay(e.product, setUnknown, now, now.Add(after))
+		d.window.Delay(e.product, setUnknown, now.Add(after))
 	}
 	r := &reading{p: d.push, stop: ctx}
 	flights, err := r.load(ctx, entries)

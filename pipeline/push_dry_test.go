@@ -26,7 +26,7 @@ func TestDryRunSendsAndSettlesNothing(t *testing.T) {
 		w.known[[2]string{"same", "north"}] = work.Known{ProductID: "same", Shop: "north", Shadow: []byte(`"1"`)}
 		w.xid = 150
 		var shown []Shown
-		d := NewDryRun(PushConfig{Debounce: debounce.Config{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second}}, PushParts{
+		d := NewDryRun(PushConfig{Debounce: debounce.Wait{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second}}, PushParts{
 			Reader: w, Documents: w, State: w, Sender: w, Log: slog.New(slog.DiscardHandler), // nothing to write with
 		}, map[int32]int64{0: 1}, func(s Shown) { shown = append(shown, s) })
 		ctx, cancel := context.WithCancel(t.Context())

@@ -112,5 +112,5 @@ func (p *Push) wait(e *entry, then func(w *debounceWindow, id change.ProductID, 
 
 // pause lets a product that has landed fly again after a while.
 func (e *entry) pause(p *Push, now time.Time, after time.Duration) {
-	p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Delay(id, set, now, now.Add(after)) })
+	p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Delay(id, set, now.Add(after)) })
 }

@@ -127,7 +127,7 @@ func (w *world) run(owner string) (p *Push, stop func()) {
 func (w *world) worker(owner string, change func(*PushConfig)) *Push {
 	cfg := PushConfig{
 		Lease: LeaseConfig{Owner: owner}, Prefix: "catalog.", Partitions: 1,
-		Debounce: debounce.Config{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second},
+		Debounce: debounce.Wait{Quiet: 500 * time.Millisecond, MaxWait: 5 * time.Second},
 	}
 	change(&cfg)
 	return NewPush(cfg, PushParts{

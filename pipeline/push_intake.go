@@ -18,6 +18,7 @@ import (
 // intake sorts the records of one poll; it is pure.
 type intake struct {
 	prefix  string
+	content map[string]bool // tables whose changes go in the lane of content
 	n       int32
 	at      time.Time                 // when the poll came
 	owners  map[int32]*ownedPartition // under whose leases it came
@@ -43,7 +44,7 @@ func (in *intake) add(r *event.Record) {
 	}
 	in.last[r.Partition] = r.Offset
 	in.records = append(in.records, *r)
-	e, batch, origin, err := parseChange(r)
+	e, batch, origin, err := parseChange(r, in.content)
 	if err != nil {
 		in.takeIn.Outbox = append(in.takeIn.Outbox, deadLetter(in.prefix, r, err))
 		in.done[r.Partition] = append(in.done[r.Partition], r.Offset)
@@ -92,8 +93,8 @@ func (in *intake) item(batch string, e *entry, origin string) {
 }
 
 // parseChange reads the key and headers of a record of catalog.changes; its value is not needed, as a push reads the
-// document itself.
-func parseChange(r *event.Record) (e *entry, batch, origin string, err error) {
+// document itself. content are the tables whose changes go in the lane of content.
+func parseChange(r *event.Record, content map[string]bool) (e *entry, batch, origin string, err error) {
 	if len(r.Key) == 0 {
 		return nil, "", "", errors.New("the record has no key: it must be the product id")
 	}
@@ -124,6 +125,11 @@ func parseChange(r *event.Record) (e *entry, batch, origin string, err error) {
 	batch, _ = r.Header(event.HeaderBatch)
 	if !utf8.ValidString(batch) || strings.IndexByte(batch, 0) >= 0 {
 		return nil, "", "", fmt.Errorf("header %s is no text", event.HeaderBatch)
+	}
+	if len(content) > 0 {
+		if table, _ := r.Header(event.HeaderTable); content[table] {
+			e.lane = work.LaneContent
+		}
 	}
 	origin, _ = r.Header(event.HeaderOrigin)
 	return e, batch, origin, nil

@@ -92,6 +92,6 @@ func (p *Push) unpark(rows []work.Parked) {
 			e.hold(key, 1)
 			e.only = map[string]struct{}{row.Shop: {}}
 		}
-		p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Hurry(id, set, now, now) })
+		p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Hurry(id, set, now) })
 	}
 }

@@ -14,7 +14,7 @@ import (
 // state. What must be written is written beside the loop, one poll at a time, and is durable before it counts as taken
 // in; a live change of no batch has nothing to write and waits for nobody.
 func (p *Push) take(ctx context.Context, recs []event.Record) {
-	in := &intake{prefix: p.cfg.Prefix, n: p.cfg.Partitions, at: time.Now(), owners: map[int32]*ownedPartition{}}
+	in := &intake{prefix: p.cfg.Prefix, content: p.content, n: p.cfg.Partitions, at: time.Now(), owners: map[int32]*ownedPartition{}}
 	for i := range recs {
 		r := &recs[i]
 		o := p.owned[r.Partition]
@@ -49,7 +49,8 @@ func (p *Push) admit(in *intake, entries []*entry) {
 		if o == nil || o != in.owners[e.partition] || o.draining {
 			continue // the next owner reads it again
 		}
-		p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Touch(id, set, in.at) })
+		lane := e.lane // its own: it may become part of what waits already
+		p.wait(e, func(w *debounceWindow, id change.ProductID, set shopSet) { w.Touch(id, set, p.cfg.wait(lane), in.at) })
 	}
 }
 
@@ -83,7 +84,7 @@ func (p *Push) takeIn(ctx context.Context, in *intake) {
 		return
 	}
 	for part, o := range in.owners {
-		one := &intake{prefix: in.prefix, n: in.n, at: in.at, owners: map[int32]*ownedPartition{part: o}}
+		one := &intake{prefix: in.prefix, content: in.content, n: in.n, at: in.at, owners: map[int32]*ownedPartition{part: o}}
 		for i := range in.records {
 			if r := &in.records[i]; r.Partition == part {
 				one.add(r)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/pipeline/debounce"
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -34,6 +35,34 @@ func TestTenChangesAreOnePushAndTheirOffsetsAreDoneTogether(t *testing.T) {
 		require.ElementsMatch(t, []string{"p1 north SUCCESS ", "p1 south SUCCESS "}, w.outcomes())
 		stop()
 		require.Empty(t, w.owner, "the lease is given back")
+	})
+}
+
+// Texts wait longer than prices, and a price that comes meanwhile takes them along at once.
+func TestContentWaitsLongerThanPrices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		text := event.Header{Key: event.HeaderTable, Value: []byte("catalog.texts")}
+		for _, id := range []string{"text", "price", "both"} {
+			w.put(id, "x", "north")
+		}
+		stop := w.start(w.worker("a", func(c *PushConfig) {
+			c.Content, c.ContentTables = debounce.Wait{Quiet: 10 * time.Second, MaxWait: time.Minute}, []string{"catalog.texts"}
+		}))
+		w.change("text", 100, text)
+		w.change("both", 100, text)
+		w.change("price", 100)
+		w.wait(time.Second)
+		require.Equal(t, []string{"north:price"}, w.sent)
+		w.wait(4 * time.Second)
+		w.change("both", 101, event.Header{Key: event.HeaderTable, Value: []byte("catalog.prices")})
+		w.wait(time.Second)
+		require.Equal(t, []string{"north:price", "north:both"}, w.sent)
+		w.wait(3 * time.Second)
+		require.Len(t, w.sent, 2)
+		w.wait(2 * time.Second)
+		require.Equal(t, []string{"north:price", "north:both", "north:text"}, w.sent)
+		stop()
 	})
 }
 

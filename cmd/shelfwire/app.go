@@ -21,6 +21,7 @@ import (
 	"github.com/shelfwire/shelfwire/pipeline"
 	"github.com/shelfwire/shelfwire/pipeline/debounce"
 	"github.com/shelfwire/shelfwire/schemas/event"
+	"github.com/shelfwire/shelfwire/schemas/route"
 	"github.com/shelfwire/shelfwire/schemas/work"
 	"github.com/shelfwire/shelfwire/sinks/clickhouse"
 	"github.com/shelfwire/shelfwire/sinks/shopify"
@@ -369,7 +370,8 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 	}
 	a.push = pipeline.NewPush(pipeline.PushConfig{
 		Lease: lease, Prefix: a.cfg.Kafka.Prefix, Partitions: n,
-		Debounce:       debounce.Config{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait},
+		Debounce: debounce.Wait{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait},
+		Content:  debounce.Wait(a.cfg.Push.Content), ContentTables: a.contentTables(),
 		RequestTimeout: a.requestTimeout(), Drain: a.cfg.Push.Drain,
 		Guard: work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor},
 	}, pipeline.PushParts{
@@ -381,6 +383,17 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 	a.metrics.waiting("push", "", func() bool { return len(a.push.Waiting()) > 0 })
 	a.batches = pipeline.NewBatches(1, lease, a.state, batches, a.state, a.log)
 	return nil
+}
+
+// contentTables are those whose changes may wait longer than prices and stock.
+func (a *app) contentTables() []string {
+	var tables []string
+	for _, r := range a.cfg.Routes {
+		if r.Lane == route.LaneContent {
+			tables = append(tables, r.Table)
+		}
+	}
+	return tables
 }
 
 func (a *app) requestTimeout() time.Duration {

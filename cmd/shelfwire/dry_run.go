@@ -22,7 +22,8 @@ func (a *app) buildDryRun(ctx context.Context, n int32) error {
 	}
 	a.dry = pipeline.NewDryRun(pipeline.PushConfig{
 		Prefix: a.cfg.Kafka.Prefix, Partitions: n,
-		Debounce: debounce.Config{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait},
+		Debounce: debounce.Wait{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait},
+		Content:  debounce.Wait(a.cfg.Push.Content), ContentTables: a.contentTables(),
 	}, pipeline.PushParts{
 		Reader: changes, Documents: documents{a.source, a.cfg.Documents}, Snapshot: a.source.Snapshot,
 		State: a.state, Sender: a.shops, Log: a.log,

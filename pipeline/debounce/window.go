@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Config says how long a key waits.
-type Config struct {
+// Wait says how long a key waits after something has happened to it.
+type Wait struct {
 	// Quiet is how long a key must have been left alone. Longer coalesces more and delays each first change by as
 	// much. Zero: due at once.
 	Quiet time.Duration
@@ -23,7 +23,6 @@ type Config struct {
 // serve all keys, so that a key costs no timer and a touch costs O(log n). The zero Window is not usable; it is not safe
 // for concurrent use.
 type Window[K, C comparable] struct {
-	cfg     Config
 	keys    map[K]*waiting[K, C]
 	classes map[C]*class[K, C]
 	queue   heapOf[*class[K, C]] // of classes that are not set aside, by their first key
@@ -34,8 +33,11 @@ type Window[K, C comparable] struct {
 type waiting[K, C comparable] struct {
 	key   K
 	class *class[K, C]
-	first time.Time
 	due   time.Time
+	// quiet and last are the shortest quiet time and the earliest end of its wait that a touch has given it; last is
+	// zero before the first one.
+	quiet time.Duration
+	last  time.Time
 	index int
 }
 
@@ -54,43 +56,54 @@ func (c *class[K, C]) when() time.Time { return c.keys[0].due }
 func (c *class[K, C]) at(i int)        { c.index = i }
 
 // New returns an empty window.
-func New[K, C comparable](cfg Config) *Window[K, C] {
-	cfg.MaxWait = max(cfg.MaxWait, cfg.Quiet)
-	return &Window[K, C]{cfg: cfg, keys: map[K]*waiting[K, C]{}, classes: map[C]*class[K, C]{}, aside: map[C]*class[K, C]{}}
+func New[K, C comparable]() *Window[K, C] {
+	return &Window[K, C]{keys: map[K]*waiting[K, C]{}, classes: map[C]*class[K, C]{}, aside: map[C]*class[K, C]{}}
 }
 
-// Touch says that something happened to k: it is due after Quiet from now, but never later than MaxWait after the
-// first touch. A key that waits already stays in its class.
-func (w *Window[K, C]) Touch(k K, c C, now time.Time) {
-	due := now.Add(w.cfg.Quiet)
-	if e := w.keys[k]; e != nil {
-		if last := e.first.Add(w.cfg.MaxWait); due.After(last) {
-			due = last
-		}
-		w.move(e, due)
+// Touch says that something happened to k that may wait so long: k is due after Quiet from now, but never later than
+// MaxWait after the first touch. Where touches differ in how long they may wait, the shortest Quiet and the earliest end
+// count: what is urgent neither waits for what is not, nor is put off by it. A key that waits already stays in its class.
+func (w *Window[K, C]) Touch(k K, c C, wait Wait, now time.Time) {
+	last := now.Add(max(wait.MaxWait, wait.Quiet))
+	e := w.keys[k]
+	switch {
+	case e == nil:
+		e = w.add(k, c, now.Add(wait.Quiet))
+		e.quiet, e.last = wait.Quiet, last
 		return
+	case e.last.IsZero():
+		e.quiet, e.last = wait.Quiet, last
+	default:
+		e.quiet, e.last = min(e.quiet, wait.Quiet), earlier(e.last, last)
 	}
-	w.add(k, c, now, due)
+	w.move(e, earlier(now.Add(e.quiet), e.last))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // Hurry makes k due at the given time at the latest, and adds it when it does not wait yet. A later touch may push
 // it back by Quiet, as ever within MaxWait.
-func (w *Window[K, C]) Hurry(k K, c C, now, due time.Time) {
+func (w *Window[K, C]) Hurry(k K, c C, due time.Time) {
 	switch e := w.keys[k]; {
 	case e == nil:
-		w.add(k, c, now, due)
+		w.add(k, c, due)
 	case due.Before(e.due):
 		w.move(e, due)
 	}
 }
 
-// Delay puts k, which has been released before, back until the given time. Its wait counts from now again.
-func (w *Window[K, C]) Delay(k K, c C, now, due time.Time) {
+// Delay puts k, which has been released before, back until the given time.
+func (w *Window[K, C]) Delay(k K, c C, due time.Time) {
 	if e := w.keys[k]; e != nil {
 		w.move(e, due)
 		return
 	}
-	w.add(k, c, now, due)
+	w.add(k, c, due)
 }
 
 // Due removes and returns at most n keys that are due at now: one of each class in turns, the class that was served
@@ -186,21 +199,21 @@ func (w *Window[K, C]) Drop(k K) {
 // Len counts the waiting keys.
 func (w *Window[K, C]) Len() int { return len(w.keys) }
 
-func (w *Window[K, C]) add(k K, name C, first, due time.Time) {
+func (w *Window[K, C]) add(k K, name C, due time.Time) *waiting[K, C] {
+	e := &waiting[K, C]{key: k, due: due}
+	w.keys[k] = e
 	c := w.classes[name]
 	if c == nil { // as one that has just been served: new classes take no turn before the others
 		w.turn++
-		c = &class[K, C]{name: name, turn: w.turn}
-		w.classes[name] = c
-		c.keys = heapOf[*waiting[K, C]]{{key: k, class: c, first: first, due: due}}
-		w.keys[k] = c.keys[0]
+		c = &class[K, C]{name: name, turn: w.turn, keys: heapOf[*waiting[K, C]]{e}}
+		w.classes[name], e.class = c, c
 		heap.Push(&w.queue, c)
-		return
+		return e
 	}
-	e := &waiting[K, C]{key: k, class: c, first: first, due: due}
-	w.keys[k] = e
+	e.class = c
 	heap.Push(&c.keys, e)
 	w.settle(c)
+	return e
 }
 
 func (w *Window[K, C]) move(e *waiting[K, C], due time.Time) {

@@ -14,6 +14,9 @@ type Route struct {
 	// Query is for rows that concern many products: SQL that lists product ids as text, ordered by it COLLATE "C".
 	// $1 is the row's image as jsonb, $2 the last product id of the page before ('' at first), $3 the page size.
 	Query string `yaml:"query,omitempty"`
+	// Lane is LaneContent where the rows hold what may wait longer than prices and stock: texts, images. They are pushed
+	// after push.content.quiet and behind live prices. Empty: live. Rows with a Query go in the lane of campaigns.
+	Lane string `yaml:"lane,omitempty"`
 	// Batch makes each transaction that changes the table a batch.
 	Batch bool `yaml:"batch,omitempty"`
 	// BatchWhen narrows Batch to changes in which one of these columns differs between the old and the new image
@@ -22,6 +25,9 @@ type Route struct {
 	// Admin is the column whose value names the person behind the batch. Empty: none.
 	Admin string `yaml:"admin,omitempty"`
 }
+
+// LaneContent is the value of a route's Lane.
+const LaneContent = "content"
 
 // Parent is a foreign key: Column of the routed table holds ID of Table, whose Key column is the product id.
 type Parent struct {

@@ -142,6 +142,8 @@ type Push struct {
 	Quiet time.Duration `yaml:"quiet"`
 	// MaxWait bounds the wait of a product that is never left alone. Default 5s.
 	MaxWait time.Duration `yaml:"max_wait"`
+	// Content is Quiet and MaxWait for tables whose routes say lane: content. Default: the same.
+	Content Wait `yaml:"content"`
 	// Lease is how long a killed worker's products stay its own. Default 30s.
 	Lease time.Duration `yaml:"lease"`
 	// Drain is how long a stop waits for answers that are on their way. What it does not await is found again by its
@@ -150,6 +152,12 @@ type Push struct {
 	// StaleWait is how long a stock level waits when the shop's "available" is not what was left there, so that the
 	// shop's own sales can reach the database first. Default 60s.
 	StaleWait time.Duration `yaml:"stale_wait"`
+}
+
+// Wait says how long changes are gathered.
+type Wait struct {
+	Quiet   time.Duration `yaml:"quiet"`
+	MaxWait time.Duration `yaml:"max_wait"`
 }
 
 // Guard holds pushes that would take too much off sale at once.
@@ -306,6 +314,8 @@ func (c *Config) defaults() {
 	}
 	dur(&c.Push.Quiet, 500*time.Millisecond)
 	dur(&c.Push.MaxWait, 5*time.Second)
+	dur(&c.Push.Content.Quiet, c.Push.Quiet)
+	dur(&c.Push.Content.MaxWait, max(c.Push.MaxWait, c.Push.Content.Quiet))
 	dur(&c.Push.Lease, 30*time.Second)
 	dur(&c.Push.Drain, 20*time.Second)
 	dur(&c.Push.StaleWait, time.Minute)
@@ -350,6 +360,8 @@ func (c *Config) check(d *decoder) error {
 		return d.at("shops", "there are no shops", "name at least one shop with url and token")
 	case c.Push.MaxWait < c.Push.Quiet:
 		return d.at("push.max_wait", "max_wait is shorter than quiet", "make it at least as long")
+	case c.Push.Content.MaxWait < c.Push.Content.Quiet:
+		return d.at("push.content.max_wait", "max_wait is shorter than quiet", "make it at least as long")
 	case c.Push.Lease < 2*time.Second:
 		return d.at("push.lease", "a lease under 2s is lost at the first pause", "use 30s")
 	case c.Guard.Share < 0 || c.Guard.Share > 1:
@@ -408,6 +420,10 @@ func (c *Config) checkRoutes() error {
 			return c.At(at, fmt.Sprintf("the route of %s has %d of key, parent and query", r.Table, n), "set exactly one: the column of the product id, a parent row, or a query that lists product ids")
 		case r.Parent != nil && (r.Parent.Column == "" || r.Parent.Table == "" || r.Parent.ID == "" || r.Parent.Key == ""):
 			return c.At(at, "the parent of "+r.Table+" is not complete", "set column, table, id and key")
+		case r.Lane != "" && r.Lane != route.LaneContent:
+			return c.At(at+".lane", fmt.Sprintf("%q is no lane of a route", r.Lane), "write content, or leave it out for prices and stock")
+		case r.Lane != "" && r.Query != "":
+			return c.At(at+".lane", "rows of "+r.Table+" concern many products, which go in the lane of campaigns", "leave lane out")
 		}
 		seen[r.Table] = true
 	}

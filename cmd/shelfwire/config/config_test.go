@@ -58,6 +58,7 @@ func TestLoad(t *testing.T) {
 	require.Equal(t, "shpat_hidden", c.Shops["main"].Token.Reveal())
 	require.Equal(t, 250*time.Millisecond, c.Push.Quiet)
 	require.Equal(t, 5*time.Second, c.Push.MaxWait, "default")
+	require.Equal(t, config.Wait{Quiet: 250 * time.Millisecond, MaxWait: 5 * time.Second}, c.Push.Content, "the same by default")
 	require.Equal(t, []string{"catalog.products", "catalog.stock"}, c.Tables())
 	require.Equal(t, "product_id", c.Routes[1].Parent.Key)
 }
@@ -78,7 +79,7 @@ func TestMistakes(t *testing.T) {
 	for name, tt := range map[string]struct{ old, new, want string }{
 		"unknown key":       {"  quiet: 250ms", "  quite: 250ms", `shelfwire.yaml:19:3: unknown key "quite" in push; did you mean "quiet"?`},
 		"unknown top key":   {"push:", "pusher:", `:18:1: unknown key "pusher" in the file; did you mean "push"?`},
-		"far off key":       {"  quiet: 250ms", "  zzzzzzzzzz: 1", `known keys are drain, lease, max_wait, quiet, stale_wait`},
+		"far off key":       {"  quiet: 250ms", "  zzzzzzzzzz: 1", `known keys are content, drain, lease, max_wait, quiet, stale_wait`},
 		"wrong type":        {"  quiet: 250ms", "  quiet: soon", `:19:10: push.quiet is "soon"; want a duration such as 500ms, 5s or 10m`},
 		"list wanted":       {"brokers: [127.0.0.1:9092]", "brokers: 127.0.0.1:9092", `:4:12: kafka.brokers must be a list`},
 		"compression":       {"  brokers: [127.0.0.1:9092]\n", "  brokers: [a]\n  compression: best\n", `:5:16: "best" is no compression; use none, gzip`},
@@ -96,6 +97,9 @@ func TestMistakes(t *testing.T) {
 		"unrouted no table": {"push:\n", "unrouted: [countries]\npush:\n", `:18:12: "countries" is no table; write schema.table`},
 		"unrouted routed":   {"push:\n", "unrouted: [catalog.stock]\npush:\n", `:18:12: catalog.stock has a route as well`},
 		"unrouted twice":    {"push:\n", "unrouted: [a.b, a.b]\npush:\n", `:18:17: a.b stands twice`},
+		"content too long":  {"quiet: 250ms", "content: {quiet: 9s, max_wait: 8s}", `:19:34: max_wait is shorter than quiet`},
+		"no lane":           {"    key: id\n", "    key: id\n    lane: text\n", `:15:11: "text" is no lane of a route; write content`},
+		"lane of a query":   {"    key: id\n", "    query: SELECT 1\n    lane: content\n", `go in the lane of campaigns; leave lane out`},
 		"quiet too long":    {"quiet: 250ms", "quiet: 6s", `max_wait is shorter than quiet`},
 	} {
 		t.Run(name, func(t *testing.T) {
