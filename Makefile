@@ -27,7 +27,7 @@ integration: ## Run what speaks to Postgres or Kafka on Postgres 17 and 18 and A
 	SHELFWIRE_TEST_POSTGRES=18 $(REAL) -timeout 20m ./cmd/shelfwire/torture -run 'TestTorture$$|TestCaptureTorture$$'
 	$(GO) run ./cmd/shelfwire bench --strict --only transaction
 
-torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run, SCHEDULES= says how many of capture)
+torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run, SCHEDULES= says how many of capture and of the middle)
 	SHELFWIRE_TORTURE=1 SEED=$(SEED) SCHEDULES=$(SCHEDULES) $(GO) test -run Torture -timeout 120m -v $(ARGS) ./cmd/shelfwire/torture
 
 bench: ## Measure speed and points; prints a table and writes bench.json

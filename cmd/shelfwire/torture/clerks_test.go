@@ -84,6 +84,10 @@ type clerks struct {
 	// whole: items keep the identity without which the program does not start, as their route reads a column of no key.
 	ddl, truncates, whole bool
 	rolls, commits, fails atomic.Int64
+	// write draws a transaction, which begins and ends by its own statements; nil: for the tables of a trial.
+	write func(*rand.Rand) []string
+	// pace is added to the pause between two transactions of one clerk.
+	pace time.Duration
 
 	stopping context.CancelFunc
 	running  sync.WaitGroup
@@ -98,9 +102,13 @@ func (c *clerks) start(url func() string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.stopping = cancel
 	c.shift++
+	write := c.write
+	if write == nil {
+		write = writeTransaction
+	}
 	for i := range uint64(2) {
 		rng := rand.New(rand.NewPCG(c.seed, c.shift<<8|i))
-		c.running.Go(func() { c.work(ctx, url, rng, writeTransaction) })
+		c.running.Go(func() { c.work(ctx, url, rng, write) })
 	}
 	if c.ddl {
 		rng := rand.New(rand.NewPCG(c.seed, c.shift<<8|0xdd))
@@ -127,7 +135,7 @@ func (c *clerks) work(ctx context.Context, url func() string, rng *rand.Rand, wr
 			_ = conn.Close(whole)
 		}
 	}()
-	pause := time.Duration(3+rng.IntN(10)) * time.Millisecond
+	pause := c.pace + time.Duration(3+rng.IntN(10))*time.Millisecond
 	for rest(ctx, pause) {
 		if conn == nil || conn.IsClosed() {
 			limited, cancel := context.WithTimeout(whole, 5*time.Second)

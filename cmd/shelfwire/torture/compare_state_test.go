@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -134,19 +136,20 @@ func (w *world) compareBatches(ctx context.Context, f *findings, records []event
 		}
 	}
 	f.count("batches", len(stories))
-	known, err := query[string](ctx, w.stateURL, `SELECT id FROM batches WHERE announced AND ended_at IS NOT NULL`)
+	known, err := query[string](ctx, w.stateURL, `SELECT round || ' ' || id FROM batches WHERE announced AND ended_at IS NOT NULL`)
 	if err != nil {
 		return err
 	}
-	left := map[string]bool{}
-	for _, id := range known {
-		left[id] = true
+	left := map[string]int{} // rounds
+	for _, k := range known {
+		round, id, _ := strings.Cut(k, " ")
+		left[id], _ = strconv.Atoi(round)
 	}
 	for id, s := range stories {
-		if s.announced != 1 || s.ended != 1 || s.opened > 1 {
-			f.add(fmt.Sprintf("batch %s was announced %d times, opened %d times and ended %d times", id, s.announced, s.opened, s.ended))
+		if s.announced != 1 || s.ended != max(left[id], 1) || s.opened > 1 {
+			f.add(fmt.Sprintf("batch %s was announced %d times, opened %d times and ended %d times, in %d rounds", id, s.announced, s.opened, s.ended, left[id]))
 		}
-		if !left[id] {
+		if left[id] == 0 {
 			f.add(fmt.Sprintf("batch %s has not ended in the state", id))
 		}
 		delete(left, id)

@@ -1,13 +1,10 @@
 package torture
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,23 +16,13 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
-// contender is a capture that could as well be a process: it reaches the source through a proxy of its own, and can be
-// killed without a goodbye, or frozen and woken up.
+// contender is a capture that could as well be a process.
 type contender struct {
+	mortal
 	trial   *trial
-	name    string
-	proxy   *proxy
 	topics  *kafkatopics.Cluster
 	capture *pipeline.Capture
 	spilled *atomic.Int64
-	cancel  context.CancelFunc
-	done    chan struct{}
-	err     error // of Run; valid once done is closed
-	dead    atomic.Bool
-
-	mu     sync.Mutex
-	awake  chan struct{} // closed while it runs
-	frozen bool
 }
 
 // habits are the settings of one start. They differ from start to start: nothing may depend on them.
@@ -49,17 +36,12 @@ type habits struct {
 // senderTimeout is after how long a silence the server takes the slot away from a contender.
 const senderTimeout = 1500 * time.Millisecond
 
-var errKilled = errors.New("killed")
-
 // enter starts a contender.
 func (tr *trial) enter(h habits) *contender {
 	t := tr.t
 	t.Helper()
 	tr.contenders++
-	c := &contender{
-		trial: tr, name: fmt.Sprint("c", tr.contenders), proxy: newProxy(t, tr.server.addr()), done: make(chan struct{}), awake: make(chan struct{}),
-	}
-	close(c.awake)
+	c := &contender{trial: tr, mortal: mortal{name: fmt.Sprint("c", tr.contenders), proxy: newProxy(t, tr.server.addr()), fate: tr.misfortune}}
 	var err error
 	c.topics, err = kafkatopics.New(kafkatopics.Config{Brokers: tr.broker.addrs, Partitions: trialPartitions})
 	require.NoError(t, err)
@@ -104,63 +86,11 @@ func (tr *trial) enter(h habits) *contender {
 		Touch:  func(context.Context, bool) (int64, error) { return 1, c.step("touch") },
 		Logger: log,
 	})
-	ctx, cancel := context.WithCancel(context.Background())
-	c.cancel = cancel
-	go func() {
-		c.err = c.capture.Run(ctx)
+	c.start(c.capture.Run, func() {
 		src.Close()
 		c.topics.Close()
-		close(c.done)
-	}()
+	})
 	return c
-}
-
-// step is a point at which a contender can be dead, asleep or unlucky.
-func (c *contender) step(call string) error {
-	c.mu.Lock()
-	awake := c.awake
-	c.mu.Unlock()
-	<-awake
-	if c.dead.Load() {
-		return errKilled
-	}
-	return c.trial.misfortune(call)
-}
-
-// kill ends a contender as SIGKILL does: its connections break, and what it has not sent is never sent.
-func (c *contender) kill() {
-	c.dead.Store(true)
-	c.proxy.sever()
-	c.thaw()
-	c.cancel()
-	<-c.done
-}
-
-// stop ends it as SIGTERM does.
-func (c *contender) stop() {
-	c.thaw()
-	c.cancel()
-	<-c.done
-	c.proxy.sever()
-}
-
-func (c *contender) freeze() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.frozen {
-		c.frozen, c.awake = true, make(chan struct{})
-		c.proxy.cut()
-	}
-}
-
-func (c *contender) thaw() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.frozen {
-		c.frozen = false
-		close(c.awake)
-		c.proxy.mend()
-	}
 }
 
 // contenderProducer has its steps before and after what it is asked to do.
@@ -206,22 +136,4 @@ func (p *contenderProducer) Abort(ctx context.Context) error {
 		return nil
 	}
 	return p.CaptureProducer.Abort(ctx)
-}
-
-// safeLog is written by many.
-type safeLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *safeLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *safeLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

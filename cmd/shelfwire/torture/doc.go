@@ -17,12 +17,18 @@
 // history that triggers in the source have written, in the order of commits that a slot of the test's own tells. Nothing
 // of Shelfwire's decoding is in that.
 //
+// So is the middle, from Kafka to the shops and ClickHouse (middle_test.go): workers of every stage are killed, frozen and
+// ended at any of their steps, lose answers, take over from each other; shops die, answer twice or late; the documents
+// query breaks; the state's clock steps; campaigns are paused, cancelled and replayed. Then everything above is compared, and
+// that no batch has ended early, that the last outcomes are what the state believes, and that by its shadows nothing is left
+// to send. A test of its own doctors each copy and sees that it is found.
+//
 // An ordinary `go test` kills each part once. `make torture` kills thirty times; the seed is printed and SEED repeats it.
 //
 //	SEED                            seed of the schedule, the traffic and the shops' faults
-//	SCHEDULES                       how many schedules of capture, with seeds from SEED on
+//	SCHEDULES                       how many schedules of capture and of the middle, with seeds from SEED on
 //	SHELFWIRE_TORTURE=1             the long run
-//	SHELFWIRE_TORTURE_RESULTS       file to which the result of each schedule of capture is appended
+//	SHELFWIRE_TORTURE_RESULTS       file to which the result of each such schedule is appended
 //	SHELFWIRE_TORTURE_KEEP          directory to which the logs of all parts are copied, in one of its own for each test
 //	SHELFWIRE_TEST_KAFKA=apache     a real broker in the long run, in place of kfake
 //	SHELFWIRE_TEST_POSTGRES         major version of PostgreSQL

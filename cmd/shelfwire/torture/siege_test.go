@@ -264,11 +264,11 @@ func (s *siege) strike(b blow) {
 }
 
 // command runs the program once, while the source is there.
-func (s *siege) command(ctx context.Context, args ...string) bool {
-	require.NoError(s.t, s.byName["postgres"].wait(ctx))
-	out, err := exec.CommandContext(ctx, s.binary, args...).CombinedOutput()
+func (w *world) command(ctx context.Context, args ...string) bool {
+	require.NoError(w.t, w.byName["postgres"].wait(ctx))
+	out, err := exec.CommandContext(ctx, w.binary, args...).CombinedOutput()
 	if err != nil {
-		s.t.Logf("%s: %v: %s", args, err, out)
+		w.t.Logf("%s: %v: %s", args, err, out)
 	}
 	return err == nil
 }

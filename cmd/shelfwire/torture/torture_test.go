@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/cmd/shelfwire/demo"
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
@@ -97,8 +98,8 @@ func torture(t *testing.T, p plan) {
 	w.account()
 	require.NoError(t, err)
 	t.Logf("calm after %s", time.Since(quiet).Round(100*time.Millisecond))
-	w.settleDown(ctx)
-	w.compare(ctx, office)
+	w.settleDown(ctx, []string{"capture", "expand", "push-a", "push-b"}, []string{"relay", "load"})
+	w.compare(ctx, &findings{}, office)
 }
 
 // awaitSlot waits for Capture's slot: what was committed before it is in the snapshot only, and not for the oracle to
@@ -190,8 +191,8 @@ func (w *world) account() {
 
 // settleDown stops Shelfwire cleanly, so that nothing moves while it is compared: first what makes work, then, when all
 // of that has arrived, the rest.
-func (w *world) settleDown(ctx context.Context) {
-	for _, name := range []string{"capture", "expand", "push-a", "push-b"} {
+func (w *world) settleDown(ctx context.Context, makers, others []string) {
+	for _, name := range makers {
 		require.NoError(w.t, w.endPart(name), "clean stop")
 	}
 	for {
@@ -204,27 +205,47 @@ func (w *world) settleDown(ctx context.Context) {
 		}
 		require.True(w.t, rest(ctx, 100*time.Millisecond), "%d outbox rows, %s", rows, waiting)
 	}
-	for _, name := range []string{"relay", "load"} {
+	for _, name := range others {
 		require.NoError(w.t, w.endPart(name), "clean stop")
 	}
 }
 
 // compare holds all copies of the data against each other.
-func (w *world) compare(ctx context.Context, office *backOffice) {
-	f := &findings{}
+func (w *world) compare(ctx context.Context, f *findings, office *backOffice) {
 	topics, err := w.topics(ctx)
 	require.NoError(w.t, err)
-	require.NoError(w.t, w.compareSource(ctx, f, topics))
-	compareAsked(f, office.asked, topics[event.Batches])
-	require.NoError(w.t, w.compareState(ctx, f, topics))
-	require.NoError(w.t, w.compareClickHouse(ctx, f, topics))
-	require.NoError(w.t, w.compareShops(ctx, f, office.marks))
-	seekTopics(f, topics, office.marks)
+	require.NoError(w.t, w.collect(ctx, f, topics, office.marks, office.asked))
 	for _, what := range slices.Sorted(maps.Keys(f.compared)) {
 		w.t.Logf("compared %7d %s", f.compared[what], what)
 	}
-	for _, must := range []string{"live records of catalog.changes", "outcomes", "rows of view changes", "audit: prices", "variants on sale", "batches"} {
+	for _, must := range []string{
+		"live records of catalog.changes", "outcomes", "rows of view changes", "audit: prices", "variants on sale", "batches", "items", "shadows",
+		"last outcomes", "ends of batches",
+	} {
 		require.Positive(w.t, f.compared[must], "nothing was compared: %s", must)
 	}
 	f.report(w.t, most)
+}
+
+// collect finds what does not agree. asked are the snapshots that were asked for.
+func (w *world) collect(ctx context.Context, f *findings, topics map[string][]event.Record, marks demo.Marks, asked []string) error {
+	compareAsked(f, asked, topics[event.Batches])
+	seekTopics(f, topics, marks)
+	for _, compare := range []func() error{
+		func() error { return w.compareSource(ctx, f, topics) },
+		func() error { return w.compareState(ctx, f, topics) },
+		func() error { return w.compareLast(ctx, f, topics) },
+		func() error { return w.compareEndings(ctx, f) },
+		func() error { return w.compareMembers(ctx, f, topics) },
+		func() error { return w.compareShadows(ctx, f) },
+		func() error { return w.compareShops(ctx, f, marks) },
+	} {
+		if err := compare(); err != nil {
+			return err
+		}
+	}
+	if w.clickhouseURL == "" {
+		return nil
+	}
+	return w.compareClickHouse(ctx, f, topics)
 }

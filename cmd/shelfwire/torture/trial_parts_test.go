@@ -28,6 +28,8 @@ type sourceServer struct {
 	t   *testing.T // of the trial that runs
 	all *testing.T // of all of them: it keeps the directories
 	dir string
+	// port stays the same from start to start; 0: any.
+	port int
 
 	mu     sync.Mutex
 	server *postgres.Server
@@ -45,7 +47,7 @@ func (s *sourceServer) start(params map[string]string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
 	defer cancel()
-	server, err := embeddedtest.StartPostgres(ctx, postgres.Config{Dir: s.dir, Params: params})
+	server, err := embeddedtest.StartPostgres(ctx, postgres.Config{Dir: s.dir, Port: s.port, Params: params})
 	require.NoError(s.t, err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,6 +75,25 @@ func (s *sourceServer) revive() {
 		s.start(nil)
 	default:
 	}
+}
+
+// drop removes a database with its slots, once nobody reads from them any more.
+func (s *sourceServer) drop(database string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.url("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	for left := 1; left > 0; rest(ctx, 10*time.Millisecond) {
+		_, _ = conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active`, database)
+		if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_replication_slots WHERE database = $1`, database).Scan(&left); err != nil {
+			return err
+		}
+	}
+	_, err = conn.Exec(ctx, `DROP DATABASE IF EXISTS `+database+` WITH (FORCE)`)
+	return err
 }
 
 // copy copies the files of the server, which must not run.

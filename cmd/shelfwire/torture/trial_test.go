@@ -145,22 +145,7 @@ func (tr *trial) clear() {
 			c.kill()
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, tr.server.url("postgres"))
-	if err != nil {
-		tr.t.Error(err)
-		return
-	}
-	defer func() { _ = conn.Close(ctx) }()
-	for left := 1; left > 0; rest(ctx, 10*time.Millisecond) {
-		_, _ = conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active`, tr.database)
-		if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_replication_slots WHERE database = $1`, tr.database).Scan(&left); err != nil {
-			tr.t.Error(err)
-			return
-		}
-	}
-	if _, err := conn.Exec(ctx, `DROP DATABASE `+tr.database+` WITH (FORCE)`); err != nil {
+	if err := tr.server.drop(tr.database); err != nil {
 		tr.t.Error(err)
 	}
 }

@@ -101,14 +101,8 @@ func (w *world) awaitSales(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		sold := map[sale]shopifysim.Variant{}
-		for _, s := range demo.Stores() {
-			_, products, err := w.shopProducts(ctx, s.Name)
-			require.NoError(w.t, err)
-			for _, p := range products {
-				sell(sold, s.Name, p)
-			}
-		}
+		sold, err := w.sold(ctx)
+		require.NoError(w.t, err)
 		f := &findings{}
 		require.NoError(w.t, w.compareSales(ctx, f, sold))
 		if len(f.wrong) == 0 {
@@ -117,4 +111,19 @@ func (w *world) awaitSales(ctx context.Context) {
 		}
 		require.True(w.t, rest(ctx, 50*time.Millisecond), "%s", f.wrong)
 	}
+}
+
+// sold is what the shops have on sale.
+func (w *world) sold(ctx context.Context) (map[sale]shopifysim.Variant, error) {
+	sold := map[sale]shopifysim.Variant{}
+	for _, s := range demo.Stores() {
+		_, products, err := w.shopProducts(ctx, s.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range products {
+			sell(sold, s.Name, p)
+		}
+	}
+	return sold, nil
 }

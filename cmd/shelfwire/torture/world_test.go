@@ -59,6 +59,7 @@ type world struct {
 	cluster *kafkatopics.Cluster
 	state   *state.Store
 	cfg     *config.Config
+	shifted bool // the state's clock was set back
 }
 
 // setup is what a test wants of its world.
@@ -290,6 +291,8 @@ func (w *world) prepare(ctx context.Context) {
 			RETURN NULL;
 		END $$;
 		CREATE TRIGGER emit AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION emit()`)
+	require.NoError(w.t, err)
+	_, err = conn.Exec(ctx, endingsSQL)
 	require.NoError(w.t, err)
 
 	w.cluster, err = w.openCluster()

@@ -1,0 +1,78 @@
+package torture
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// letGo takes back what people have stopped.
+func (w *world) letGo(ctx context.Context) error {
+	pauses, err := w.state.Paused(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range pauses {
+		if _, err := w.state.Resume(ctx, p.What); err != nil {
+			return err
+		}
+	}
+	excluded, err := w.state.Excluded(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range excluded {
+		if err := w.state.Include(ctx, x.ProductID, x.Shop, partitions); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hurry makes what waits for a time due now, but for what waits for late requests, and releases what is held.
+func (w *world) hurry(ctx context.Context) error {
+	holds, err := w.state.Holds(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range holds {
+		if err := w.state.ReleaseHold(ctx, h.Shop, h.Effect); err != nil {
+			return err
+		}
+	}
+	_, err = query[int](ctx, w.stateURL, `
+		WITH woken AS (UPDATE parked SET due = clock_timestamp() WHERE due > clock_timestamp() AND reason <> 'LATE_REQUEST' RETURNING 1),
+		probed AS (UPDATE shops SET next_probe = clock_timestamp() WHERE next_probe > clock_timestamp() RETURNING 1)
+		SELECT 1 FROM woken UNION ALL SELECT 1 FROM probed`)
+	return err
+}
+
+// stepClock sets the state's clock by an hour: what it has noted is older by that, or not yet.
+func (w *world) stepClock(ctx context.Context, forward bool) error {
+	by := "-1 hour"
+	if !forward {
+		by, w.shifted = "1 hour", true
+	}
+	return w.shift(ctx, by, "true")
+}
+
+// setClock puts the clock right again. Leases have to heal by themselves.
+func (w *world) setClock(ctx context.Context) error {
+	if !w.shifted {
+		return nil
+	}
+	return w.shift(ctx, "-1 hour", "%s > clock_timestamp() + interval '40 minutes'")
+}
+
+func (w *world) shift(ctx context.Context, by, where string) error {
+	for _, at := range [][2]string{{"leases", "expires"}, {"parked", "due"}, {"intents", "at"}, {"shops", "next_probe"}} {
+		cond := where
+		if strings.Contains(where, "%s") {
+			cond = fmt.Sprintf(where, at[1])
+		}
+		if _, err := query[int](ctx, w.stateURL, fmt.Sprintf(`UPDATE %s SET %s = %s + interval '%s' WHERE %s RETURNING 1`, at[0], at[1], at[1], by, cond)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
