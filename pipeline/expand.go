@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -106,7 +107,7 @@ func (e *Expand) handle(ctx context.Context, lease work.Lease, recs []event.Reco
 	return nil
 }
 
-// fanout parks all products of both images of one row, a page at a time, and moves the position with the last page.
+// fanout parks all products of both images of one row, a page at a time, and then moves the position.
 func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record) error {
 	var fan event.Fanout
 	if err := json.Unmarshal(rec.Value, &fan); err != nil {
@@ -117,21 +118,12 @@ func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record
 	}
 	e.stats.Fanouts.Add(1)
 	w := &expansion{e: e, lease: lease, rec: rec, fan: &fan, size: e.cfg.Page}
-	from, after := cursorOf(lease.Cursor)
-	for i, row := range []map[string]*string{fan.Before, fan.After} {
-		if row == nil || i < from {
-			continue
-		}
-		if i > from {
-			after = ""
-		}
-		err := w.image(ctx, i, row, after)
-		if bad, ok := errors.AsType[*fanoutError](err); ok {
-			return e.bury(ctx, lease, rec, bad)
-		}
-		if err != nil {
-			return err
-		}
+	err := w.expand(ctx)
+	if bad, ok := errors.AsType[*fanoutError](err); ok {
+		return e.bury(ctx, lease, rec, bad)
+	}
+	if err != nil {
+		return err
 	}
 	return e.takeIn(ctx, work.TakeIn{
 		Fences: []work.Fence{lease.Fence}, Positions: map[int32]int64{rec.Partition: rec.Offset + 1},
@@ -170,28 +162,60 @@ type fanoutError struct{ err error }
 func (f *fanoutError) Error() string { return f.err.Error() }
 func (f *fanoutError) Unwrap() error { return f.err }
 
-// image parks the products of one image after the one that was reached.
-func (w *expansion) image(ctx context.Context, image int, row map[string]*string, after string) error {
-	for {
-		page, err := w.page(ctx, row, after)
-		if err != nil {
-			return err
-		}
-		ids, err := ascending(page.Products, after)
-		if err != nil {
-			return err
-		}
-		if len(ids) > 0 {
-			after = string(ids[len(ids)-1])
-			if err := w.park(ctx, ids, fmt.Sprintf("%d:%s", image, after)); err != nil {
-				return err
-			}
-		}
-		// Of rows without a product alone there are no more: NULL comes last in any order.
-		if page.Rows < w.size || len(ids) == 0 {
-			return nil
+// expand parks the products of both images after the one that was reached. Both are paged side by side: most rows concern
+// the same products before and after their change, and each is parked once.
+func (w *expansion) expand(ctx context.Context) error {
+	after := reached(w.lease.Cursor)
+	var rows []map[string]*string
+	for _, row := range []map[string]*string{w.fan.Before, w.fan.After} {
+		if row != nil {
+			rows = append(rows, row)
 		}
 	}
+	for len(rows) > 0 {
+		var all []change.ProductID
+		var upto change.ProductID // how far the pages that others follow reach; empty: there are none
+		last := make([]change.ProductID, len(rows))
+		more := make([]bool, len(rows))
+		for i, row := range rows {
+			page, err := w.page(ctx, row, after)
+			if err != nil {
+				return err
+			}
+			ids, err := ascending(page.Products, after)
+			if err != nil {
+				return err
+			}
+			if len(ids) == 0 { // of rows without a product alone there are no more: NULL comes last in any order
+				continue
+			}
+			all, last[i], more[i] = append(all, ids...), ids[len(ids)-1], page.Rows >= w.size
+			if more[i] && (upto == "" || last[i] < upto) {
+				upto = last[i]
+			}
+		}
+		slices.Sort(all)
+		all = slices.Compact(all)
+		if upto != "" { // what lies beyond comes again, with what the other image has before it
+			n, _ := slices.BinarySearch(all, upto)
+			all = all[:n+1]
+		}
+		if len(all) == 0 {
+			return nil
+		}
+		after = string(all[len(all)-1])
+		if err := w.park(ctx, all, cursorAt(after)); err != nil {
+			return err
+		}
+		var left []map[string]*string
+		for i, row := range rows {
+			if more[i] || string(last[i]) > after {
+				left = append(left, row)
+			}
+		}
+		rows = left
+	}
+	return nil
 }
 
 // ascending checks that a page comes after the one before and that its ids ascend, or the pages would never end, or lose
@@ -210,13 +234,19 @@ func ascending(ids []change.ProductID, after string) ([]change.ProductID, error)
 	return slices.Compact(ids), nil
 }
 
-// cursorOf reads "image:last product id".
-func cursorOf(c string) (image int, after string) {
-	if len(c) > 1 && c[1] == ':' {
-		return int(c[0] - '0'), c[2:]
+// cursorAt says how far both images have been parked, and reached reads it. A cursor of another form was written when the
+// images were paged one after the other, and says nothing of one of them: both begin anew.
+func cursorAt(product string) string { return cursorMark + product }
+
+func reached(cursor string) (product string) {
+	product, ok := strings.CutPrefix(cursor, cursorMark)
+	if !ok {
+		return ""
 	}
-	return 0, ""
+	return product
 }
+
+const cursorMark = "both:"
 
 // page reads one page in a snapshot that sees the fan-out's own transaction. It waits for as long as that takes: the
 // WAL of a commit is sent before the commit is visible to others, hours before where a synchronous standby is away. A

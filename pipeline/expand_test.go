@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/event"
@@ -116,6 +117,57 @@ func TestExpandParksTheProductsOfBothImages(t *testing.T) {
 		}
 	}
 	require.Equal(t, map[int32]int64{3: 8}, st.writes[len(st.writes)-1].Positions)
+}
+
+// listed lists products by category.
+type listed map[string][]string
+
+func (l listed) Page(_ context.Context, _ string, image map[string]*string, after string, n int) (page change.Page, _ error) {
+	for _, id := range l[*image["category"]] {
+		if id > after && page.Rows < n {
+			page.Products = append(page.Products, change.ProductID(id))
+			page.Rows++
+		}
+	}
+	page.Snapshot = change.Snapshot{Xmin: 1 << 40, Xmax: 1 << 40}
+	return page, nil
+}
+
+func (l listed) Snapshot(context.Context) (change.Snapshot, error) {
+	return change.Snapshot{Xmin: 1 << 40, Xmax: 1 << 40}, nil
+}
+
+// Most rows concern the same products before and after their change. Parked twice, a million of them would be read twice.
+func TestAProductOfBothImagesIsParkedOnce(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		ids := rapid.SliceOfNDistinct(rapid.StringMatching(`[a-d]{1,3}`), 0, 12, rapid.ID[string])
+		src, all := listed{}, []string{}
+		for _, category := range []string{"old", "new"} {
+			src[category] = ids.Draw(rt, category)
+			slices.Sort(src[category])
+			all = append(all, src[category]...)
+		}
+		slices.Sort(all)
+		all = slices.Compact(all)
+		page := rapid.IntRange(1, 5).Draw(rt, "page")
+		var parked []string
+		lease := work.Lease{}
+		for fail := rapid.IntRange(1, 4).Draw(rt, "fail"); ; fail++ {
+			st := &taken{fail: fail}
+			e := expander(nil, st)
+			e.source, e.cfg.Page = src, page
+			err := e.fanout(t.Context(), lease, fanout(t, "old", "new"))
+			parked = append(parked, st.parked()...)
+			if err == nil {
+				break
+			}
+			require.ErrorIs(rt, err, work.ErrLeaseLost)
+			if n := len(st.writes); n > 0 {
+				lease.Cursor = st.writes[n-1].Cursors[3]
+			}
+		}
+		require.Equal(rt, all, append([]string{}, parked...))
+	})
 }
 
 // The next owner goes on after the page that was reached, whatever page the last one died at.

@@ -49,12 +49,21 @@ type middleRig struct {
 	routes []route.Route
 	log    *slog.Logger
 	// lease and push are how stages are configured that are started from now on.
-	lease pipeline.LeaseConfig
-	push  pipeline.PushConfig
+	lease   pipeline.LeaseConfig
+	push    pipeline.PushConfig
 	capture *pipeline.Capture
 	owners  int
-	// stopCapture and stopPush stop those that were started last.
-	stopCapture, stopPush func()
+	// stopCapture, stopExpand and stopPush stop those that were started last.
+	stopCapture, stopExpand, stopPush func()
+	// through is what Push reads its records through.
+	through func(*kafka.Reader) middleReader
+}
+
+// middleReader is how a stage reads a topic.
+type middleReader interface {
+	Add(partition int32, offset int64)
+	Remove(partition int32)
+	Poll(ctx context.Context, n int) ([]event.Record, error)
 }
 
 // middleShops are the shops of the catalog's stores.
@@ -68,6 +77,7 @@ func newMiddleRig(t *testing.T, s *server.Server, catalog string) *middleRig {
 		log:   slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 		lease: pipeline.LeaseConfig{TTL: 4 * time.Second, Every: 100 * time.Millisecond},
 	}
+	r.through = func(reader *kafka.Reader) middleReader { return reader }
 	r.push = pipeline.PushConfig{
 		Prefix: r.kc.Topic(""), Partitions: r.kc.Partitions(), NotYetVisible: 300 * time.Millisecond,
 		RequestTimeout: time.Second, // a lease outlasts it
@@ -221,6 +231,9 @@ func (r *middleRig) start() {
 		Position: func(ctx context.Context) (event.Position, bool, error) {
 			return r.kc.ReadPosition(ctx, kafka.RelayPartition, pipeline.RelayWriter)
 		},
+		Owner: func(ctx context.Context) (event.Position, bool, error) {
+			return r.kc.LastPosition(ctx, kafka.RelayPartition, pipeline.RelayWriter)
+		},
 		Topic: r.kc.Topic(event.Positions), Partition: kafka.RelayPartition, DeadLetters: r.kc.Topic(event.DeadLetters),
 	}, r.state, r.state, r.log)
 	r.always("relay", relay.Run)
@@ -255,13 +268,13 @@ func (r *middleRig) startCapture() {
 }
 
 // startExpand pages in steps of page products; 0 is the default.
-func (r *middleRig) startExpand(page int) (stop func()) {
+func (r *middleRig) startExpand(page int) {
 	r.t.Helper()
 	e := pipeline.NewExpand(pipeline.ExpandConfig{
 		Lease: r.owner(), Prefix: r.kc.Topic(""), Partitions: r.kc.Partitions(), ChangePartitions: r.kc.Partitions(),
 		Routes: r.routes, Page: page,
 	}, r.state, r.reader(event.Fanouts), r.source, r.state, r.log)
-	return r.always("expand", e.Run)
+	r.stopExpand = r.always("expand", e.Run)
 }
 
 func (r *middleRig) startPush() {
@@ -269,7 +282,7 @@ func (r *middleRig) startPush() {
 	cfg := r.push
 	cfg.Lease = r.owner()
 	p := pipeline.NewPush(cfg, pipeline.PushParts{
-		Leases: r.state, Reader: r.reader(event.Changes), Documents: r.source, Snapshot: r.source.Snapshot,
+		Leases: r.state, Reader: r.through(r.reader(event.Changes)), Documents: r.source, Snapshot: r.source.Snapshot,
 		Park: r.state.Park, State: r.state, Fenced: r.state, Shops: r.state, Sender: r.shops, Log: r.log,
 	})
 	r.stopPush = r.always("push", p.Run)

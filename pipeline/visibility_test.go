@@ -128,7 +128,7 @@ func TestWhatIsStreamedAndNotVisible(t *testing.T) {
 		{"a snapshot chunk", (*hanging).aSnapshotChunk},
 		{"a parent look-up", (*hanging).aParentLookup},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		ok := t.Run(c.name, func(t *testing.T) {
 			defer h.of(t)()
 			defer h.release() // before connections are closed
 			c.test(h)
@@ -136,6 +136,7 @@ func TestWhatIsStreamedAndNotVisible(t *testing.T) {
 			h.calm()
 			h.requireTrue()
 		})
+		require.True(t, ok, "the others would find what it has left")
 	}
 }
 
@@ -180,7 +181,7 @@ func (h *hanging) aSubtransaction() {
 	h.commit(`SAVEPOINT a; UPDATE catalog.products SET description_html = repeat('x', 1000 + id::int) WHERE id BETWEEN 11 AND 80;
 		SAVEPOINT b; UPDATE catalog.variants SET price = 230 WHERE product_id BETWEEN 11 AND 80;
 		SAVEPOINT c; UPDATE catalog.variants SET price = 999 WHERE product_id = 5; ROLLBACK TO c`)
-	require.Positive(h.t, h.source.SpillStats().Transactions.Load(), "it was streamed before its end")
+	h.soon(func() bool { return h.source.SpillStats().Transactions.Load() > 0 }, "it was streamed before its end")
 	h.soon(func() bool { return h.invisible() == 72 }, "parked")
 	h.askedAgain(1)
 	require.Equal(h.t, mutations, h.mutations())
