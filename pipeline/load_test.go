@@ -108,6 +108,7 @@ type loadWorld struct {
 	renew  leaseStore // what loaders ask for leases; nil: leases
 	polled atomic.Int64
 	runs   int
+	url    string // of the database, for the test
 }
 
 // loadCounted counts what a reader returns.
@@ -124,6 +125,13 @@ func (r loadCounted) Poll(ctx context.Context, n int) ([]event.Record, error) {
 
 func newLoadWorld(t *testing.T) *loadWorld {
 	t.Helper()
+	url := embeddedtest.NewClickHouseDatabase(t, embeddedtest.ClickHouse(t))
+	return newLoadWorldOn(t, url, url, 0)
+}
+
+// newLoadWorldOn is a world whose loaders reach the engine by one address, and the test by another one.
+func newLoadWorldOn(t *testing.T, loaders, tests string, timeout time.Duration) *loadWorld {
+	t.Helper()
 	broker := embeddedtest.Kafka(t)
 	c, err := kafka.New(kafka.Config{Brokers: []string{broker.Addr()}, Prefix: broker.Prefix(), Partitions: 3})
 	require.NoError(t, err)
@@ -133,18 +141,24 @@ func newLoadWorld(t *testing.T) *loadWorld {
 	require.NoError(t, err)
 	t.Cleanup(cl.Close)
 
-	url := embeddedtest.NewClickHouseDatabase(t, embeddedtest.ClickHouse(t))
-	cfg, err := clickhouse.ParseURL(url)
-	require.NoError(t, err)
-	db, err := clickhouse.Open(cfg)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, db.Close()) })
-	opts, err := chgo.ParseDSN(url)
+	db := openLoadTables(t, loaders, timeout)
+	opts, err := chgo.ParseDSN(tests)
 	require.NoError(t, err)
 	conn, err := chgo.Open(opts)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, conn.Close()) })
-	return &loadWorld{t: t, kafka: c, adm: kadm.NewClient(cl), db: db, conn: conn, leases: &loadLeases{}}
+	return &loadWorld{t: t, kafka: c, adm: kadm.NewClient(cl), db: db, conn: conn, leases: &loadLeases{}, url: tests}
+}
+
+func openLoadTables(t *testing.T, url string, timeout time.Duration) *clickhouse.DB {
+	t.Helper()
+	cfg, err := clickhouse.ParseURL(url)
+	require.NoError(t, err)
+	cfg.InsertTimeout = timeout
+	db, err := clickhouse.Open(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
 }
 
 // start runs a loader over tables and positions until stop.
@@ -182,18 +196,32 @@ func (w *loadWorld) start(cfg LoadConfig, tables loadTables, positions loadPosit
 // loaded waits until the positions have reached the ends of all topics.
 func (w *loadWorld) loaded(l *Load) {
 	w.t.Helper()
-	require.Eventually(w.t, func() bool { return w.atEnd(l) }, time.Minute, 20*time.Millisecond, "loaded: %v", l.Waiting())
+	last := w.last(l)
+	require.Eventually(w.t, func() bool { return w.reached(last) }, time.Minute, 20*time.Millisecond, "not loaded: %v", loadWhy{l})
 }
 
-func (w *loadWorld) atEnd(l *Load) bool {
+// loadWhy is what a loader waits for when it is printed.
+type loadWhy struct{ *Load }
+
+func (w loadWhy) String() string { return fmt.Sprint(w.Waiting()) }
+
+// last are the offsets of the last records of all topics, by the loader's numbers of their partitions.
+func (w *loadWorld) last(l *Load) map[int32]int64 {
+	last := map[int32]int64{}
+	for _, t := range l.topics {
+		for p, rs := range w.records(t.Kind) {
+			last[t.first+p] = rs[len(rs)-1].Offset
+		}
+	}
+	return last
+}
+
+func (w *loadWorld) reached(last map[int32]int64) bool {
 	w.leases.mu.Lock()
 	defer w.leases.mu.Unlock()
-	for _, t := range l.topics {
-		all := w.records(t.Kind)
-		for p := range t.Partitions {
-			if rs := all[p]; len(rs) > 0 && w.leases.leases[t.first+p].Position <= rs[len(rs)-1].Offset {
-				return false
-			}
+	for p, offset := range last {
+		if w.leases.leases[p].Position <= offset {
+			return false
 		}
 	}
 	return true
@@ -371,7 +399,8 @@ func TestLoadKilledAtAnyStepShowsExactlyTheTopics(t *testing.T) {
 		produced += n
 		faults := &loadFaults{DB: w.db, positions: w.leases, sent: &sent, rng: rand.New(rand.NewPCG(rng.Uint64(), 1))}
 		l, stop := w.start(LoadConfig{MaxRows: 1 + rng.IntN(60), MaxBytes: 1 << rng.IntN(16), Linger: time.Millisecond, Drain: time.Nanosecond}, faults, faults)
-		require.Eventually(t, func() bool { return faults.dead.Load() || w.atEnd(l) }, time.Minute, 10*time.Millisecond)
+		last := w.last(l)
+		require.Eventually(t, func() bool { return faults.dead.Load() || w.reached(last) }, time.Minute, 10*time.Millisecond)
 		w.leases.expire()
 		stop()
 		late = append(late, faults.late...)

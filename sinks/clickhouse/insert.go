@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -165,8 +167,14 @@ func explain(err error) error {
 		return &ServerError{Code: e.Code, Text: strings.TrimPrefix(text, "DB::Exception: "), Cure: cures[e.Code], err: err}
 	}
 	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "dial" {
+	var slow net.Error
+	switch {
+	case errors.As(err, &op) && op.Op == "dial":
 		return fmt.Errorf("ClickHouse does not answer: %w", err)
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &slow) && slow.Timeout():
+		return fmt.Errorf("ClickHouse has not answered in time: %w", err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return fmt.Errorf("the connection to ClickHouse ended: %w", err)
 	}
 	return err
 }
