@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -151,6 +153,33 @@ func (r *middleRig) run(ctx context.Context, measure func(context.Context, *pipe
 		return measure(measureCtx, push)
 	})
 	return g.Wait()
+}
+
+// middleUse is the processor time that the worker's process and the state's server have used so far.
+type middleUse struct{ worker, server time.Duration }
+
+func (r *middleRig) used(ctx context.Context) (u middleUse, err error) {
+	if u.worker, err = processCPU(os.Getpid()); err != nil {
+		return u, err
+	}
+	pids, err := query[[]int](ctx, r.url, `SELECT array_agg(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()`)
+	for _, pid := range pids {
+		took, err := processCPU(pid)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has just ended
+		}
+		if err != nil {
+			return u, err
+		}
+		u.server += took
+	}
+	return u, err
+}
+
+// since says what was used for each of n things.
+func (u middleUse) since(before middleUse, n int) string {
+	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(n) }
+	return fmt.Sprintf("%.1f µs of the worker's CPU and %.1f µs of the state's server", each(u.worker-before.worker), each(u.server-before.server))
 }
 
 // write writes n changes as Capture would, each of a transaction of its own: product says of which product the i-th is.

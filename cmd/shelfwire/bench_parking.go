@@ -38,14 +38,24 @@ func measureParking(ctx context.Context, b *bench) ([]figure, error) {
 	}
 	var parked, pulled time.Duration
 	var answered int64
+	var parkUse, pullUse string
 	err = r.run(ctx, func(ctx context.Context, p *pipeline.Push) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("the campaign was not worked off after 5 minutes"))
 		defer cancel()
+		before, err := r.used(ctx)
+		if err != nil {
+			return err
+		}
 		began := time.Now()
 		if err := r.passed(ctx); err != nil {
 			return errors.Join(err, context.Cause(ctx))
 		}
 		parked = time.Since(began)
+		after, err := r.used(ctx)
+		if err != nil {
+			return err
+		}
+		parkUse = after.since(before, products)
 		n, err := count(ctx)
 		if err != nil || n != int64(products) {
 			return fmt.Errorf("%d products are parked, want %d: %w", n, products, err)
@@ -63,7 +73,12 @@ func measureParking(ctx context.Context, b *bench) ([]figure, error) {
 			return n == 0, err
 		})
 		pulled, answered = time.Since(began), p.Stats().Skipped.Load()
-		return errors.Join(err, context.Cause(ctx))
+		if err != nil {
+			return errors.Join(err, context.Cause(ctx))
+		}
+		done, err := r.used(ctx)
+		pullUse = done.since(after, products)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -72,10 +87,10 @@ func measureParking(ctx context.Context, b *bench) ([]figure, error) {
 		"that knows all of them", middlePartitions)
 	return []figure{
 		atMost("park a campaign of 1,000,000 products", parked.Seconds()*1e6/float64(products), "s", 60, fmt.Sprintf(
-			"%d records of a replay, written before, each of a product of its own; from the worker's start to the last position, all rows counted; %s",
-			products, rig)),
+			"%d records of a replay, written before, each of a product of its own; from the worker's start to the last position, all rows counted; %s for each; %s",
+			products, parkUse, rig)),
 		atLeast("pull them", float64(products)/pulled.Seconds(), "1/s", 20_000, fmt.Sprintf(
 			"the same products, from the end of a pause of the lane until none is parked: pulled, read (documents from memory), compared, answered "+
-				"\"unchanged\" %d times and settled; no request to the shop; %s", answered, rig)),
+				"\"unchanged\" %d times and settled; no request to the shop; every product had been answered so once before; %s for each; %s", answered, pullUse, rig)),
 	}, nil
 }
