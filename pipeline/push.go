@@ -39,7 +39,8 @@ type Push struct {
 	ahead    readAhead
 	taking   bool // records are being taken in
 	pulling  bool
-	more     bool // the last pull has brought a whole round
+	more     bool // the last pull has brought most of what it asked for
+	asked    int  // of those that wait for all their shops, by the last pull
 	cursor   work.PullCursor
 	saving   bool
 	stopBy   time.Time // the drain deadline, once the worker stops
@@ -157,9 +158,6 @@ func (p *Push) loop(ctx context.Context) error {
 			p.readers.hear(news)
 			if news.over {
 				p.pause.hear(time.Now(), news.failed)
-				if p.more && !news.failed {
-					p.pull(ctx)
-				}
 			}
 		case got := <-p.pulled:
 			p.pulling, p.cursor = false, got.Next
@@ -247,6 +245,10 @@ func (p *Push) start(ctx context.Context) {
 			}
 			if entries := p.leave(c, due, now); len(entries) > 0 {
 				p.fly(ctx, c, entries)
+			}
+			// What comes next is fetched while half of the last is still to be read.
+			if c == classCampaign && p.more && 2*p.windows[c].Len() <= pullRounds*p.cfg.Round {
+				p.pull(ctx)
 			}
 		}
 	}

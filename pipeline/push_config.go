@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"time"
 
@@ -57,6 +58,9 @@ type shopStore interface {
 
 // shopSender plans and sends; sinks/shopify implements it.
 type shopSender interface {
+	// Same reports whether the document would be skipped again, as it was the last time, for the same reason and with the
+	// same record: it need not even be parsed then.
+	Same(known *work.Known, document json.RawMessage) bool
 	Plan(p work.Push) work.Plan
 	// Send carries plans of one shop out and returns one result a plan, in order. It calls intend before each
 	// request that writes, and does not send when that returns an error.

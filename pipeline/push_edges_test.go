@@ -389,3 +389,60 @@ func TestItemsThatWaitForADeadShopAreNotInHand(t *testing.T) {
 		stop()
 	})
 }
+
+// Most of what a replay of the catalog finds is as it was the last time: the record of its shop is then not even written.
+func TestWhatIsSkippedAgainWritesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		again := func(want ...string) {
+			t.Helper()
+			w.mu.Lock()
+			w.settled = nil
+			w.park([]work.Parked{{ProductID: "p1", Reason: "replay", Due: time.Now(), Lane: work.LaneCampaign}})
+			w.mu.Unlock()
+			w.wait(2 * time.Second)
+			require.ElementsMatch(t, want, w.settled)
+			require.Empty(t, w.parked)
+		}
+		p, stop := w.run("a")
+		w.wait(time.Second)
+		again("p1 north", "p1 ")
+		again("p1 north", "p1 ")
+		require.Equal(t, []string{"p1 north SUCCESS ", "p1 north SKIPPED UNCHANGED"}, w.outcomes())
+		again()
+		require.Equal(t, int64(2), p.Stats().Skipped.Load())
+		require.Len(t, w.outcomes(), 2, "nothing new is told")
+
+		// A record of a transaction that no settled read has seen is another matter: those that come after it are spared.
+		w.mu.Lock()
+		own := w.known[[2]string{"p1", ""}]
+		own.Snapshot = change.Snapshot{Xmin: 50, Xmax: 50}
+		w.known[[2]string{"p1", ""}] = own
+		w.settled = nil
+		w.mu.Unlock()
+		w.change("p1", 100)
+		w.wait(2 * time.Second)
+		require.Equal(t, []string{"p1 "}, w.settled)
+		require.Equal(t, int64(1), w.position)
+
+		w.mu.Lock()
+		w.excluded = map[work.Exclusion]struct{}{{ProductID: "p1", Shop: "north"}: {}}
+		w.mu.Unlock()
+		again("p1 north", "p1 ")
+		require.Equal(t, "p1 north SKIPPED EXCLUDED", w.outcomes()[2])
+		w.mu.Lock()
+		w.excluded = nil
+		w.mu.Unlock()
+		again("p1 north", "p1 ")
+		require.Equal(t, "p1 north SKIPPED UNCHANGED", w.outcomes()[3])
+
+		// An item tells of the product's variants, which only a plan knows.
+		w.mu.Lock()
+		w.items[[3]string{"b", "p1", ""}] = work.Item{BatchID: "b", ProductID: "p1", Status: work.ItemPending}
+		w.mu.Unlock()
+		again("p1 north", "p1 ")
+		require.Equal(t, work.ItemSkipped, w.items[[3]string{"b", "p1", "north"}].Status)
+		stop()
+	})
+}

@@ -65,6 +65,7 @@ type world struct {
 	health    map[string]work.ShopHealth
 	held      map[string]bool // shop: everything with an effect is held
 	settleErr error
+	settled   []string // records that were written, "product shop"
 	stuck     bool // positions are not written until their context ends
 	renewErr  error
 	pollMost  int // records a poll returns at the most; 0: all
@@ -438,6 +439,7 @@ func (w *world) Settle(_ context.Context, s work.Settlement) error {
 	}
 	for _, p := range s.Products {
 		k := [2]string{p.ProductID, p.Shop}
+		w.settled = append(w.settled, p.ProductID+" "+p.Shop)
 		if p.Shadow == nil {
 			p.Shadow = w.known[k].Shadow
 		}
@@ -517,6 +519,13 @@ func (w *world) SetShopDead(_ context.Context, shop, reason string, dead bool, n
 	}
 	w.health[shop] = h
 	return nil
+}
+
+// Same is as quick as Plan would be right.
+func (w *world) Same(k *work.Known, raw json.RawMessage) bool {
+	var d struct{ Title string }
+	return json.Unmarshal(raw, &d) == nil && k.LastStatus == event.Skipped && k.LastReason == "UNCHANGED" && k.Attempt == 0 &&
+		len(k.Intents) == 0 && string(k.Shadow) == strconv.Quote(d.Title)
 }
 
 // Plan sends whatever differs from what was sent last; a title OFF takes the product off sale.

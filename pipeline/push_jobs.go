@@ -59,6 +59,10 @@ func (r *reading) jobs(flights []*flight, rows map[string][]document.Row, failed
 		out = append(out, js...)
 	}
 	for _, j := range out {
+		j.same = j.same && !j.flight.excludes(j.push.Shop)
+		if !j.same {
+			j.flight.news++
+		}
 		if j.ready || j.park != "" {
 			continue
 		}
@@ -67,6 +71,13 @@ func (r *reading) jobs(flights []*flight, rows map[string][]document.Row, failed
 			j.result = work.Result{
 				ProductID: j.push.ProductID, Shop: j.push.Shop, Status: event.Skipped, Reason: reasonExcluded,
 				Message: "somebody has excluded the product: shelfwire include sends it again",
+			}
+			continue
+		}
+		if j.same {
+			j.ready = true
+			j.result = work.Result{
+				ProductID: j.push.ProductID, Shop: j.push.Shop, Status: j.push.Known.LastStatus, Reason: j.push.Known.LastReason,
 			}
 			continue
 		}
@@ -208,6 +219,13 @@ func (f *flight) wants(shop string) bool {
 // document makes the job of one row. A document that breaks the schema fails with its path; the shop is left as it
 // is.
 func (f *flight) document(row document.Row) *job {
+	known := f.knownIn(row.Shop)
+	// Items tell of variants, which only a plan knows.
+	if len(f.items) == 0 && known.DocumentHash != "" && f.r.p.parts.Sender.Same(&known, row.Document) {
+		return &job{flight: f, same: true, push: work.Push{
+			ProductID: string(f.entry.product), Shop: row.Shop, Raw: row.Document, Hash: known.DocumentHash, Known: known,
+		}}
+	}
 	d, err := document.Parse(row.Document)
 	if err != nil {
 		res := work.Result{Status: event.Failed, Category: event.Validation, Message: err.Error()}
@@ -220,7 +238,7 @@ func (f *flight) document(row document.Row) *job {
 	}
 	return &job{flight: f, push: work.Push{
 		ProductID: string(f.entry.product), Shop: row.Shop, Document: &d, Raw: row.Document, Hash: document.Hash(d),
-		Known: f.knownIn(row.Shop),
+		Known: known,
 	}}
 }
 

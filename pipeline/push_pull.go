@@ -8,11 +8,12 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// pullRounds is how many rounds of parked products are pulled ahead of the readers.
-const pullRounds = 2
+// pullRounds is how many rounds of parked products are pulled ahead of the readers. A pull steps over what is in hand
+// already, and over the places of rows that are just gone, so that few large ones cost less than many small ones.
+const pullRounds = 8
 
-// pull asks for parked products that are due, when there is room for them: ten times a second, and as soon as a reader
-// has taken what the last pull has brought while there is more.
+// pull asks for parked products that are due, when there is room for them: ten times a second, and while there is more as
+// soon as a reader begins with what was pulled before, so that reading and pulling go on side by side.
 func (p *Push) pull(ctx context.Context) {
 	most := min(pullRounds*p.cfg.Round, p.cfg.Hot-len(p.hot))
 	if p.pulling || most <= 0 || len(p.owned) == 0 || p.parts.Hold != nil && p.parts.Hold() != "" {
@@ -30,6 +31,7 @@ func (p *Push) pull(ctx context.Context) {
 	q.Room, q.Default = p.lines.free()
 	// Those that wait for all their shops are pulled to be read: as many as readers will soon take.
 	q.Room[""] = max(0, pullRounds*p.cfg.Round-p.windows[classCampaign].Len())
+	p.asked = q.Room[""]
 	p.pulling = true
 	p.rounds.Go(func() {
 		got, err := p.parts.State.Pull(ctx, q)
@@ -64,7 +66,7 @@ func (p *Push) inHand() []string {
 // for is left alone: it would be read only to be parked again.
 func (p *Push) unpark(rows []work.Parked) {
 	now := time.Now()
-	p.more = len(rows) >= p.cfg.Round
+	p.more = len(rows) > 0 && 2*len(rows) >= min(p.asked, p.cfg.Round)
 	for _, row := range rows {
 		id := change.ProductID(row.ProductID)
 		o := p.owned[row.Partition]

@@ -38,6 +38,7 @@ type flight struct {
 	// excluded are the shops, or with "" all, that people keep the product from.
 	excluded map[string]struct{}
 	shops    map[string]struct{} // those that it has a job for
+	news     int                 // jobs that are not the same as the last time
 	unseen   bool                // its transaction stays invisible: nothing was read
 	open     int                 // jobs that are not over yet; the settler's own once the first of them is on its way
 	broken   bool                // a job was not settled: the product must fly again; the settler's own
@@ -61,6 +62,7 @@ type job struct {
 	plan   work.Plan
 	result work.Result
 	ready  bool   // result stands; nothing is sent
+	same   bool   // the document is the one that was skipped the last time: nothing in the record is new
 	park   string // wait for this reason instead of being sent
 	probe  bool   // it may try a dead shop
 

@@ -43,7 +43,7 @@ func (s *settlement) job(j *job) {
 		if j.result.Reason == reasonSlow {
 			s.slow(k)
 		}
-		if j.push.Shop != "" {
+		if j.push.Shop != "" && !j.same {
 			record := k
 			if j.result.Status == event.Failed { // what comes after has all its attempts before it
 				record.Attempt = 0
@@ -362,6 +362,11 @@ func (s *settlement) last(f *flight) {
 		if f.ends(ref.Shop) && s.covers(f, ref) {
 			s.Unpark = append(s.Unpark, ref)
 		}
+	}
+	// Its own record spares reads to records that come after. What a campaign has found as it was leaves the record that it
+	// had: nothing more is owed, and most of a replay is that.
+	if f.news+len(e.offsets) == 0 && e.parked != "" {
+		return
 	}
 	if f.slow == nil && !f.queued && e.only == nil && seesAll(f.r.snapshot, e.xids) {
 		s.Products = append(s.Products, work.Settled{Known: work.Known{

@@ -241,7 +241,11 @@ func finish(p work.Push, s *Shadow, d *decision) work.Result {
 	r.Status, r.Reason = event.Skipped, d.skipped
 	if d.shadow != nil && d.skipped == ReasonUnchanged {
 		// What is not owned any more leaves the shadow although nothing is sent.
-		if raw, err := d.shadow.encode(); err == nil && string(raw) != string(p.Known.Shadow) {
+		marked := *d.shadow
+		if p.Raw != nil && len(p.Known.Intents) == 0 && len(d.shadow.Former) == 0 {
+			marked.Same = markSame(p.Raw)
+		}
+		if raw, err := marked.encode(); err == nil && string(raw) != string(p.Known.Shadow) {
 			r.Shadow = raw
 		}
 	}

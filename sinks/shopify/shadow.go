@@ -17,7 +17,10 @@ const shadowVersion = 1
 
 // Shadow is what was pushed last for one product: the part of work.Known that only this package reads.
 type Shadow struct {
-	Version int `json:"v"`
+	// Same marks the document's text that was compared with this very shadow and left nothing to do. It stands first, where
+	// [Same] looks for it, and is not read back: what is changed has no mark.
+	Same    string `json:"same,omitempty"`
+	Version int    `json:"v"`
 	// ID is the product's gid.
 	ID     string `json:"id"`
 	Status string `json:"status"`
@@ -111,6 +114,7 @@ func parseShadow(raw json.RawMessage) *Shadow {
 	if err := json.Unmarshal(raw, s); err != nil || s.Version != shadowVersion || s.ID == "" && !s.Doubt {
 		return nil
 	}
+	s.Same = ""
 	for key, v := range s.Variants {
 		if v == nil {
 			delete(s.Variants, key)
