@@ -66,7 +66,7 @@ type world struct {
 	held      map[string]bool // shop: everything with an effect is held
 	settleErr error
 	settled   []string // records that were written, "product shop"
-	stuck     bool // positions are not written until their context ends
+	stuck     bool     // positions are not written until their context ends
 	renewErr  error
 	pollMost  int // records a poll returns at the most; 0: all
 
