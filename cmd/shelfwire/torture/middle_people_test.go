@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // letGo takes back what people have stopped.
@@ -31,6 +32,9 @@ func (w *world) letGo(ctx context.Context) error {
 
 // hurry makes what waits for a time due now, but for what waits for late requests, and releases what is held.
 func (w *world) hurry(ctx context.Context) error {
+	if err := w.setClock(ctx); err != nil {
+		return err
+	}
 	holds, err := w.state.Holds(ctx)
 	if err != nil {
 		return err
@@ -70,7 +74,12 @@ func (w *world) shift(ctx context.Context, by, where string) error {
 		if strings.Contains(where, "%s") {
 			cond = fmt.Sprintf(where, at[1])
 		}
-		if _, err := query[int](ctx, w.stateURL, fmt.Sprintf(`UPDATE %s SET %s = %s + interval '%s' WHERE %s RETURNING 1`, at[0], at[1], at[1], by, cond)); err != nil {
+		sql := fmt.Sprintf(`UPDATE %s SET %s = %s + interval '%s' WHERE %s RETURNING 1`, at[0], at[1], at[1], by, cond)
+		_, err := query[int](ctx, w.stateURL, sql)
+		for tries := 0; err != nil && tries < 20 && rest(ctx, 50*time.Millisecond); tries++ { // rows in no order: it may lose a deadlock
+			_, err = query[int](ctx, w.stateURL, sql)
+		}
+		if err != nil {
 			return err
 		}
 	}

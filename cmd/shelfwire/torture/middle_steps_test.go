@@ -185,8 +185,8 @@ func (s stepSource) Page(ctx context.Context, sql string, image map[string]*stri
 	return ask(&s.h.mortal, "page", func() (change.Page, error) { return s.Source.Page(ctx, sql, image, after, limit) })
 }
 
-// door is a hand's way to the shops. It holds requests up, and repeats some before it answers, as a proxy does whose own
-// connection broke.
+// door is a hand's way to the shops. It holds requests up, and delivers some twice before it answers with what came of the
+// first: who answered that a repeated one was throttled would say of the first that it never was.
 type door struct{ h *hand }
 
 func (d door) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -214,7 +214,9 @@ func (d door) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := send()
 	if rng.IntN(25) == 0 && !m.calmShops.Load() {
 		m.doubled.Add(1)
-		resp, err = send()
+		if echo, err := send(); err == nil {
+			_ = echo.Body.Close()
+		}
 	}
 	if lost := d.h.step("after request"); lost != nil {
 		return nil, lost
