@@ -176,7 +176,7 @@ func (h *hand) expand() func(context.Context) error {
 }
 
 func (h *hand) relay() func(context.Context) error {
-	r := pipeline.NewRelay(pipeline.RelayConfig{Limit: 20, Standby: 100 * time.Millisecond}, pipeline.RelayKafka{
+	r := pipeline.NewRelay(pipeline.RelayConfig{Limit: 20, Standby: 200 * time.Millisecond, Idle: 50 * time.Millisecond}, pipeline.RelayKafka{
 		Open: func(ctx context.Context) (pipeline.RelayProducer, func(), error) {
 			p, err := ask(&h.mortal, "open producer", func() (*kafkatopics.Producer, error) { return h.topics.OpenProducer(ctx, pipeline.RelayWriter) })
 			if err != nil {

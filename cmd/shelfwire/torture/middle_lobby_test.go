@@ -46,11 +46,12 @@ func (l *lobby) pass(w http.ResponseWriter, r *http.Request, to string) {
 		panic(http.ErrAbortHandler) // cuts the connection
 	}
 	mood, other := l.mood.Load(), l.n.Add(1)%2 == 0
-	switch {
-	case mood == lobbyShut:
+	switch mood {
+	case lobbyShut:
 		panic(http.ErrAbortHandler)
-	case mood == lobbySlow:
+	case lobbySlow:
 		rest(r.Context(), time.Duration(l.n.Load()%8)*100*time.Millisecond)
+	default:
 	}
 	resp, err := send(r, to, body)
 	if mood == lobbyTwice && other {

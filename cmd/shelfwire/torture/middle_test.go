@@ -152,6 +152,7 @@ func newMiddle(t *testing.T, p middlePlan, g *middleGround) *middle {
 	g.server.exec("postgres", "CREATE DATABASE "+store+" TEMPLATE "+stateTemplate)
 	t.Cleanup(func() {
 		m.clear()
+		hangUp(m.sourceURL, m.stateURL)
 		for _, database := range []string{source, store} {
 			if err := g.server.drop(database); err != nil {
 				t.Error(err)
@@ -291,7 +292,7 @@ func (m *middle) settle() {
 	_, err = query[string](ctx, m.sourceURL, `SELECT pg_logical_emit_message(true, 'torture', 'the end')::text`)
 	require.NoError(t, err)
 	waiting := ""
-	for rest(ctx, 50*time.Millisecond) {
+	for rest(ctx, 200*time.Millisecond) {
 		m.tend()
 		if err = m.hurry(ctx); err == nil {
 			waiting, err = m.waiting(ctx, end)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -327,6 +328,7 @@ func (w *world) endPart(name string) error {
 
 // stopServices ends what still runs, the last part first. Only a part that was ended before must have ended cleanly.
 func (w *world) stopServices() {
+	hangUp(w.sourceURL, w.stateURL, w.admin)
 	for _, p := range slices.Backward(w.parts) {
 		if err := p.end(); err != nil {
 			w.t.Log(err)
@@ -352,18 +354,59 @@ func (w *world) keepLogs() {
 	w.t.Logf("logs are in %s", to)
 }
 
-// query asks a database one question on a connection of its own, which no kill can have broken.
+// spare are connections of earlier questions, by connection string: a new one costs the server a process each.
+var spare struct {
+	sync.Mutex
+	idle map[string][]*pgx.Conn
+}
+
+// query asks a database one question. A connection that a kill has broken since the last question is replaced.
 func query[T any](ctx context.Context, url, sql string, args ...any) ([]T, error) {
-	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		return nil, err
+	spare.Lock()
+	var conn *pgx.Conn
+	if idle := spare.idle[url]; len(idle) > 0 {
+		conn, spare.idle[url] = idle[len(idle)-1], idle[:len(idle)-1]
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	spare.Unlock()
+	if conn != nil && conn.Ping(ctx) != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		conn = nil
+	}
+	if conn == nil {
+		var err error
+		if conn, err = pgx.Connect(ctx, url); err != nil {
+			return nil, err
+		}
+	}
 	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[T])
+	list, err := pgx.CollectRows(rows, pgx.RowTo[T])
+	if err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	spare.Lock()
+	defer spare.Unlock()
+	if spare.idle == nil {
+		spare.idle = map[string][]*pgx.Conn{}
+	}
+	spare.idle[url] = append(spare.idle[url], conn)
+	return list, nil
+}
+
+// hangUp ends the spare connections to databases that go.
+func hangUp(urls ...string) {
+	spare.Lock()
+	defer spare.Unlock()
+	for _, url := range urls {
+		for _, conn := range spare.idle[url] {
+			_ = conn.Close(context.Background())
+		}
+		delete(spare.idle, url)
+	}
 }
 
 // one asks for a single value.
