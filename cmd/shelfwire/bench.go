@@ -122,6 +122,7 @@ func benchMeasures() []benchMeasure {
 		{name: "parking", alone: measureParking},
 		{name: "waiting", alone: measureWaiting},
 		{name: "commit", alone: measureCommit},
+		{name: "load", alone: measureLoad},
 		{name: "kafka", asked: true, alone: measureKafka},
 	}
 }

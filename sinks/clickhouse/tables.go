@@ -176,8 +176,10 @@ var outcomeColumns = []column[row[event.Outcome]]{
 	}},
 }
 
-func decodeOutcome(r *event.Record) (event.Outcome, error) {
-	o, err := decodeJSON[event.Outcome](r)
+func decodeOutcome(r *event.Record) (o event.Outcome, err error) {
+	if !readOutcome(r.Value, &o) {
+		o, err = decodeJSON[event.Outcome](r)
+	}
 	switch {
 	case err != nil:
 	case o.ProductID == "":
