@@ -29,6 +29,7 @@ integration: ## Run what speaks to Postgres or Kafka on Postgres 17 and 18 and A
 
 torture: ## Kill every part at random during traffic, then compare row by row (SEED= repeats a run, SCHEDULES= says how many of capture and of the middle)
 	SHELFWIRE_TORTURE=1 SEED=$(SEED) SCHEDULES=$(SCHEDULES) $(GO) test -run Torture -timeout 120m -v $(ARGS) ./cmd/shelfwire/torture
+	SHELFWIRE_TEST_FANOUT=1000000 $(GO) test -count=1 -run TestAFanoutThroughKills -timeout 60m -v ./pipeline
 
 bench: ## Measure speed and points; prints a table and writes bench.json
 	$(GO) run ./cmd/shelfwire bench --out bench.json $(ARGS)
