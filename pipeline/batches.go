@@ -78,14 +78,17 @@ func (b *Batches) announce(ctx context.Context, lease work.Lease, recs []event.R
 // complete asks four times a second: people see a batch end within a second of its last product. Any number of
 // workers may ask; the state ends each round of a batch once.
 func (b *Batches) complete(ctx context.Context) error {
-	for sleep(ctx, 250*time.Millisecond) {
+	const every, most = 250 * time.Millisecond, 5 * time.Second
+	pause := every
+	for sleep(ctx, pause) {
 		ended, err := b.state.Complete(ctx)
 		if err != nil {
-			if ctx.Err() == nil {
-				b.log.WarnContext(ctx, "completion of batches not decided", "error", err)
+			if pause = min(2*pause, most); ctx.Err() == nil {
+				b.log.WarnContext(ctx, "completion of batches not decided", "pause", pause, "error", err)
 			}
 			continue
 		}
+		pause = every
 		for _, e := range ended {
 			b.Completed.Add(1)
 			level := slog.LevelInfo

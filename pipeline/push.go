@@ -35,23 +35,26 @@ type Push struct {
 	flying   map[change.ProductID]struct{}
 	blocked  map[change.ProductID]struct{} // due, but still flying
 	readers  readerSlots
-	pause    readPause
+	pause    readPause // of readers; pullPause is of pulls
 	ahead    readAhead
 	taking   bool // records are being taken in
 	pulling  bool
-	more     bool // the last pull has brought most of what it asked for
-	asked    int  // of those that wait for all their shops, by the last pull
-	cursor   work.PullCursor
-	saving   bool
-	stopBy   time.Time // the drain deadline, once the worker stops
-	drained  bool      // nothing was left in flight then
+
+	pullPause readPause // while the state does not answer
+
+	more    bool // the last pull has brought most of what it asked for
+	asked   int  // of those that wait for all their shops, by the last pull
+	cursor  work.PullCursor
+	saving  bool
+	stopBy  time.Time // the drain deadline, once the worker stops
+	drained bool      // nothing was left in flight then
 
 	updates chan []heldLease
 	records chan []event.Record
 	takenIn chan *intake
 	landed  chan []landing
 	reading chan readerNews
-	pulled  chan work.Pulled
+	pulled  chan pullNews
 	saved   chan []moved
 	handed  chan handedOver
 
@@ -86,7 +89,7 @@ func NewPush(cfg PushConfig, parts PushParts) *Push {
 		takenIn:  make(chan *intake),
 		landed:   make(chan []landing, 64),
 		reading:  make(chan readerNews),
-		pulled:   make(chan work.Pulled),
+		pulled:   make(chan pullNews),
 		saved:    make(chan []moved),
 		handed:   make(chan handedOver),
 		finished: make(chan finished, 64),
@@ -160,8 +163,11 @@ func (p *Push) loop(ctx context.Context) error {
 				p.pause.hear(time.Now(), news.failed)
 			}
 		case got := <-p.pulled:
-			p.pulling, p.cursor = false, got.Next
-			p.unpark(got.Parked)
+			p.pulling = false
+			if p.pullPause.hear(time.Now(), got.failed); !got.failed {
+				p.cursor = got.Next
+				p.unpark(got.Parked)
+			}
 		case <-pull.C:
 			p.windows[classLive].Unblock()
 			p.pull(ctx)

@@ -12,11 +12,18 @@ import (
 // already, and over the places of rows that are just gone, so that few large ones cost less than many small ones.
 const pullRounds = 8
 
+// pullNews is what a pull has brought, or that it failed.
+type pullNews struct {
+	work.Pulled
+	failed bool
+}
+
 // pull asks for parked products that are due, when there is room for them: ten times a second, and while there is more as
-// soon as a reader begins with what was pulled before, so that reading and pulling go on side by side.
+// soon as a reader begins with what was pulled before, so that reading and pulling go on side by side. While the state
+// does not answer it asks seldom.
 func (p *Push) pull(ctx context.Context) {
 	most := min(pullRounds*p.cfg.Round, p.cfg.Hot-len(p.hot))
-	if p.pulling || most <= 0 || len(p.owned) == 0 || p.parts.Hold != nil && p.parts.Hold() != "" {
+	if p.pulling || most <= 0 || time.Now().Before(p.pullPause.until) || len(p.owned) == 0 || p.parts.Hold != nil && p.parts.Hold() != "" {
 		return
 	}
 	var parts []int32
@@ -42,7 +49,7 @@ func (p *Push) pull(ctx context.Context) {
 			p.troubles.begin(ctx, p.log, waitPull, err)
 		}
 		select {
-		case p.pulled <- got:
+		case p.pulled <- pullNews{got, err != nil}:
 		case <-ctx.Done():
 		}
 	})

@@ -90,8 +90,16 @@ func TestWhatIsNotVisibleIsLookedForMoreAndMoreRarely(t *testing.T) {
 // awayState cannot be read.
 type awayState struct {
 	*world
-	away  atomic.Bool
-	loads atomic.Int64
+	away         atomic.Bool
+	loads, pulls atomic.Int64
+}
+
+func (s *awayState) Pull(ctx context.Context, q work.Pull) (work.Pulled, error) {
+	if s.away.Load() {
+		s.pulls.Add(1)
+		return work.Pulled{}, errors.New("connection refused")
+	}
+	return s.world.Pull(ctx, q)
 }
 
 func (s *awayState) Load(ctx context.Context, products []string) (work.Loaded, error) {
@@ -107,22 +115,25 @@ func TestAStateThatIsAwayIsAskedCalmlyAndNamed(t *testing.T) {
 		w := newPaced(t, nil)
 		p := w.worker("a", func(*PushConfig) {})
 		away := &awayState{world: w.world}
-		away.away.Store(true)
 		p.parts.State = away
 		stop := w.start(p)
 		w.wait(time.Second)
 		require.Empty(t, p.Waiting())
+		away.away.Store(true)
 		for i := range 3000 {
 			w.edit(fmt.Sprintf("c%d", i), "1", "north")
 		}
 		begun := time.Now()
 		w.wait(10 * time.Minute)
 		require.LessOrEqual(t, away.loads.Load(), int64(2*10*12+20), "two readers, every 5 s")
+		require.LessOrEqual(t, away.pulls.Load(), int64(10*12+20))
 		waiting := p.Waiting()
-		require.Len(t, waiting, 1)
-		require.Equal(t, work.StagePush, waiting[0].Stage)
-		require.True(t, strings.HasSuffix(waiting[0].Reason, "connection refused"), waiting[0].Reason)
-		require.Equal(t, begun.Add(500*time.Millisecond), waiting[0].Since)
+		require.Len(t, waiting, 2, "documents, and what is parked")
+		for _, wait := range waiting {
+			require.Equal(t, work.StagePush, wait.Stage)
+			require.True(t, strings.HasSuffix(wait.Reason, "connection refused"), wait.Reason)
+			require.WithinRange(t, wait.Since, begun, begun.Add(time.Second))
+		}
 		away.away.Store(false)
 		w.wait(30 * time.Second)
 		require.Len(t, w.sent, 3000)

@@ -310,6 +310,7 @@ func (a *app) stages(ctx context.Context) error {
 	lease := pipeline.LeaseConfig{Owner: a.owner, TTL: a.cfg.Push.Lease}
 	n := a.cluster.Partitions()
 	a.buildPassed()
+	a.metrics.waiting("kafka", "", func() bool { reason, _ := a.cluster.Away(); return reason != "" })
 	if a.has(roleCapture) {
 		if err := a.buildCapture(ctx); err != nil {
 			return err

@@ -128,6 +128,7 @@ func (a *app) buildRelay() {
 		Topic: a.cluster.Topic(event.Positions), Partition: kafka.RelayPartition,
 		DeadLetters: a.cluster.Topic(event.DeadLetters), MaxRecordBytes: maxRowBytes,
 	}, a.state, a.state, a.log)
+	a.metrics.MustRegister(newStateGauges(a.state, a.relay.Active.Load))
 	a.metrics.counter("relay_sent_total", "Outbox rows sent to Kafka.", a.relay.Sent.Load)
 	a.metrics.waiting("relay", "", func() bool { return a.relay.Waiting() != "" })
 }

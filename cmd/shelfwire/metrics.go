@@ -56,7 +56,7 @@ func (r *registry) gauge(name, help string, load func() float64) {
 }
 
 // waiting exports whether a stage stands still, 1 or 0. The log says why, once for each reason. topic is empty where all
-// of the stage waits.
+// of the stage waits. What all of them wait for, the brokers, counts as the stage kafka.
 func (r *registry) waiting(stage, topic string, is func() bool) {
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shelfwire_waiting", Help: "1 while a stage waits for a service that is away; the log says for which, and why.",

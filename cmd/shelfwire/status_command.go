@@ -18,10 +18,12 @@ import (
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show how far capture is behind the database, and what the slot costs",
-		Long: "Shows the replication slot, what of the WAL is not captured yet, the rate, a running snapshot and the last gap\n" +
-			"that was healed. It looks at the database and at Kafka for --for, and changes nothing. As JSON it is one object;\n" +
-			"times are RFC 3339 in UTC, durations are seconds, sizes are bytes. Exits with 1 when the slot cannot be read, or a table is not captured that should be.",
+		Short: "Show how far everything is, what waits, and for what",
+		Long: "Shows what does not answer, the replication slot with what of the WAL is not captured yet, a running snapshot, the\n" +
+			"last gap that was healed, how far each stage is, and what waits in the state and why. It looks at the database for\n" +
+			"--for, and changes nothing. As JSON it is one object; times are RFC 3339 in UTC, durations are seconds, sizes are\n" +
+			"bytes. Exits with 1 when somebody should look: a service or a shop does not answer, the slot cannot be read, a\n" +
+			"table is not captured that should be, or the guard holds something.",
 		Args: noArgs,
 	}
 	file := configFlag(cmd)
@@ -44,13 +46,17 @@ func statusCommand() *cobra.Command {
 
 // statusView is what this command prints. Its names are a promise: programs read them.
 type statusView struct {
-	Slot slotView `json:"slot"`
+	// Away is what the pipeline waits for.
+	Away []awayView `json:"away"`
+	Slot slotView   `json:"slot"`
 	// Unpublished are tables that should be captured and are not: dropped, renamed or taken out of the publication.
 	Unpublished []string `json:"unpublished_tables"`
 	// Capture is absent before the first position is on record.
 	Capture   *captureView   `json:"capture,omitempty"`
 	Snapshots []snapshotView `json:"snapshots"`
 	Healed    *healedView    `json:"last_healing,omitempty"`
+	// Pipeline is absent while the state does not answer, or is not there yet.
+	Pipeline *pipelineView `json:"pipeline,omitempty"`
 }
 
 type slotView struct {
@@ -133,56 +139,90 @@ type healedView struct {
 	Touched  int64      `json:"touched_products"`
 }
 
-// status looks twice, span apart.
+// status looks at every service, at the slot twice, span apart. What does not answer is told, and stops nothing else.
 func (a *app) status(ctx context.Context, span time.Duration) (statusView, error) {
-	if err := a.reach(ctx, "source.url", a.openSource); err != nil {
-		return statusView{}, err
+	v := statusView{Away: []awayView{}, Snapshots: []snapshotView{}, Unpublished: []string{}, Slot: slotView{Name: a.cfg.Source.Slot}}
+	var slot postgres.SlotStatus
+	for _, part := range []struct {
+		service, key string
+		look         func(context.Context) error
+	}{
+		{"source", "source.url", func(ctx context.Context) (err error) { slot, err = v.source(ctx, a, span); return err }},
+		{"kafka", "kafka.brokers", func(ctx context.Context) error { return v.kafka(ctx, a, &slot) }},
+		{"state", "state.url", func(ctx context.Context) error {
+			if err := a.checkState(ctx); err != nil {
+				return err
+			}
+			if _, err := a.state.Incarnation(ctx); noTable(err) {
+				return nil // the first run makes it
+			}
+			return v.pipeline(ctx, a)
+		}},
+		{"clickhouse", "clickhouse.url", a.checkTables},
+	} {
+		err := a.reach(ctx, part.key, part.look)
+		if ctx.Err() != nil {
+			return v, ctx.Err()
+		}
+		if e, ok := errors.AsType[*exitCode](err); ok && e.code == exitUsage { // a mistake in the configuration
+			return v, err
+		}
+		if err != nil {
+			v.away(part.service, err)
+		}
+	}
+	return v, nil
+}
+
+// source looks at the slot and at what is captured.
+func (v *statusView) source(ctx context.Context, a *app, span time.Duration) (now postgres.SlotStatus, err error) {
+	if err := a.openSource(ctx); err != nil {
+		return now, err
 	}
 	before, err := a.source.SlotStatus(ctx)
 	if err != nil {
-		return statusView{}, a.refused(ctx, "source.url", err)
+		return now, err
 	}
 	select {
 	case <-time.After(span):
 	case <-ctx.Done():
-		return statusView{}, ctx.Err()
+		return now, ctx.Err()
 	}
-	now, err := a.source.SlotStatus(ctx)
-	if err != nil {
-		return statusView{}, a.refused(ctx, "source.url", err)
+	if now, err = a.source.SlotStatus(ctx); err != nil {
+		return now, err
 	}
-	v := statusView{Snapshots: []snapshotView{}, Unpublished: []string{}, Slot: viewSlot(a.cfg.Source.Slot, &before, &now)}
+	v.Slot = viewSlot(a.cfg.Source.Slot, &before, &now)
 	published, _, err := a.source.PublishedTables(ctx)
 	if err != nil {
-		return v, a.refused(ctx, "source.url", err)
+		return now, err
 	}
 	for _, t := range a.captureTables() {
 		if !slices.Contains(published, t) {
 			v.Unpublished = append(v.Unpublished, t)
 		}
 	}
-	var pos event.Position
-	var found bool
-	err = a.reach(ctx, "kafka.brokers", func(ctx context.Context) error {
-		c, err := kafka.New(kafkaConfig(a.cfg, nil))
-		if err != nil {
-			return err
-		}
-		a.cluster = c
-		if err := attempt(ctx, c.Ping); err != nil {
-			return err
-		}
-		if _, err := c.EndOffsets(ctx, c.Topic(event.Positions)); err != nil {
-			return nil //nolint:nilerr // the brokers answer, so it is the topic that is not there: the first run makes it
-		}
-		pos, found, err = c.ReadPosition(ctx, kafka.CapturePartition, "capture/"+a.cfg.Source.Slot)
+	return now, nil
+}
+
+// kafka looks at what capture has on record.
+func (v *statusView) kafka(ctx context.Context, a *app, now *postgres.SlotStatus) error {
+	c, err := kafka.New(kafkaConfig(a.cfg, nil))
+	if err != nil {
 		return err
-	})
-	if err != nil || !found {
-		return v, err
 	}
-	v.position(&pos, &now)
-	return v, nil
+	if err := attempt(ctx, c.Ping); err != nil {
+		c.Close()
+		return err
+	}
+	a.cluster = c
+	if _, err := c.EndOffsets(ctx, c.Topic(event.Positions)); err != nil {
+		return nil //nolint:nilerr // the brokers answer, so it is the topic that is not there: the first run makes it
+	}
+	pos, found, err := c.LastPosition(ctx, kafka.CapturePartition, "capture/"+a.cfg.Source.Slot)
+	if found {
+		v.position(&pos, now)
+	}
+	return err
 }
 
 func viewSlot(name string, before, now *postgres.SlotStatus) slotView {
@@ -230,7 +270,11 @@ func (v *statusView) position(pos *event.Position, now *postgres.SlotStatus) {
 
 // err is not nil when somebody should look.
 func (v *statusView) err() error {
+	away := func(service string) bool {
+		return slices.ContainsFunc(v.Away, func(w awayView) bool { return service == "" || w.Service == service })
+	}
 	switch {
+	case away("source"):
 	case !v.Slot.Exists && v.Capture == nil:
 		return fmt.Errorf("there is no slot %s yet: shelfwire run makes it", v.Slot.Name)
 	case !v.Slot.Exists:
@@ -239,6 +283,16 @@ func (v *statusView) err() error {
 		return fmt.Errorf("the slot %s is lost: shelfwire run heals it by a whole snapshot", v.Slot.Name)
 	case len(v.Unpublished) > 0:
 		return fmt.Errorf("not captured, as they are not there or not published: %s; shelfwire check says more", strings.Join(v.Unpublished, ", "))
+	}
+	services := "a service does"
+	if len(v.Away) > 1 {
+		services = fmt.Sprintf("%d services do", len(v.Away))
+	}
+	switch {
+	case away(""):
+		return fmt.Errorf("%s not answer as it should; the rest goes on, and nothing is lost", services)
+	case v.Pipeline != nil && len(v.Pipeline.Holds) > 0:
+		return fmt.Errorf("the guard waits for a decision: shelfwire holds")
 	}
 	return nil
 }
@@ -250,8 +304,13 @@ func statusSheet(v *statusView) *table {
 			t.add(name, value)
 		}
 	}
+	for _, text := range awayText(v.Away) {
+		line("AWAY", text)
+	}
 	s := &v.Slot
 	switch {
+	case s.End == "":
+		line("slot", s.Name+": not known")
 	case !s.Exists:
 		line("slot", s.Name+": there is none")
 	case s.Active:
@@ -284,7 +343,9 @@ func statusSheet(v *statusView) *table {
 	if s.Oldest > 0 {
 		line("oldest", fmt.Sprintf("a transaction that writes is open for %.0f s", s.Oldest))
 	}
-	line("connections", fmt.Sprint(s.Connections))
+	if s.End != "" {
+		line("connections", fmt.Sprint(s.Connections))
+	}
 	if c := v.Capture; c != nil {
 		line("position", fmt.Sprintf("%s on timeline %d, of %s", c.Position, c.Timeline, c.At.Format(time.RFC3339)))
 		if c.LargestOpen > 0 {
@@ -312,6 +373,9 @@ func statusSheet(v *statusView) *table {
 			when = h.At.Format(time.RFC3339)
 		}
 		line("last healing", fmt.Sprintf("%s: %s; from %s to %s, %d products touched%s", when, h.Reason, h.From, h.To, h.Touched, snapshot))
+	}
+	if v.Pipeline != nil {
+		v.Pipeline.sheet(line)
 	}
 	return t
 }

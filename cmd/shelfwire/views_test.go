@@ -47,6 +47,22 @@ func TestTheNamesOfWhatIsPrintedAsJSON(t *testing.T) {
 			`{"id": "replay/1", "kind": "replay", "status": "RUNNING", "created_at": "2026-03-01T11:00:00Z", "whole": true, "total": 30,
 			"done": 10, "parked": 20, "rate": 2, "left_seconds": 10}`,
 		},
+		"away": {
+			awayView{Service: "shop/main", Reason: "402", Since: timeView(at), Probe: timeView(at)},
+			`{"service": "shop/main", "reason": "402", "since": "2026-03-01T11:00:00Z", "next_probe": "2026-03-01T11:00:00Z"}`,
+		},
+		"pipeline": {
+			pipelineView{
+				Stages:     []stageView{{Stage: "push", Topic: "catalog.changes", Workers: 2, Held: 7, Partitions: 8, Behind: 12}},
+				Parked:     []parkedView{{Lane: "campaign", Shop: "main", Reason: "SHOP_BUSY", Products: 5, Due: 4, OldestDue: 1.5}},
+				ParkedMore: 9, Outbox: 3, OutboxBytes: 2048, OutboxOldest: 0.5, Intents: 6, Unanswered: 2.5,
+				Campaigns: []campaignView{}, Pauses: []pauseView{}, Holds: []holdView{},
+			},
+			`{"stages": [{"stage": "push", "topic": "catalog.changes", "workers": 2, "held": 7, "partitions": 8, "behind": 12}],
+			"parked": [{"lane": "campaign", "shop": "main", "reason": "SHOP_BUSY", "products": 5, "due": 4, "oldest_due_seconds": 1.5}],
+			"parked_more": 9, "outbox_records": 3, "outbox_bytes": 2048, "outbox_oldest_seconds": 0.5, "unanswered_requests": 6,
+			"oldest_unanswered_seconds": 2.5, "campaigns": [], "pauses": [], "holds": []}`,
+		},
 		"audit": {
 			&audit.Report{Shops: 1, Products: 2, Variants: 3, Prices: 3, Levels: 4, Drifts: []audit.Drift{{Shop: "main", ProductID: "7", Kind: audit.Price, Field: "variant 1 price", Want: "1", Have: "2"}}},
 			`{"shops": 1, "products": 2, "variants": 3, "prices": 3, "levels": 4, "foreign": 0,

@@ -82,6 +82,8 @@ type Cluster struct {
 	cfg Config
 	cl  *kgo.Client
 	adm *kadm.Client
+	// contact is what all clients have learned of the brokers.
+	contact contact
 }
 
 // New prepares access to a cluster. It does not connect; [Cluster.Ping] does.
@@ -136,6 +138,7 @@ func (c *Cluster) client(more ...kgo.Opt) (*kgo.Client, error) {
 		kgo.ClientID(c.cfg.ClientID),
 		// A leader that moved is found as soon as an answer says so, not seconds later.
 		kgo.MetadataMinAge(250 * time.Millisecond),
+		kgo.WithHooks(&c.contact),
 	}
 	if c.cfg.Logger != nil {
 		opts = append(opts, kgo.WithLogger(&logAdapter{log: c.cfg.Logger, last: map[string]*logEvent{}}))

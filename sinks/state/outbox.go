@@ -159,15 +159,19 @@ type OutboxBacklog struct {
 	Oldest time.Duration
 }
 
-// Outbox says how much waits for the relay, in three index probes, for backpressure and metrics.
-func (s *Store) Outbox(ctx context.Context) (OutboxBacklog, error) {
-	var o OutboxBacklog
-	err := s.pool.QueryRow(ctx, `SELECT coalesce(z.id - a.id + 1, 0), coalesce((z.id - a.id + 1) * l.size, 0)::bigint,
+const outboxSQL = `SELECT coalesce(z.id - a.id + 1, 0), coalesce((z.id - a.id + 1) * l.size, 0)::bigint,
 			coalesce(clock_timestamp() - a.at, interval '0')
 		FROM (SELECT 1) one LEFT JOIN (SELECT id, at FROM outbox ORDER BY id LIMIT 1) a ON true
 		LEFT JOIN (SELECT id FROM outbox ORDER BY id DESC LIMIT 1) z ON true
 		LEFT JOIN (SELECT avg(size) AS size FROM (SELECT coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) AS size
-			FROM outbox ORDER BY id DESC LIMIT 50) newest) l ON true`).Scan(&o.Rows, &o.Bytes, &o.Oldest)
+			FROM outbox ORDER BY id DESC LIMIT 50) newest) l ON true`
+
+func (o *OutboxBacklog) scan(row pgx.Row) error { return row.Scan(&o.Rows, &o.Bytes, &o.Oldest) }
+
+// Outbox says how much waits for the relay, in three index probes, for backpressure and metrics.
+func (s *Store) Outbox(ctx context.Context) (OutboxBacklog, error) {
+	var o OutboxBacklog
+	err := o.scan(s.pool.QueryRow(ctx, outboxSQL))
 	if err != nil {
 		return o, fmt.Errorf("measure the outbox: %w", err)
 	}
