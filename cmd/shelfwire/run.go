@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -20,6 +21,11 @@ import (
 func configFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().StringP("config", "c", "shelfwire.yaml", "configuration file")
 }
+
+// memoryTarget is what the process's memory is kept near by collecting more often, once it comes there: by itself the
+// collector lets it grow to twice of what is in use, and beyond while the machine is busy. What is in use may be more; then
+// half of the processor time goes to the collector at the most. GOMEMLIMIT sets another one.
+const memoryTarget = 384 << 20
 
 func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -49,6 +55,9 @@ func runCommand() *cobra.Command {
 		cfg, err := config.Load(*file, os.LookupEnv)
 		if err != nil {
 			return &exitCode{exitUsage, err}
+		}
+		if os.Getenv("GOMEMLIMIT") == "" {
+			debug.SetMemoryLimit(memoryTarget)
 		}
 		log := newLogger(cmd.ErrOrStderr(), cfg.Log)
 		a := newApp(cfg, options{roles: roles, acceptSource: *accept, acceptTopics: *topics, restartCapture: *restart, noHeal: *noHeal, dryRun: *dry, wait: true}, log)

@@ -75,8 +75,10 @@ func (c *Cluster) NewReader(topic string) (*Reader, error) {
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		// A partition that is added waits for the fetch that is under way: a takeover would take that much longer.
 		kgo.FetchMaxWait(500*time.Millisecond),
-		kgo.FetchMaxBytes(16<<20),
-		kgo.FetchMaxPartitionBytes(4<<20),
+		// Packed, of which a stage unpacks and holds one while it works off what the last has brought. A larger batch, up
+		// to the largest record, comes all the same.
+		kgo.FetchMaxBytes(4<<20),
+		kgo.FetchMaxPartitionBytes(1<<20),
 	)
 	if err != nil {
 		return nil, err
