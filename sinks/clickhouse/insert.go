@@ -116,7 +116,7 @@ func (d *DB) Begin(ctx context.Context, topic string, topicID [16]byte) (ends ma
 	return ends, nil
 }
 
-// endsSQL is answered from the projection ends.
+// endsSQL is answered from the projection ends where the table is one that grows without end.
 func endsSQL(table string) string {
 	return "SELECT partition, max(offset) AS last FROM " + table + " WHERE topic_id = {id:UUID} GROUP BY partition"
 }
