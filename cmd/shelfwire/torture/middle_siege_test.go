@@ -256,6 +256,11 @@ func (s *middleSiege) strike(ctx context.Context, b blow) {
 		for i := range 2 {
 			guest := fmt.Sprintf("push-guest-%d-%d", len(s.parts), i)
 			s.enlist(guest, "push")
+			for rest(limited, 50*time.Millisecond) { // before it runs, SIGTERM is no clean stop
+				if log, _ := os.ReadFile(filepath.Join(s.dir, guest+".log")); strings.Contains(string(log), "msg=running") {
+					break
+				}
+			}
 			rest(ctx, b.span)
 			require.NoError(s.t, s.endPart(guest), "clean stop")
 		}
@@ -290,10 +295,12 @@ func (s *middleSiege) intervene(ctx context.Context, b blow, rng *rand.Rand) {
 		if id == "" || !s.command(ctx, "campaigns", "-c", s.file, id, "--cancel") {
 			return
 		}
-		// What was cancelled would stay as it is.
-		ids, err := query[string](ctx, s.sourceURL, `SELECT id::text FROM catalog.products`)
-		require.NoError(s.t, err)
-		require.True(s.t, s.command(ctx, "replay", "-c", s.file, "--product", strings.Join(ids, ",")))
+		replayed := false // or what was cancelled would stay as it is; refused while one of them is deleted
+		for !replayed && rest(ctx, 10*time.Millisecond) {
+			ids, err := query[string](ctx, s.sourceURL, `SELECT id::text FROM catalog.products`)
+			replayed = err == nil && s.command(ctx, "replay", "-c", s.file, "--product", strings.Join(ids, ","))
+		}
+		require.True(s.t, replayed)
 	case "replay":
 		s.command(ctx, "replay", "-c", s.file, "--product", fmt.Sprintf("%d,%d,%d", 1+rng.IntN(60), 1+rng.IntN(60), 1+rng.IntN(60)))
 	case "exclude":
