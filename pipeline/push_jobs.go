@@ -112,8 +112,22 @@ func (f *flight) knownIn(shop string) work.Known {
 	return k
 }
 
+// owed gives a record to shops that a request may have reached late and that have none: one of a product that was
+// forgotten before its creation landed.
+func (f *flight) owed() {
+	if !f.entry.late {
+		return
+	}
+	for _, ref := range f.parked {
+		if _, ok := f.known[ref.Shop]; !ok && ref.Shop != "" {
+			f.known[ref.Shop] = work.Known{ProductID: ref.ProductID, Shop: ref.Shop}
+		}
+	}
+}
+
 // split makes one job for each shop that the product belongs to or has left.
 func (f *flight) split(rows []document.Row) []*job {
+	f.owed()
 	var out []*job
 	routed := map[string]bool{}
 	for i, row := range rows {

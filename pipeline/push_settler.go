@@ -188,15 +188,18 @@ func (p *Push) settled(ctx context.Context, jobs []*job, asked []work.Intent, er
 
 // tellOfSent parks what may have been sent under a lease that is lost. The next owner may have found the intents,
 // looked at the shops and closed them long before: a worker can be stopped between an intent and its request for any
-// time. So it must look once more, now that the request is over.
+// time. So it must look once more, now that the request is over, or when it can no longer land.
 func (p *Push) tellOfSent(ctx context.Context, jobs []*job, asked []work.Intent) {
 	var rows []work.Parked
 	for _, j := range jobs {
 		for _, i := range asked {
 			if i.Shop == j.push.Shop && slices.Contains(i.ProductIDs, j.push.ProductID) {
-				e := j.flight.entry
+				e, due := j.flight.entry, time.Now()
+				if j.result.Unanswered {
+					due = due.Add(p.cfg.LateRequest)
+				}
 				rows = append(rows, work.Parked{
-					ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: work.LaneRetry, Due: time.Now(),
+					ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: work.LaneRetry, Due: due,
 					Reason: reasonLate, FirstCommit: e.first, LastCommit: e.last,
 				})
 				break

@@ -176,6 +176,52 @@ func TestAWorkerThatWakesUpTellsOfWhatItSent(t *testing.T) {
 	})
 }
 
+// The request that went out so late has no answer either: it may land as late as any other, and is looked for after that.
+func TestAWorkerThatWakesUpTellsOfWhatMayStillLand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		w.slow = 5 * time.Second
+		w.answer = func(string, string) work.Result {
+			return work.Result{Status: event.Retrying, Category: event.Network, Counts: true, Unanswered: true}
+		}
+		p := w.worker("a", func(*PushConfig) {})
+		p.parts.Park = func(_ context.Context, rows []work.Parked) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.park(rows)
+			return nil
+		}
+		stop := w.start(p)
+		w.change("p1", 100)
+		w.wait(time.Second)
+		w.mu.Lock()
+		w.owner, w.epoch, w.expires = "b", w.epoch+1, time.Now().Add(time.Minute)
+		clear(w.intents)
+		w.mu.Unlock()
+		w.wait(6 * time.Second)
+		row := w.parked[[2]string{"p1", "north"}]
+		require.Equal(t, reasonLate, row.Reason)
+		require.Greater(t, time.Until(row.Due), p.cfg.LateRequest-10*time.Second)
+		stop()
+	})
+}
+
+// The request was a creation, the product has been deleted since, and nothing is on record of it any more.
+func TestALateCreationOfWhatIsGoneIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.mu.Lock()
+		w.park([]work.Parked{{ProductID: "p1", Shop: "north", Lane: work.LaneRetry, Due: time.Now(), Reason: reasonLate}})
+		w.mu.Unlock()
+		_, stop := w.run("a")
+		w.wait(10 * time.Second)
+		require.Equal(t, []string{"north:p1"}, w.sent, "the shop is looked at")
+		require.Empty(t, w.parked)
+		stop()
+	})
+}
+
 // The steps follow each other without a gap: together they are the time from the commit to the settlement.
 func TestEachStepIsMeasured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
