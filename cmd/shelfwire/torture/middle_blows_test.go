@@ -82,7 +82,11 @@ func (m *middle) strike(b blow) {
 	case b.kind == "cut connections", b.kind == "silence", b.kind == "delays":
 		m.disturb(b, m.hands[m.plan.places[rng.IntN(len(m.plan.places))]], rng)
 	default:
-		require.NoError(m.t, m.intervene(ctx, b, rng), b.kind)
+		err := m.intervene(ctx, b, rng)
+		for tries := 0; err != nil && tries < 3; tries++ { // an earlier blow has ended a connection of ours as well
+			err = m.intervene(ctx, b, rng)
+		}
+		require.NoError(m.t, err, b.kind)
 	}
 }
 

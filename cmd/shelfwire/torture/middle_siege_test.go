@@ -254,7 +254,7 @@ func (s *middleSiege) strike(ctx context.Context, b blow) {
 		l.set(lobbyOpen)
 	case "join and leave":
 		for i := range 2 {
-			guest := fmt.Sprintf("push-guest-%d-%d", len(s.parts), i)
+			guest := fmt.Sprintf("push-guest-%d-%d", s.blows[b.kind], i)
 			s.enlist(guest, "push")
 			for rest(limited, 50*time.Millisecond) { // before it runs, SIGTERM is no clean stop
 				if log, _ := os.ReadFile(filepath.Join(s.dir, guest+".log")); strings.Contains(string(log), "msg=running") {

@@ -112,14 +112,17 @@ func (s stepStore) SavePosition(ctx context.Context, fences []work.Fence, positi
 	return do(s.m, "save position", func() error { return s.Store.SavePosition(ctx, fences, positions, of) })
 }
 
-// stepReader is a topic.
+// stepReader is a topic. It can fail, but never lose what it has read.
 type stepReader struct {
 	*kafkatopics.Reader
 	m *mortal
 }
 
 func (r stepReader) Poll(ctx context.Context, n int) ([]event.Record, error) {
-	return ask(r.m, "poll", func() ([]event.Record, error) { return r.Reader.Poll(ctx, n) })
+	if err := r.m.step("before poll"); err != nil {
+		return nil, err
+	}
+	return r.Reader.Poll(ctx, n)
 }
 
 // stepProducer is the relay's.
