@@ -2,10 +2,20 @@ package torture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 )
+
+// calmDown lets go what was stopped and puts the clock right. An earlier blow may have ended a connection of ours as well.
+func (w *world) calmDown(ctx context.Context) error {
+	err := errors.Join(w.letGo(ctx), w.setClock(ctx))
+	for tries := 0; err != nil && tries < 10 && rest(ctx, 50*time.Millisecond); tries++ {
+		err = errors.Join(w.letGo(ctx), w.setClock(ctx))
+	}
+	return err
+}
 
 // letGo takes back what people have stopped.
 func (w *world) letGo(ctx context.Context) error {

@@ -190,8 +190,7 @@ func (s *middleSiege) settle() {
 	for _, shop := range demo.Stores() {
 		require.NoError(t, s.health(ctx, shop.Name, shopifysim.Healthy))
 	}
-	require.NoError(t, s.letGo(ctx))
-	require.NoError(t, s.setClock(ctx))
+	require.NoError(t, s.calmDown(ctx))
 	quiet := time.Now()
 	done := make(chan struct{})
 	watching, stop := context.WithCancel(ctx)
