@@ -33,11 +33,13 @@ type batchModel struct {
 	pages  int // of the fan-out taken in; it is done beyond its last product
 	taken  [2]int
 	ann    bool
-	open   map[itemKey]bool // unsettled
+	open   map[itemKey]bool // unsettled; true for what is in hand
 	failed map[itemKey]bool
 	known  map[string]bool // products with an item
 	ended  int             // completions seen
 	round  int
+	// cancelled: a person has cancelled this round.
+	cancelled bool
 }
 
 func newBatchModel(t *rapid.T, s *Store, id string) *batchModel {
@@ -61,7 +63,9 @@ func newBatchModel(t *rapid.T, s *Store, id string) *batchModel {
 func (m *batchModel) item(product string) []work.Item {
 	if !m.known[product] {
 		m.known[product] = true
-		m.open[itemKey{product, ""}] = true
+		if !m.cancelled { // else it begins as cancelled
+			m.open[itemKey{product, ""}] = false
+		}
 	}
 	return []work.Item{{BatchID: m.id, ProductID: product}}
 }
@@ -105,8 +109,8 @@ func (m *batchModel) settle(k itemKey, st work.ItemStatus, shops []string) {
 	}
 	for _, shop := range shops {
 		set.Items = append(set.Items, work.Item{BatchID: m.id, ProductID: k.product, Shop: shop, Status: st})
-		if !settled(st) {
-			m.open[itemKey{k.product, shop}] = true
+		if !settled(st) && !m.cancelled { // else what has ended without a result is cancelled
+			m.open[itemKey{k.product, shop}] = st == work.ItemProcessing
 		}
 		if st == work.ItemFailed {
 			m.failed[itemKey{k.product, shop}] = true
@@ -136,13 +140,44 @@ func (m *batchModel) retry() {
 		require.ErrorIs(m.t, err, ErrNoBatch)
 		return
 	}
+	if m.cancelled && m.ended < m.round {
+		require.ErrorIs(m.t, err, ErrBatchCancelling)
+		return
+	}
 	require.NoError(m.t, err)
 	require.Equal(m.t, len(m.failed), got.Items)
-	if len(m.failed) > 0 && m.ended == m.round {
+	if len(m.failed) == 0 {
+		return
+	}
+	if m.ended == m.round {
 		m.round++
 	}
-	maps.Copy(m.open, m.failed)
+	m.cancelled = false
+	for k := range m.failed {
+		m.open[k] = false
+	}
 	clear(m.failed)
+}
+
+// cancel is a person's: what waits is cancelled, and what is in hand is settled as it ends.
+func (m *batchModel) cancel() {
+	err := m.s.CancelBatch(context.Background(), m.id)
+	switch {
+	case len(m.known) == 0 && m.pages == 0 && !m.ann:
+		require.ErrorIs(m.t, err, ErrNoBatch)
+		return
+	case m.ended == m.round:
+		require.ErrorIs(m.t, err, ErrBatchEnded)
+		return
+	}
+	require.NoError(m.t, err)
+	m.cancelled = true
+	m.sweep()
+}
+
+// sweep is what becomes of what waits in a batch that is cancelled.
+func (m *batchModel) sweep() {
+	maps.DeleteFunc(m.open, func(_ itemKey, inHand bool) bool { return m.cancelled && !inHand })
 }
 
 // complete asks from several workers at once: the batch ends for one of them if it is complete, else for none.
@@ -162,6 +197,7 @@ func (m *batchModel) complete(callers int) {
 	require.Len(m.t, all, want, "%+v", m)
 	for _, b := range all {
 		require.Equal(m.t, m.round, b.Round)
+		require.Equal(m.t, m.cancelled, b.Status == string(BatchCancelled), b.Status)
 	}
 }
 
@@ -184,7 +220,7 @@ var (
 )
 
 func (m *batchModel) step() {
-	switch rapid.IntRange(0, 7).Draw(m.t, "step") {
+	switch rapid.IntRange(0, 8).Draw(m.t, "step") {
 	case 0:
 		m.takeIn(0, m.taken[0])
 	case 1:
@@ -202,6 +238,8 @@ func (m *batchModel) step() {
 		m.doAnnounce()
 	case 7:
 		m.retry()
+	case 8:
+		m.cancel()
 	}
 }
 
@@ -225,13 +263,13 @@ func (m *batchModel) finish() {
 	m.complete(1)
 }
 
-// TestCompletionAgainstAModel: take-ins, fan-out pages, redeliveries, lagging partitions, settlements, announcements
-// and retries in any order. A batch must never complete too early, always in the end, and once for each round.
+// TestCompletionAgainstAModel: take-ins, fan-out pages, redeliveries, lagging partitions, settlements, announcements,
+// retries and cancels in any order. A batch must never complete too early, always in the end, and once for each round.
 func TestCompletionAgainstAModel(t *testing.T) {
 	s := newStore(t)
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
-		exec(t, s, `TRUNCATE leases, batches, batch_items, outbox, parked`)
+		exec(t, s, `TRUNCATE leases, batches, batch_items, outbox, parked, campaigns`)
 		run++
 		m := newBatchModel(t, s, fmt.Sprintf("b%d", run))
 		for range rapid.IntRange(0, 40).Draw(t, "steps") {
