@@ -178,6 +178,8 @@ func Open(ctx context.Context, cfg Config) (*Source, error) {
 	pc.ConnConfig.RuntimeParams["application_name"] = cfg.ApplicationName
 	maps.Copy(pc.ConnConfig.RuntimeParams, sessionSettings())
 	pc.ConnConfig.RuntimeParams["statement_timeout"] = strconv.FormatInt(cfg.StatementTimeout.Milliseconds(), 10)
+	// A read is short, but recursive queries are thought to be so costly that they would be compiled, each time anew.
+	pc.ConnConfig.RuntimeParams["jit"] = "off"
 	// A reader that lost its process must not hold back vacuum for long.
 	pc.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
 	pc.AfterConnect = asBytes
