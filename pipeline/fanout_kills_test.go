@@ -166,13 +166,13 @@ func (k *killing) start() {
 // A row that concerns a million products is expanded in pages, by workers that die and are stopped at any of them: each
 // product is parked once, and is one item of the batch.
 func TestAFanoutThroughKills(t *testing.T) {
-	n, kills := 20_000, 6
+	n := 20_000
 	if s := os.Getenv(envFanout); s != "" {
 		var err error
 		n, err = strconv.Atoi(s)
 		require.NoError(t, err)
-		kills = 60
 	}
+	kills := min(60, n/3000)
 	k := &killing{
 		middleRig: newMiddleRig(t, embeddedtest.Postgres(t), fanoutOf), rng: rand.New(rand.NewPCG(1, uint64(n))), left: kills,
 		kinds: map[string]int{}, deaths: make(chan struct{}, kills),
