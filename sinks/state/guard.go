@@ -149,6 +149,36 @@ func (g *guardCount) write(ctx context.Context, tx pgx.Tx, counted int64, limits
 	return over, err
 }
 
+// held are products that a settlement parks because of a hold. The hold may have ended since the guard was asked, and has
+// then made due only what was parked: these would wait for the next recheck.
+type held struct{ ids, shops []string }
+
+func heldColumns(parked []work.Parked) (h held) {
+	for i := range parked {
+		if parked[i].Reason == reasonHeld {
+			h.ids, h.shops = append(h.ids, parked[i].ProductID), append(h.shops, parked[i].Shop)
+		}
+	}
+	return h
+}
+
+// lock keeps holds of the shops from ending until the settlement is committed: before the rows that their end locks.
+func (h held) lock(b *pgx.Batch) {
+	if len(h.ids) > 0 {
+		b.Queue(`SELECT FROM guards WHERE shop = ANY($1) ORDER BY shop, effect FOR SHARE`, h.shops)
+	}
+}
+
+// wake makes due what no hold holds any more.
+func (h held) wake(b *pgx.Batch) {
+	if len(h.ids) > 0 {
+		b.Queue(`UPDATE parked p SET due = clock_timestamp(), reason = $4 FROM unnest($1::text[], $2::text[]) n(product_id, shop)
+			WHERE p.product_id = n.product_id AND p.shop = n.shop AND p.reason = $3 AND NOT EXISTS (SELECT
+				FROM guard_products g WHERE g.shop = p.shop AND g.product_id = p.product_id AND g.held)`,
+			h.ids, h.shops, reasonHeld, reasonRetry)
+	}
+}
+
 // Hold is what the guard has stopped.
 type Hold struct {
 	Shop   string

@@ -71,11 +71,14 @@ func (s *Store) Settle(ctx context.Context, t work.Settlement) error {
 	if err != nil {
 		return fmt.Errorf("settle: %w", err)
 	}
+	held := heldColumns(t.Park)
 	return s.applyAs(ctx, "settle", t.Token, t.Fences, func(b *pgx.Batch) {
+		held.lock(b)
 		queueItems(b, t.Items, t.SplitItems)
 		queueProducts(b, t.Products, t.Forget)
 		queueUnpark(b, t.Unpark) // before Park: that is how a product is pushed back, see mergeParked
 		queuePark(b, t.Park)
+		held.wake(b)
 		queueCloseIntents(b, t.Intents)
 		outbox.queue(b)
 		queuePositions(b, t.Fences, nil, t.Positions, nil)

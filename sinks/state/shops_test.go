@@ -194,6 +194,47 @@ func TestAHoldIsReleased(t *testing.T) {
 	require.Len(t, held, 1, "freedom ends")
 }
 
+// TestAHoldThatEndsDuringASettlementHoldsNothing: the release makes due what is parked, and what is parked right behind
+// it would wait for the next recheck, an hour.
+func TestAHoldThatEndsDuringASettlementHoldsNothing(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StagePush, "w", 1)
+	live(t, s, "s", 100)
+	held, err := s.Guard(ctx, "s", requests(work.EffectZeroPrice, 0, 80), limits)
+	require.NoError(t, err)
+	require.Len(t, held, 80)
+	settle := func(id string) error {
+		return s.Settle(ctx, work.Settlement{Fences: f, Park: []work.Parked{{ProductID: id, Shop: "s", Reason: reasonHeld}}})
+	}
+	require.NoError(t, settle("p1"))
+	require.Empty(t, pullAll(t, s, "s"))
+
+	// One whose settlement began before the release: whoever comes second sees what the first has done.
+	tx, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	_, err = tx.Exec(ctx, `SELECT FROM guards WHERE shop = 's' FOR NO KEY UPDATE`)
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { done <- settle("p2") }()
+	require.Eventually(t, func() bool {
+		var waits bool
+		require.NoError(t, s.pool.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE NOT granted`).Scan(&waits))
+		return waits
+	}, 10*time.Second, 10*time.Millisecond, "a settlement waits for the end of the hold")
+	require.NoError(t, tx.Rollback(ctx))
+	require.NoError(t, <-done)
+
+	require.NoError(t, s.ReleaseHold(ctx, "s", work.EffectZeroPrice))
+	require.NoError(t, settle("p3"))
+	due := map[string]bool{}
+	for _, row := range pullAll(t, s, "s") {
+		due[row.ProductID] = true
+	}
+	require.Equal(t, map[string]bool{"p1": true, "p2": true, "p3": true}, due)
+}
+
 // TestAHoldIsRejected: what was held is dropped and said to be cancelled; what another hold has caught goes on waiting.
 func TestAHoldIsRejected(t *testing.T) {
 	s := newStore(t)
