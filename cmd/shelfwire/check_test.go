@@ -63,17 +63,17 @@ func TestCheckAsAUserSeesIt(t *testing.T) {
 	check(exitOK, "✓ source, routes and documents query ✓ kafka ✓ state ✓ clickhouse ✓ shops")
 
 	mend := spoil("routes.yaml", "key: product_id}", "key: productid}")
-	check(exitUsage, "routes.yaml:20:72 route catalog.stock: column productid of catalog.variants does not exist", "1 problem must be mended")
+	check(exitUsage, "routes.yaml:22:72 route catalog.stock: column productid of catalog.variants does not exist", "1 problem must be mended")
 	code, out := shelfwire(t, "run", "-c", s.file)
 	require.Equal(t, exitUsage, code, "run refuses it as well")
-	require.Contains(t, out, "routes.yaml:20:72: route catalog.stock: column productid")
+	require.Contains(t, out, "routes.yaml:22:72: route catalog.stock: column productid")
 	mend()
 
 	mend = spoil("documents.sql", "j.store_id", "j.storeid")
 	check(exitUsage, "documents.sql:135:40 documents query: the server does not take it: ERROR: column j.storeid does not exist")
 	mend()
 
-	mend = spoil("routes.yaml", "  - table: catalog.images\n    key: product_id\n", "")
+	mend = spoil("routes.yaml", "  - table: catalog.images\n    key: product_id\n    lane: content\n", "")
 	check(exitUsage, "! "+filepath.Join(dir, "routes.yaml:6:3"), "it reads catalog.images, which no route names", "unrouted: [catalog.images]")
 	also := spoil("shelfwire.yaml", "# unrouted: [catalog.countries]", "unrouted: [catalog.images]")
 	check(exitOK)
