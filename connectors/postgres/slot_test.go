@@ -95,10 +95,15 @@ func TestLostSlot(t *testing.T) {
 		fatal.Store(n)
 		_, err = src.Stream(t.Context(), 0)
 		fatal.Store(0)
+		trouble, ok := errors.AsType[*postgres.SlotError](err)
+		if ok && trouble.Kind == postgres.SlotActive { // the server is not done with the connection that was ended before
+			n--
+			continue
+		}
 		if asked.Load() < n {
 			break
 		}
-		if trouble, ok := errors.AsType[*postgres.SlotError](err); ok {
+		if ok {
 			require.Equal(t, postgres.SlotLost, trouble.Kind, "message %d: %v", n, err)
 			continue
 		}
