@@ -144,9 +144,9 @@ func TestLoadThroughEveryTroubleOfTheEngine(t *testing.T) {
 func loadTroubles(w *loadWorld, e *loadEngine, proxy *loadProxy, tables *loadKiller, rng *rand.Rand) []loadTrouble {
 	gone := []string{"does not answer", "the connection to ClickHouse ended"}
 	kill := func() {
-		dead := make(chan struct{})
+		dead, after := make(chan struct{}), time.Duration(rng.IntN(20_000))*time.Microsecond
 		f := func() {
-			<-time.After(time.Duration(rng.IntN(20_000)) * time.Microsecond)
+			<-time.After(after)
 			e.Kill()
 			close(dead)
 		}
