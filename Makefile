@@ -22,7 +22,7 @@ test: ## Run all tests that need no JVM, with the race detector
 REAL := SHELFWIRE_TEST_KAFKA=apache $(GO) test -count=1 $(ARGS)
 integration: ## Run what speaks to Postgres or Kafka on Postgres 17 and 18 and Apache Kafka, and bound capture's memory (needs Java 17 and Maven)
 	$(REAL) -timeout 10m ./deploy/embedded/apachekafka ./deploy/embedded/embeddedtest
-	SHELFWIRE_TEST_POSTGRES=17 $(REAL) -timeout 30m ./connectors/... ./pipeline -rapid.checks=10
+	SHELFWIRE_TEST_POSTGRES=17 $(GO) test -count=1 $(ARGS) -timeout 30m ./connectors/postgres ./pipeline -rapid.checks=10
 	SHELFWIRE_TEST_POSTGRES=18 $(REAL) -timeout 30m ./connectors/... ./pipeline -rapid.checks=10
 	SHELFWIRE_TEST_POSTGRES=18 $(REAL) -timeout 20m ./cmd/shelfwire/torture -run 'TestTorture$$|TestCaptureTorture$$'
 	$(GO) run ./cmd/shelfwire bench --strict --only transaction
