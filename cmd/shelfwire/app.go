@@ -369,13 +369,10 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 	if err != nil {
 		return err
 	}
-	a.push = pipeline.NewPush(pipeline.PushConfig{
-		Lease: lease, Prefix: a.cfg.Kafka.Prefix, Partitions: n,
-		Debounce: debounce.Wait{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait},
-		Content:  debounce.Wait(a.cfg.Push.Content), ContentTables: a.contentTables(),
-		RequestTimeout: a.requestTimeout(), Drain: a.cfg.Push.Drain,
-		Guard: work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor},
-	}, pipeline.PushParts{
+	cfg := a.pushConfig(n)
+	cfg.Lease, cfg.RequestTimeout, cfg.Drain = lease, a.requestTimeout(), a.cfg.Push.Drain
+	cfg.Guard = work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor}
+	a.push = pipeline.NewPush(cfg, pipeline.PushParts{
 		Leases: a.state, Reader: a.brake.Reader(changes), Hold: a.brake.Waiting, Documents: documents{a.source, a.cfg.Documents},
 		Snapshot: a.source.Snapshot, Park: a.state.Park,
 		State: a.state, Fenced: a.state, Shops: a.state, Sender: a.shops, Log: a.log,
@@ -386,15 +383,18 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 	return nil
 }
 
-// contentTables are those whose changes may wait longer than prices and stock.
-func (a *app) contentTables() []string {
-	var tables []string
+// pushConfig says what is read and how it is gathered, for pushes and for showing them alike.
+func (a *app) pushConfig(n int32) pipeline.PushConfig {
+	c := pipeline.PushConfig{
+		Prefix: a.cfg.Kafka.Prefix, Partitions: n,
+		Debounce: debounce.Wait{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait}, Content: debounce.Wait(a.cfg.Push.Content),
+	}
 	for _, r := range a.cfg.Routes {
 		if r.Lane == route.LaneContent {
-			tables = append(tables, r.Table)
+			c.ContentTables = append(c.ContentTables, r.Table)
 		}
 	}
-	return tables
+	return c
 }
 
 func (a *app) requestTimeout() time.Duration {
@@ -405,14 +405,18 @@ func (a *app) requestTimeout() time.Duration {
 	return d
 }
 
+// partitionsOf is how many partitions a topic has where those by product have n.
+func partitionsOf(kind string, n int32) int32 {
+	if kind == event.Batches {
+		return 1
+	}
+	return n
+}
+
 func (a *app) buildLoad(lease pipeline.LeaseConfig, n int32) error {
 	for _, kind := range clickhouse.Topics() {
-		parts := n
-		if kind == event.Batches {
-			parts = 1
-		}
 		name := a.cluster.Topic(kind)
-		a.loadTopics = append(a.loadTopics, pipeline.LoadTopic{Kind: kind, Name: name, Partitions: parts, Open: func() (pipeline.LoadReader, error) {
+		a.loadTopics = append(a.loadTopics, pipeline.LoadTopic{Kind: kind, Name: name, Partitions: partitionsOf(kind, n), Open: func() (pipeline.LoadReader, error) {
 			return a.cluster.NewReader(name)
 		}})
 	}

@@ -36,9 +36,7 @@ func measureParking(ctx context.Context, b *bench) ([]figure, error) {
 	if err := pause(`INSERT INTO pauses (what) VALUES ('lane/campaign')`); err != nil {
 		return nil, err
 	}
-	var parked, pulled time.Duration
-	var answered int64
-	var parkUse, pullUse string
+	m := parkingTimes{products: products}
 	err = r.run(ctx, func(ctx context.Context, p *pipeline.Push) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("the campaign was not worked off after 5 minutes"))
 		defer cancel()
@@ -50,17 +48,20 @@ func measureParking(ctx context.Context, b *bench) ([]figure, error) {
 		if err := r.passed(ctx); err != nil {
 			return errors.Join(err, context.Cause(ctx))
 		}
-		parked = time.Since(began)
+		m.parked = time.Since(began)
 		after, err := r.used(ctx)
 		if err != nil {
 			return err
 		}
-		parkUse = after.since(before, products)
+		m.parkUse = after.since(before, products)
 		n, err := count(ctx)
-		if err != nil || n != int64(products) {
-			return fmt.Errorf("%d products are parked, want %d: %w", n, products, err)
+		if err == nil && n != int64(products) {
+			err = fmt.Errorf("%d products are parked, want %d", n, products)
 		}
-		b.say("parking: %.1f s", parked.Seconds())
+		if err != nil {
+			return err
+		}
+		b.say("parking: %.1f s", m.parked.Seconds())
 		if err := pause(`DELETE FROM pauses`); err != nil {
 			return err
 		}
@@ -72,25 +73,37 @@ func measureParking(ctx context.Context, b *bench) ([]figure, error) {
 			n, err := count(ctx)
 			return n == 0, err
 		})
-		pulled, answered = time.Since(began), p.Stats().Skipped.Load()
+		m.pulled, m.answered = time.Since(began), p.Stats().Skipped.Load()
 		if err != nil {
 			return errors.Join(err, context.Cause(ctx))
 		}
 		done, err := r.used(ctx)
-		pullUse = done.since(after, products)
+		m.pullUse = done.since(after, products)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	return m.figures(), nil
+}
+
+// parkingTimes are how long a campaign took to be parked and to be worked off, and what that cost.
+type parkingTimes struct {
+	products         int
+	parked, pulled   time.Duration
+	answered         int64 // unchanged, while it was worked off
+	parkUse, pullUse string
+}
+
+func (m *parkingTimes) figures() []figure {
 	rig := fmt.Sprintf("one push worker as `shelfwire run` builds it, %d partitions, a broker (kfake) in a process of its own, state in an embedded PostgreSQL "+
 		"that knows all of them", middlePartitions)
 	return []figure{
-		atMost("park a campaign of 1,000,000 products", parked.Seconds()*1e6/float64(products), "s", 60, fmt.Sprintf(
+		atMost("park a campaign of 1,000,000 products", m.parked.Seconds()*1e6/float64(m.products), "s", 60, fmt.Sprintf(
 			"%d records of a replay, written before, each of a product of its own; from the worker's start to the last position, all rows counted; %s for each; %s",
-			products, parkUse, rig)),
-		atLeast("pull them", float64(products)/pulled.Seconds(), "1/s", 20_000, fmt.Sprintf(
+			m.products, m.parkUse, rig)),
+		atLeast("pull them", float64(m.products)/m.pulled.Seconds(), "1/s", 20_000, fmt.Sprintf(
 			"the same products, from the end of a pause of the lane until none is parked: pulled, read (documents from memory), compared, answered "+
-				"\"unchanged\" %d times and settled; no request to the shop; every product had been answered so once before; %s for each; %s", answered, pullUse, rig)),
-	}, nil
+				"\"unchanged\" %d times and settled; no request to the shop; every product had been answered so once before; %s for each; %s", m.answered, m.pullUse, rig)),
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/shelfwire/shelfwire/pipeline"
-	"github.com/shelfwire/shelfwire/pipeline/debounce"
 	"github.com/shelfwire/shelfwire/schemas/event"
 )
 
@@ -20,11 +19,7 @@ func (a *app) buildDryRun(ctx context.Context, n int32) error {
 	if err != nil {
 		return err
 	}
-	a.dry = pipeline.NewDryRun(pipeline.PushConfig{
-		Prefix: a.cfg.Kafka.Prefix, Partitions: n,
-		Debounce: debounce.Wait{Quiet: a.cfg.Push.Quiet, MaxWait: a.cfg.Push.MaxWait},
-		Content:  debounce.Wait(a.cfg.Push.Content), ContentTables: a.contentTables(),
-	}, pipeline.PushParts{
+	a.dry = pipeline.NewDryRun(a.pushConfig(n), pipeline.PushParts{
 		Reader: changes, Documents: documents{a.source, a.cfg.Documents}, Snapshot: a.source.Snapshot,
 		State: a.state, Sender: a.shops, Log: a.log,
 	}, ends, func(s pipeline.Shown) { tellShown(ctx, a.log, s) })

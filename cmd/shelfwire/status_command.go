@@ -363,19 +363,23 @@ func statusSheet(v *statusView) *table {
 		}
 		line("snapshot", text+"; to do: "+strings.Join(p.Tables, ", "))
 	}
-	if h := v.Healed; h != nil {
-		snapshot := ""
-		if h.Snapshot != "" {
-			snapshot = ", " + h.Snapshot
-		}
-		when := "begun"
-		if h.At != nil {
-			when = h.At.Format(time.RFC3339)
-		}
-		line("last healing", fmt.Sprintf("%s: %s; from %s to %s, %d products touched%s", when, h.Reason, h.From, h.To, h.Touched, snapshot))
+	if v.Healed != nil {
+		line("last healing", v.Healed.text())
 	}
 	if v.Pipeline != nil {
 		v.Pipeline.sheet(line)
 	}
 	return t
+}
+
+func (h *healedView) text() string {
+	snapshot := ""
+	if h.Snapshot != "" {
+		snapshot = ", " + h.Snapshot
+	}
+	when := "begun"
+	if h.At != nil {
+		when = h.At.Format(time.RFC3339)
+	}
+	return fmt.Sprintf("%s: %s; from %s to %s, %d products touched%s", when, h.Reason, h.From, h.To, h.Touched, snapshot)
 }

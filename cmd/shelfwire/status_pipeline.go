@@ -130,10 +130,7 @@ func (a *app) viewStages(ctx context.Context, leases []state.StageLeases) []stag
 		if l == nil {
 			return first
 		}
-		n := int32(a.cfg.Kafka.Partitions)
-		if kind == event.Batches {
-			n = 1
-		}
+		n := partitionsOf(kind, int32(a.cfg.Kafka.Partitions))
 		at := map[int32]int64{}
 		for p := range n {
 			at[p] = l.Positions[first+p]
