@@ -27,6 +27,8 @@ type loadEngine struct {
 	cfg embedded.Config
 	// small says that its disk is one that can be filled up.
 	small bool
+	// relieve undoes fill.
+	relieve func()
 }
 
 func startLoadEngine(t *testing.T) *loadEngine {
@@ -51,21 +53,43 @@ func (e *loadEngine) start() {
 
 func (e *loadEngine) signal(s syscall.Signal) { require.NoError(e.t, syscall.Kill(e.PID(), s)) }
 
-// fill leaves no room on the engine's disk.
+// fill leaves no room on the engine's disk until relieve, also none that the engine makes itself by removing what it has
+// merged.
 func (e *loadEngine) fill() {
-	f, err := os.Create(e.filler())
+	f, err := os.Create(filepath.Join(filepath.Dir(e.cfg.Dir), "filler"))
 	require.NoError(e.t, err)
-	piece := make([]byte, 1<<20)
-	for err == nil {
-		if _, err = f.Write(piece); err != nil && len(piece) > 1 {
-			piece, err = piece[:len(piece)/2], nil
-		}
+	ctx := e.t.Context()
+	full, relieved, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	e.relieve = func() {
+		close(relieved)
+		<-done
+		require.NoError(e.t, os.Remove(f.Name()))
 	}
-	require.ErrorIs(e.t, err, syscall.ENOSPC)
-	require.NoError(e.t, f.Close())
+	go func() {
+		defer close(done)
+		defer f.Close()
+		whole := make([]byte, 1<<20)
+		for first := full; ; {
+			for piece := whole; len(piece) > 0; {
+				if _, err := f.Write(piece); err != nil {
+					piece = piece[:len(piece)/2]
+				}
+			}
+			if first != nil {
+				close(first)
+				first = nil
+			}
+			select {
+			case <-relieved:
+				return
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	<-full
 }
-
-func (e *loadEngine) filler() string { return filepath.Join(filepath.Dir(e.cfg.Dir), "filler") }
 
 // loadKiller ends the engine while an insert is on its way.
 type loadKiller struct {
@@ -181,7 +205,7 @@ func loadTroubles(w *loadWorld, e *loadEngine, proxy *loadProxy, tables *loadKil
 			name: "read-only", reasons: []string{"read-only"},
 			begin: func() { alter("MODIFY SETTING table_readonly = 1") }, end: func() { alter("RESET SETTING table_readonly") },
 		},
-		{name: "disk full", reasons: []string{"make room"}, end: func() { require.NoError(w.t, os.Remove(e.filler())) }},
+		{name: "disk full", reasons: []string{"make room"}, end: func() { e.relieve() }},
 	}
 	if e.small {
 		troubles[len(troubles)-1].begin = e.fill
