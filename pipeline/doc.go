@@ -21,7 +21,8 @@
 //   - What a poll has to write (items, parked rows) is durable before a product that needs it is read. A live change of
 //     no batch needs nothing.
 //   - Who loses a lease with requests on their way lets the next owner look at these products again: it may have closed
-//     their intents long before they were sent.
+//     their intents long before they were sent. So they are put on record anew, as intents that it has not seen: a row
+//     alone would be ended by any push that comes before its turn.
 //   - A partition that is handed over sends nothing more: a request needs an intent under its lease, and the lease is
 //     gone. So a hand-over may end at the drain deadline, whatever still flies.
 //   - What is parked is deleted only at the generation that stood before the read began: a change that parked the

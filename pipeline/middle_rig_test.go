@@ -283,7 +283,7 @@ func (r *middleRig) startPush() {
 	cfg.Lease = r.owner()
 	p := pipeline.NewPush(cfg, pipeline.PushParts{
 		Leases: r.state, Reader: r.through(r.reader(event.Changes)), Documents: r.source, Snapshot: r.source.Snapshot,
-		Park: r.state.Park, State: r.state, Fenced: r.state, Shops: r.state, Sender: r.shops, Log: r.log,
+		TellLate: r.state.TellLate, State: r.state, Fenced: r.state, Shops: r.state, Sender: r.shops, Log: r.log,
 	})
 	r.stopPush = r.always("push", p.Run)
 }

@@ -163,9 +163,9 @@ type PushParts struct {
 	// Snapshot tells what a read that began now would see. It spares documents of products whose transactions are not
 	// visible yet; nil: their documents are read to find out.
 	Snapshot func(ctx context.Context) (change.Snapshot, error)
-	// Park lets products wait without a lease: those of which a request was sent under a lease that is lost. Nil: they
-	// are left to the intents that the next owner finds.
-	Park func(ctx context.Context, parked []work.Parked) error
+	// TellLate records, without a lease, requests that were sent under a lease that is lost: their intents, and the rows
+	// by which the next owner looks at their products again. Nil: they are left to the intents that it finds.
+	TellLate func(ctx context.Context, parked []work.Parked, intents []work.Intent) error
 	// Hold says why no parked product is to be pulled now, empty when they may; nil: they always may.
 	Hold func() string
 	Log  *slog.Logger

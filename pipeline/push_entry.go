@@ -34,7 +34,6 @@ type entry struct {
 	places map[lineKey]int
 	due    time.Time
 	unseen time.Time // since when its transaction is not visible yet
-	late   bool      // a request of it may have landed that nobody has looked for: its shops are read, whatever is known
 }
 
 func (e *entry) class() class { return classOf(e.lane) }
@@ -65,7 +64,6 @@ func (e *entry) absorb(o *entry) {
 	if e.parked == "" {
 		e.parked = o.parked
 	}
-	e.late = e.late || o.late
 	for shop, generation := range o.pulled {
 		if e.pulled == nil {
 			e.pulled = map[string]int64{}

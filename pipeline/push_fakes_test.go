@@ -133,6 +133,7 @@ func (w *world) worker(owner string, change func(*PushConfig)) *Push {
 	change(&cfg)
 	return NewPush(cfg, PushParts{
 		Leases: w, Reader: w, Documents: w, State: w, Fenced: w, Shops: w, Sender: w, Log: slog.New(slog.DiscardHandler),
+		TellLate: w.tellLate,
 	})
 }
 
@@ -305,6 +306,13 @@ func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) 
 			l.Known = append(l.Known, v)
 		}
 	}
+	for _, i := range w.intents { // of what is not known otherwise
+		for _, id := range i.ProductIDs {
+			if _, known := w.known[[2]string{id, i.Shop}]; asked[id] && !known {
+				l.Known = append(l.Known, work.Known{ProductID: id, Shop: i.Shop, Intents: []work.Intent{i}})
+			}
+		}
+	}
 	for k, v := range w.items {
 		if asked[k[1]] && !settledItem(v.Status) {
 			l.Items = append(l.Items, v)
@@ -422,6 +430,16 @@ func (w *world) Intend(_ context.Context, fences []work.Fence, intents []work.In
 	if err := w.fenced(fences); err != nil {
 		return err
 	}
+	for _, i := range intents {
+		w.intents[i.Key] = i
+	}
+	return nil
+}
+
+func (w *world) tellLate(_ context.Context, rows []work.Parked, intents []work.Intent) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.park(rows)
 	for _, i := range intents {
 		w.intents[i.Key] = i
 	}

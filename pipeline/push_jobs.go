@@ -105,29 +105,11 @@ func (f *flight) knownIn(shop string) work.Known {
 	if !ok {
 		k = work.Known{ProductID: string(f.entry.product), Shop: shop}
 	}
-	if f.entry.late && shop != "" && len(k.Intents) == 0 && f.wants(shop) {
-		// An intent that is on record no more: the shop is read before anything is believed of it.
-		k.Intents = []work.Intent{{Key: "late", Shop: shop, ProductIDs: []string{k.ProductID}}}
-	}
 	return k
-}
-
-// owed gives a record to shops that a request may have reached late and that have none: one of a product that was
-// forgotten before its creation landed.
-func (f *flight) owed() {
-	if !f.entry.late {
-		return
-	}
-	for _, ref := range f.parked {
-		if _, ok := f.known[ref.Shop]; !ok && ref.Shop != "" {
-			f.known[ref.Shop] = work.Known{ProductID: ref.ProductID, Shop: ref.Shop}
-		}
-	}
 }
 
 // split makes one job for each shop that the product belongs to or has left.
 func (f *flight) split(rows []document.Row) []*job {
-	f.owed()
 	var out []*job
 	routed := map[string]bool{}
 	for i, row := range rows {

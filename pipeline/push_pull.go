@@ -81,16 +81,13 @@ func (p *Push) unpark(rows []work.Parked) {
 			continue
 		}
 		h := p.hot[id]
-		if h != nil && row.Reason == reasonLate {
-			h.late = true
-		}
 		if h != nil && (h.parked == "" || h.pulled[row.Shop] >= row.Generation && row.Generation > 0) {
 			continue // a live change absorbs what is parked: its settlement deletes the row
 		}
 		e := &entry{
 			product: id, partition: row.Partition, changes: row.Changes, first: row.FirstCommit, last: row.LastCommit,
 			captured: row.FirstCommit, lane: row.Lane, attempt: row.Attempt, parked: row.Reason,
-			pulled: map[string]int64{row.Shop: row.Generation}, late: row.Reason == reasonLate,
+			pulled: map[string]int64{row.Shop: row.Generation},
 		}
 		e.needs(row.XIDs...)
 		if row.Shop != "" {

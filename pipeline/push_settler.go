@@ -186,32 +186,42 @@ func (p *Push) settled(ctx context.Context, jobs []*job, asked []work.Intent, er
 	}
 }
 
-// tellOfSent parks what may have been sent under a lease that is lost. The next owner may have found the intents,
-// looked at the shops and closed them long before: a worker can be stopped between an intent and its request for any
-// time. So it must look once more, now that the request is over, or when it can no longer land.
+// tellOfSent has the next owner look once more at what may have been sent under a lease that is lost, now that the
+// request is over, or when it can no longer land. It may have found the intents, looked at the shops and closed them long
+// before: a worker can be stopped between an intent and its request for any time.
+//
+// The intents are put on record anew beside the rows that wake the products, as a row alone would be ended by whatever
+// push of the product comes before its turn. While an intent stands every push reads the shop, and none is the last.
 func (p *Push) tellOfSent(ctx context.Context, jobs []*job, asked []work.Intent) {
 	var rows []work.Parked
+	var intents []work.Intent
+	now := time.Now()
 	for _, j := range jobs {
+		e, due, sent := j.flight.entry, now, false
+		if j.result.Unanswered {
+			due = now.Add(p.cfg.LateRequest)
+		}
 		for _, i := range asked {
-			if i.Shop == j.push.Shop && slices.Contains(i.ProductIDs, j.push.ProductID) {
-				e, due := j.flight.entry, time.Now()
-				if j.result.Unanswered {
-					due = due.Add(p.cfg.LateRequest)
-				}
-				rows = append(rows, work.Parked{
-					ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: work.LaneRetry, Due: due,
-					Reason: reasonLate, FirstCommit: e.first, LastCommit: e.last,
-				})
-				break
+			if i.Shop != j.push.Shop || !slices.Contains(i.ProductIDs, j.push.ProductID) {
+				continue
 			}
+			// Under a name of its own: whoever has seen the intent before it was sent may be about to close it.
+			i.Key, i.ProductIDs, i.At = i.Key+"/late", []string{j.push.ProductID}, due.Add(-p.cfg.LateRequest)
+			intents, sent = append(intents, i), true
+		}
+		if sent {
+			rows = append(rows, work.Parked{
+				ProductID: j.push.ProductID, Shop: j.push.Shop, Partition: e.partition, Lane: work.LaneRetry, Due: due,
+				Reason: reasonLate, FirstCommit: e.first, LastCommit: e.last,
+			})
 		}
 	}
-	if len(rows) == 0 || p.parts.Park == nil {
+	if len(rows) == 0 || p.parts.TellLate == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Lease.TTL)
 	defer cancel()
-	if err := p.parts.Park(ctx, rows); err != nil {
+	if err := p.parts.TellLate(ctx, rows, intents); err != nil {
 		p.log.WarnContext(ctx, "what was sent under a lost lease is not looked at again", "products", len(rows), "error", err)
 	}
 }

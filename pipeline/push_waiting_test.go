@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -150,12 +151,6 @@ func TestAWorkerThatWakesUpTellsOfWhatItSent(t *testing.T) {
 		w.put("p1", "x", "north")
 		w.slow = 5 * time.Second
 		p := w.worker("a", func(*PushConfig) {})
-		p.parts.Park = func(_ context.Context, rows []work.Parked) error {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.park(rows)
-			return nil
-		}
 		stop := w.start(p)
 		w.change("p1", 100)
 		w.wait(time.Second)
@@ -186,12 +181,6 @@ func TestAWorkerThatWakesUpTellsOfWhatMayStillLand(t *testing.T) {
 			return work.Result{Status: event.Retrying, Category: event.Network, Counts: true, Unanswered: true}
 		}
 		p := w.worker("a", func(*PushConfig) {})
-		p.parts.Park = func(_ context.Context, rows []work.Parked) error {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.park(rows)
-			return nil
-		}
 		stop := w.start(p)
 		w.change("p1", 100)
 		w.wait(time.Second)
@@ -207,13 +196,79 @@ func TestAWorkerThatWakesUpTellsOfWhatMayStillLand(t *testing.T) {
 	})
 }
 
+// The next owner may not let a change in between stand for the look that is owed when nothing can land any more.
+func TestAChangeInBetweenDoesNotEndTheWaitForALateRequest(t *testing.T) {
+	for name, failing := range map[string]bool{"which is pushed": false, "whose push is tried again": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.lateAnswer("p1", work.Result{Status: event.Retrying, Category: event.Network, Counts: true, Unanswered: true})
+				told := time.Now()
+				w.answer = nil
+				if failing {
+					fails := 2
+					w.answer = func(string, string) work.Result {
+						if fails--; fails >= 0 {
+							return work.Result{Status: event.Retrying, Category: event.Network, Counts: true}
+						}
+						return work.Result{Status: event.Success, ShopifyID: "gid://p1", Shadow: []byte(`"y"`)}
+					}
+				}
+				_, stop := w.run("b")
+				w.wait(20 * time.Second)
+				w.xid = 102
+				w.put("p1", "y", "north")
+				w.change("p1", 101)
+				w.wait(60 * time.Second)
+				before := len(w.sent)
+				require.Greater(t, before, 1, "the change is pushed")
+				require.Equal(t, reasonLate, w.parked[[2]string{"p1", "north"}].Reason)
+				w.wait(time.Until(told.Add(3 * time.Minute)))
+				require.Len(t, w.sent, before+1, "the shop is looked at when nothing can land any more")
+				require.Empty(t, w.parked)
+				require.Empty(t, w.intents)
+				stop()
+			})
+		})
+	}
+}
+
+// The row is due at once, as the request has been answered. A change that takes off before the row is pulled stands for it,
+// and must look at the shop too.
+func TestAChangeThatAbsorbsALateRequestLooksAtTheShop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.lateAnswer("p1", work.Result{Status: event.Success, ShopifyID: "gid://p1", Shadow: []byte(`"x"`)})
+		w.mu.Lock()
+		row, told := w.parked[[2]string{"p1", "north"}], maps.Clone(w.intents)
+		clear(w.parked)
+		clear(w.intents)
+		w.mu.Unlock()
+		_, stop := w.run("b")
+		w.wait(10050 * time.Millisecond) // between two pulls
+		sent := len(w.sent)
+		w.xid = 102
+		w.change("p1", 101)
+		w.wait(499 * time.Millisecond)
+		w.mu.Lock()
+		w.park([]work.Parked{row})
+		maps.Copy(w.intents, told)
+		w.mu.Unlock()
+		w.wait(5 * time.Second)
+		require.Len(t, w.sent, sent+1)
+		require.Empty(t, w.parked)
+		require.Empty(t, w.intents)
+		stop()
+	})
+}
+
 // The request was a creation, the product has been deleted since, and nothing is on record of it any more.
 func TestALateCreationOfWhatIsGoneIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.mu.Lock()
-		w.park([]work.Parked{{ProductID: "p1", Shop: "north", Lane: work.LaneRetry, Due: time.Now(), Reason: reasonLate}})
-		w.mu.Unlock()
+		require.NoError(t, w.tellLate(t.Context(),
+			[]work.Parked{{ProductID: "p1", Shop: "north", Lane: work.LaneRetry, Due: time.Now(), Reason: reasonLate}},
+			[]work.Intent{{Key: "k/late", Shop: "north", ProductIDs: []string{"p1"}, At: time.Now().Add(-2 * time.Minute)}}))
 		_, stop := w.run("a")
 		w.wait(10 * time.Second)
 		require.Equal(t, []string{"north:p1"}, w.sent, "the shop is looked at")
@@ -275,4 +330,26 @@ func TestWhatTheSenderGivesUpIsNotTriedInAHotLoop(t *testing.T) {
 		require.Greater(t, len(w.sent), 40)
 		stop()
 	})
+}
+
+// lateAnswer lets a worker lose its lease with a request on its way, which then comes to this end. The next owner has
+// closed its intent long before, and believes that the shop has what the document says.
+func (w *world) lateAnswer(product string, res work.Result) {
+	w.t.Helper()
+	w.put(product, "x", "north")
+	w.slow, w.xid = 5*time.Second, 101
+	w.answer = func(string, string) work.Result { return res }
+	_, stop := w.run("a")
+	w.change(product, 100)
+	w.wait(time.Second)
+	require.Len(w.t, w.sent, 1)
+	w.mu.Lock()
+	w.owner, w.epoch, w.expires = "b", w.epoch+1, time.Now().Add(time.Minute)
+	clear(w.intents)
+	w.known[[2]string{product, "north"}] = work.Known{ProductID: product, Shop: "north", ShopifyID: "gid://" + product, Shadow: []byte(`"x"`)}
+	w.mu.Unlock()
+	w.wait(6 * time.Second)
+	require.Equal(w.t, reasonLate, w.parked[[2]string{product, "north"}].Reason)
+	stop()
+	w.slow = 0
 }

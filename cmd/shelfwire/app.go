@@ -374,7 +374,7 @@ func (a *app) buildPush(lease pipeline.LeaseConfig, n int32) error {
 	cfg.Guard = work.GuardLimits{Window: a.cfg.Guard.Window, Share: a.cfg.Guard.Share, Floor: a.cfg.Guard.Floor}
 	a.push = pipeline.NewPush(cfg, pipeline.PushParts{
 		Leases: a.state, Reader: a.brake.Reader(changes), Hold: a.brake.Waiting, Documents: documents{a.source, a.cfg.Documents},
-		Snapshot: a.source.Snapshot, Park: a.state.Park,
+		Snapshot: a.source.Snapshot, TellLate: a.state.TellLate,
 		State: a.state, Fenced: a.state, Shops: a.state, Sender: a.shops, Log: a.log,
 	})
 	a.metrics.push(a.push.Stats())

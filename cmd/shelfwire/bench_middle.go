@@ -136,7 +136,7 @@ func (r *middleRig) run(ctx context.Context, measure func(context.Context, *pipe
 		Lease: pipeline.LeaseConfig{Owner: "bench"}, Prefix: "catalog.", Partitions: middlePartitions,
 	}, pipeline.PushParts{
 		Leases: r.store, Reader: reader, Documents: r.docs, State: r.store, Fenced: r.store, Shops: r.store, Sender: r.shops,
-		Park: r.store.Park, Log: r.b.log,
+		TellLate: r.store.TellLate, Log: r.b.log,
 	})
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

@@ -151,7 +151,7 @@ func (h *hand) push() func(context.Context) error {
 		Drain: 2 * time.Second, Guard: guard, Round: 20, Group: 10, Hot: 60, Flying: 30, FlyingPerShop: 12,
 	}, pipeline.PushParts{
 		Leases: h.store, Reader: h.reader(event.Changes), Documents: src, State: h.store, Fenced: h.store, Shops: h.store,
-		Sender: client, Snapshot: h.source.Snapshot, Park: h.store.Park, Log: h.log,
+		Sender: client, Snapshot: h.source.Snapshot, TellLate: h.store.TellLate, Log: h.log,
 	})
 	b := pipeline.NewBatches(1, h.lease(), h.store, h.reader(event.Batches), h.store, h.log)
 	return func(ctx context.Context) error {

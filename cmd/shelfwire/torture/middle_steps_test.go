@@ -76,8 +76,8 @@ func (s stepStore) Settle(ctx context.Context, t work.Settlement) error {
 	return do(s.m, "settle", func() error { return s.Store.Settle(ctx, t) })
 }
 
-func (s stepStore) Park(ctx context.Context, parked []work.Parked) error {
-	return do(s.m, "park", func() error { return s.Store.Park(ctx, parked) })
+func (s stepStore) TellLate(ctx context.Context, parked []work.Parked, intents []work.Intent) error {
+	return do(s.m, "park", func() error { return s.Store.TellLate(ctx, parked, intents) })
 }
 
 func (s stepStore) ClaimProbe(ctx context.Context, shop string, next time.Time) (bool, error) {
