@@ -29,6 +29,9 @@
 //     product again meanwhile keeps it parked.
 //   - A read counts only when its snapshot sees the transactions that asked for it. WAL is sent before a commit is
 //     visible to new snapshots.
+//   - What is about to be sent for campaigns is marked as in hand before the state is asked whether they are cancelled:
+//     a cancel is seen, or its batch waits for what is in hand. What has changed by itself is sent all the same, and a
+//     SUCCESS then corrects its cancelled item, as what a shop really did is the truth.
 //   - A request that may have reached a shop leaves an intent. Whoever finds it reads the shop before writing again,
 //     and reads once more when the longest flight time is over.
 package pipeline

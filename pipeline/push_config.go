@@ -36,6 +36,8 @@ type pushStore interface {
 	Pull(ctx context.Context, q work.Pull) (work.Pulled, error)
 	// Guard tells which of these effects must be held.
 	Guard(ctx context.Context, shop string, reqs []work.GuardRequest, limits work.GuardLimits) (map[work.GuardRequest]bool, error)
+	// Cancelled returns which of these campaigns people have cancelled.
+	Cancelled(ctx context.Context, campaigns []int64) ([]int64, error)
 }
 
 // fencedStore is the state as a push writes it. Every write is rolled back with [work.ErrLeaseLost] unless its

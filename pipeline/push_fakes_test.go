@@ -79,6 +79,9 @@ type world struct {
 	slow     time.Duration
 	pauses   work.Pauses
 	excluded map[work.Exclusion]struct{}
+
+	cancelled map[int64]string // campaigns that people have cancelled, with their batch
+	onRead    func()           // called by a read of documents, under the lock
 }
 
 func newWorld(t *testing.T) *world {
@@ -262,6 +265,9 @@ func (w *world) Documents(ctx context.Context, ids []change.ProductID) ([]docume
 	defer w.mu.Unlock()
 	w.reads++
 	w.readSize = append(w.readSize, len(ids))
+	if w.onRead != nil {
+		w.onRead()
+	}
 	if slices.ContainsFunc(ids, func(id change.ProductID) bool { return w.endless[string(id)] }) {
 		w.reading++
 		w.most = max(w.most, w.reading)
@@ -320,7 +326,7 @@ func (w *world) Load(_ context.Context, products []string) (work.Loaded, error) 
 	}
 	for k, v := range w.parked {
 		if asked[k[0]] {
-			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Generation: v.Generation, XIDs: v.XIDs})
+			l.Parked = append(l.Parked, work.ParkedRef{ProductID: k[0], Shop: k[1], Campaign: v.Campaign, Generation: v.Generation, XIDs: v.XIDs})
 		}
 	}
 	for x := range w.excluded {
@@ -358,6 +364,33 @@ func (w *world) Pull(_ context.Context, q work.Pull) (work.Pulled, error) {
 		}
 	}
 	return out, nil
+}
+
+func (w *world) Cancelled(_ context.Context, campaigns []int64) (out []int64, _ error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, no := range campaigns {
+		if _, ok := w.cancelled[no]; ok {
+			out = append(out, no)
+		}
+	}
+	return out, nil
+}
+
+// cancel stops a campaign as a person does; the caller holds the lock.
+func (w *world) cancel(campaign int64, batch string) {
+	w.cancelled = map[int64]string{campaign: batch}
+	for k, it := range w.items {
+		if k[0] == batch && !settledItem(it.Status) && it.Status != work.ItemProcessing {
+			it.Status = work.ItemCancelled
+			w.items[k] = it
+		}
+	}
+	for k, row := range w.parked {
+		if row.Campaign == campaign {
+			delete(w.parked, k)
+		}
+	}
 }
 
 func (w *world) Guard(_ context.Context, shop string, reqs []work.GuardRequest, _ work.GuardLimits) (map[work.GuardRequest]bool, error) {
@@ -474,6 +507,9 @@ func (w *world) Settle(_ context.Context, s work.Settlement) error {
 	}
 	for _, it := range s.Items {
 		k := [3]string{it.BatchID, it.ProductID, it.Shop}
+		if slices.Contains(slices.Collect(maps.Values(w.cancelled)), it.BatchID) && !settledItem(it.Status) {
+			it.Status = work.ItemCancelled
+		}
 		if !settledItem(w.items[k].Status) {
 			w.items[k] = it
 		}

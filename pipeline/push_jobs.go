@@ -319,6 +319,47 @@ func (r *reading) splitItems(ctx context.Context, jobs []*job) error {
 	return r.p.insist(ctx, waitSplit, func(ctx context.Context) error { return r.p.parts.Fenced.Settle(ctx, s) })
 }
 
+// dropCancelled takes back what is about to be sent for cancelled campaigns only. The items are in hand by now: a cancel
+// that is not seen here waits for them, and one that is seen has sent nothing. What has changed by itself, or may have
+// reached its shop, goes on.
+func (r *reading) dropCancelled(ctx context.Context, jobs []*job) error {
+	var asked []int64
+	for _, j := range jobs {
+		for _, no := range j.sentFor() {
+			if !slices.Contains(asked, no) {
+				asked = append(asked, no)
+			}
+		}
+	}
+	if len(asked) == 0 {
+		return nil
+	}
+	gone, err := r.p.parts.State.Cancelled(ctx, asked)
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	for _, j := range jobs {
+		of := j.sentFor()
+		if len(of) > 0 && !slices.ContainsFunc(of, func(no int64) bool { return !slices.Contains(gone, no) }) {
+			j.ready, j.cancelled, j.flight.dropped = true, true, true
+			j.result = work.Result{ProductID: j.push.ProductID, Shop: j.push.Shop, Status: event.Cancelled}
+		}
+	}
+	return nil
+}
+
+// sentFor are the campaigns for which alone the job is about to be sent; none where it is not, or for others too.
+func (j *job) sentFor() []int64 {
+	if j.ready || j.park != "" || len(j.push.Known.Intents) > 0 {
+		return nil
+	}
+	of := j.flight.campaigns(j.push.Shop)
+	if slices.Contains(of, 0) {
+		return nil
+	}
+	return of
+}
+
 // retryDelay is the pause before the attempt after n failed ones: 1 s, 5 s, 30 s, then 1 min doubling to 2 h. jitter
 // is a number in [0, 1) that spreads it by a quarter either way.
 func retryDelay(n int, jitter float64) time.Duration {

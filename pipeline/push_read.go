@@ -38,6 +38,7 @@ type flight struct {
 	// excluded are the shops, or with "" all, that people keep the product from.
 	excluded map[string]struct{}
 	shops    map[string]struct{} // those that it has a job for
+	dropped  bool                // one of its jobs was cancelled: its read counts for nobody
 	news     int                 // jobs that are not the same as the last time
 	unseen   bool                // its transaction stays invisible: nothing was read
 	open     int                 // jobs that are not over yet; the settler's own once the first of them is on its way
@@ -64,6 +65,8 @@ type job struct {
 	ready  bool   // result stands; nothing is sent
 	same   bool   // the document is the one that was skipped the last time: nothing in the record is new
 	park   string // wait for this reason instead of being sent
+	// cancelled: all that wanted it was cancelled before anything was sent.
+	cancelled bool
 	probe  bool   // it may try a dead shop
 
 	place     lineKey
@@ -105,9 +108,13 @@ func (r *reading) run(ctx context.Context, entries []*entry) (failed bool) {
 	jobs := r.jobs(flights, rows, broken)
 	r.hold(r.stop, jobs)
 	r.route(r.stop, jobs)
-	if err := r.splitItems(r.stop, jobs); err != nil {
+	err = r.splitItems(r.stop, jobs)
+	if err == nil {
+		err = r.dropCancelled(r.stop, jobs)
+	}
+	if err != nil {
 		r.leave(jobs)
-		r.p.log.WarnContext(ctx, "items not split", "error", err)
+		r.p.log.WarnContext(ctx, "items not begun", "error", err)
 		r.p.tell(sendBack(entriesOf(flights), again))
 		return r.away
 	}
@@ -170,11 +177,16 @@ func (r *reading) load(ctx context.Context, entries []*entry) ([]*flight, error)
 }
 
 // seenBefore lands what the product's last settled read has seen already: records that came again after a takeover,
-// or that were on their way while a newer push read their effect. No read, no outcome.
+// or that were on their way while a newer push read their effect. No read, no outcome. So it does with what was pulled
+// and stands in the state no more: a cancel has dropped it.
 func (r *reading) seenBefore(flights []*flight) (rest []*flight) {
 	var done []landing
 	for _, f := range flights {
 		e := f.entry
+		if f.unwanted() {
+			done = append(done, landing{entry: e})
+			continue
+		}
 		own, ok := f.known[""]
 		if !ok || e.parked != "" || len(e.xids) == 0 || len(f.items)+len(f.parked) > 0 || !seesAll(own.Snapshot, e.xids) {
 			rest = append(rest, f)
@@ -186,6 +198,19 @@ func (r *reading) seenBefore(flights []*flight) (rest []*flight) {
 	}
 	r.p.tell(done)
 	return rest
+}
+
+// unwanted reports whether a product was pulled for rows that are all gone, and nothing else asks for it.
+func (f *flight) unwanted() bool {
+	if f.entry.parked == "" || len(f.entry.offsets)+len(f.items)+len(f.parked) > 0 {
+		return false
+	}
+	for _, k := range f.known {
+		if len(k.Intents) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func seesAll(s change.Snapshot, xids []change.XID) bool {

@@ -26,8 +26,14 @@ type settlement struct {
 
 // job adds one job's part.
 func (s *settlement) job(j *job) {
-	if j.park != "" {
+	switch {
+	case j.park != "":
 		s.parkUnsent(j)
+		return
+	case j.cancelled: // as if it had never been pulled: no record, no outcome
+		items, _ := s.items(j)
+		s.Items = append(s.Items, items...)
+		s.unpark(j)
 		return
 	}
 	k := s.known(j)
@@ -368,7 +374,7 @@ func (s *settlement) last(f *flight) {
 	if f.news+len(e.offsets) == 0 && e.parked != "" {
 		return
 	}
-	if f.slow == nil && !f.queued && e.only == nil && seesAll(f.r.snapshot, e.xids) {
+	if f.slow == nil && !f.queued && !f.dropped && e.only == nil && seesAll(f.r.snapshot, e.xids) {
 		s.Products = append(s.Products, work.Settled{Known: work.Known{
 			ProductID: string(e.product), Snapshot: f.r.snapshot,
 		}})

@@ -90,6 +90,19 @@ func (s *Store) CancelCampaign(ctx context.Context, id string) error {
 	return nil
 }
 
+// Cancelled returns which of these campaigns are cancelled, by their numbers.
+func (s *Store) Cancelled(ctx context.Context, campaigns []int64) ([]int64, error) {
+	rows, err := s.pool.Query(ctx, `SELECT no FROM campaigns WHERE no = ANY($1) AND cancelled`, campaigns)
+	if err != nil {
+		return nil, fmt.Errorf("ask which campaigns are cancelled: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("ask which campaigns are cancelled: %w", err)
+	}
+	return out, nil
+}
+
 // sweep carries on what a cancel has not finished, because its process ended or a transaction slipped past it, and
 // ends campaigns of which nothing is left.
 func (s *Store) sweep(ctx context.Context) error {

@@ -98,6 +98,37 @@ func TestACancelForgetsNothingThatMayHaveReachedAShop(t *testing.T) {
 	require.Equal(t, 2, count(t, s, `SELECT count(*) FROM parked`))
 }
 
+// TestAPushThatBeganBeforeACancelHearsOfIt: its rows tell the campaign's number also when the cancel has dropped them, and
+// what it splits of the batch is cancelled.
+func TestAPushThatBeganBeforeACancelHearsOfIt(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StagePush, "w", 1)
+	var in work.TakeIn
+	in.Fences, in.Batches = f, []event.Batch{{ID: "b"}, {ID: "other"}}
+	for _, batch := range []string{"b", "other"} {
+		in.Items = append(in.Items, work.Item{BatchID: batch, ProductID: "p"})
+		in.Parked = append(in.Parked, work.Parked{ProductID: "p", Lane: work.LaneCampaign, Reason: "FANOUT", CampaignID: batch})
+	}
+	require.NoError(t, s.TakeIn(ctx, in))
+	seen, err := s.Load(ctx, []string{"p"})
+	require.NoError(t, err)
+	require.Len(t, seen.Parked, 2)
+	asked := []int64{seen.Parked[0].Campaign, seen.Parked[1].Campaign}
+	gone, err := s.Cancelled(ctx, asked)
+	require.NoError(t, err)
+	require.Empty(t, gone)
+	require.NoError(t, s.CancelBatch(ctx, "b"))
+	gone, err = s.Cancelled(ctx, asked)
+	require.NoError(t, err)
+	require.Len(t, gone, 1)
+	require.Equal(t, 1, count(t, s, fmt.Sprintf(`SELECT count(*) FROM campaigns WHERE id = 'b' AND no = %d`, gone[0])))
+	require.NoError(t, s.Settle(ctx, work.Settlement{
+		Fences: f, SplitItems: in.Items[:1], Items: []work.Item{{BatchID: "b", ProductID: "p", Shop: "s", Status: work.ItemProcessing}},
+	}))
+	require.Equal(t, 1, count(t, s, `SELECT count(*) FROM batch_items WHERE batch_id = 'b' AND shop = 's' AND status = 'CANCELLED'`))
+}
+
 // TestACancelHoldsNoSettlementUp: 60,000 items in one statement kept their rows locked for seconds.
 func TestACancelHoldsNoSettlementUp(t *testing.T) {
 	s := newStore(t)
