@@ -10,8 +10,8 @@
 package document
 
 import (
-	"bytes"
-	"encoding/json"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Field is a value of a document with its three states. The zero Field is absent: not owned. A Field must carry the
@@ -31,34 +31,36 @@ func Of[T any](v T) Field[T] { return Field[T]{Owned: true, Value: v} }
 // Cleared returns an owned field that is null.
 func Cleared[T any]() Field[T] { return Field[T]{Owned: true, Null: true} }
 
-// IsZero reports whether the field is absent; encoding/json asks it for omitzero.
+// IsZero reports whether the field is absent; encoders ask it for omitzero.
 func (f Field[T]) IsZero() bool { return !f.Owned }
 
 // Get returns the value and whether there is one: owned and not null.
 func (f Field[T]) Get() (T, bool) { return f.Value, f.Owned && !f.Null }
 
-// UnmarshalJSON is called only for a field that is present, with null included.
-func (f *Field[T]) UnmarshalJSON(b []byte) error {
+// UnmarshalJSONFrom is called only for a field that is present, with null included.
+func (f *Field[T]) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	*f = Field[T]{Owned: true}
-	if bytes.Equal(bytes.TrimSpace(b), []byte("null")) {
+	if dec.PeekKind() == 'n' {
 		f.Null = true
-		return nil
+		return dec.SkipValue()
 	}
-	return json.Unmarshal(b, &f.Value)
+	return json.UnmarshalDecode(dec, &f.Value)
 }
 
-// MarshalJSON writes the value, or null where the field is cleared or absent. A list that is owned and nil is the
+// MarshalJSONTo writes the value, or null where the field is cleared or absent. A list that is owned and nil is the
 // empty list: written as null it would say cleared.
-func (f Field[T]) MarshalJSON() ([]byte, error) {
+func (f Field[T]) MarshalJSONTo(enc *jsontext.Encoder) error {
 	if f.Null || !f.Owned {
-		return []byte("null"), nil
+		return enc.WriteToken(jsontext.Null)
 	}
-	b, err := json.Marshal(f.Value)
-	if bytes.Equal(b, []byte("null")) {
-		return []byte("[]"), err
-	}
-	return b, err
+	return json.MarshalEncode(enc, f.Value, json.FormatNilSliceAsNull(false))
 }
+
+// UnmarshalJSON is UnmarshalJSONFrom for encoding/json.
+func (f *Field[T]) UnmarshalJSON(b []byte) error { return json.Unmarshal(b, f, lenient) }
+
+// MarshalJSON is MarshalJSONTo for encoding/json.
+func (f Field[T]) MarshalJSON() ([]byte, error) { return json.Marshal(f) }
 
 // Document is one product as one shop shall have it.
 type Document struct {
@@ -111,7 +113,7 @@ type Variant struct {
 	Price          Field[string] `json:"price,omitzero"`
 	CompareAtPrice Field[string] `json:"compareAtPrice,omitzero"`
 	// FirstPrice is the price that a creation carries when Price is absent, so that nothing is ever on sale at 0.
-	FirstPrice string `json:"firstPrice,omitempty"`
+	FirstPrice Decimal `json:"firstPrice,omitempty"`
 	// Cost is the unit cost as a decimal.
 	Cost Field[string] `json:"cost,omitzero"`
 	// Policy is DENY or CONTINUE: whether the shop sells below zero.
@@ -148,13 +150,4 @@ type Metafield struct {
 type Image struct {
 	URL string `json:"url"`
 	Alt string `json:"alt,omitempty"`
-}
-
-// Row is one row of the documents query. Shop is empty and Document nil where the product belongs to no shop.
-type Row struct {
-	ProductID string
-	// Shop is the shop's name in the configuration.
-	Shop string
-	// Document is the JSON as the query returned it.
-	Document json.RawMessage
 }

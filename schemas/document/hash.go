@@ -3,9 +3,11 @@ package document
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"slices"
 	"strings"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	jsonv1 "github.com/go-json-experiment/json/v1"
 )
 
 // Hash returns the hash of a document's content: 64 hexadecimal digits, equal for documents that ask the same of a
@@ -28,7 +30,7 @@ func Hash(d Document) string {
 	}
 	// Struct fields are encoded in their order, so equal values give equal bytes. Encoding cannot fail: a document
 	// holds strings, numbers that came from JSON, booleans and lists of these.
-	b, err := json.Marshal(d)
+	b, err := jsonv2.Marshal(d, jsonv1.DefaultOptionsV1())
 	if err != nil {
 		panic("document: encode for the hash: " + err.Error())
 	}

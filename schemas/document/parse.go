@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
@@ -34,8 +37,28 @@ func Schema() []byte { return bytes.Clone(schemaJSON) }
 // Of a document that is not eligible only the reason is read: a product that must leave the shop leaves it, whatever
 // else is wrong with its document.
 func Parse(raw json.RawMessage) (Document, error) {
+	d, sound := decodeSound(raw)
+	if !sound {
+		var err error
+		if d, err = decodeBySchema(raw); err != nil || !d.Eligible {
+			return d, err
+		}
+	}
+	d.Reason = "" // a query that always names the column gives null or a leftover here
+	d.trim()
+	if err := d.check(); err != nil {
+		return Document{}, err
+	}
+	return d, nil
+}
+
+// decodeBySchema asks the schema, which finds the words for what is wrong.
+func decodeBySchema(raw json.RawMessage) (Document, error) {
 	value, err := decodeAny(raw)
 	if err != nil {
+		return Document{}, err
+	}
+	if value, err = finite(value, nil); err != nil {
 		return Document{}, err
 	}
 	c, err := compiled()
@@ -49,13 +72,8 @@ func Parse(raw json.RawMessage) (Document, error) {
 		return Document{Reason: reason}, nil
 	}
 	var d Document
-	if err := json.Unmarshal(raw, &d); err != nil {
+	if err := jsonv2.Unmarshal(raw, &d, lenient); err != nil {
 		return Document{}, &Error{Message: fmt.Sprintf("does not fit the document (%v)", err)}
-	}
-	d.Reason = "" // a query that always names the column gives null or a leftover here
-	d.trim()
-	if err := d.check(); err != nil {
-		return Document{}, err
 	}
 	return d, nil
 }
@@ -96,6 +114,36 @@ func decodeAny(raw []byte) (any, error) {
 	return v, nil
 }
 
+// finite returns the value with numbers that can be compared: the schema's library ends the process over 1e999999999, and
+// thinks long about 1e-9999999.
+func finite(value any, at []string) (_ any, err error) {
+	switch v := value.(type) {
+	case json.Number:
+		i := strings.IndexAny(string(v), "eE")
+		if i < 0 || len(strings.TrimLeft(string(v[i+1:]), "+-0")) <= 3 {
+			return v, nil
+		}
+		f, err := strconv.ParseFloat(string(v), 64)
+		if err != nil {
+			return nil, &Error{Path: joinPath(at), Message: fmt.Sprintf("is %s: no shop takes so large a number", quote(string(v)))}
+		}
+		return json.Number(strconv.FormatFloat(f, 'g', -1, 64)), nil
+	case []any:
+		for i := range v {
+			if v[i], err = finite(v[i], append(at, strconv.Itoa(i))); err != nil {
+				return nil, err
+			}
+		}
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			if v[key], err = finite(v[key], append(at, key)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return value, nil
+}
+
 // verdict reads eligibility from a value that has passed the schema.
 func verdict(value any) (eligible bool, reason string) {
 	fields, _ := value.(map[string]any)
@@ -127,22 +175,3 @@ var compiled = sync.OnceValues(func() (*contract, error) {
 	}
 	return &contract{schema: schema, fields: fieldNames(doc)}, nil
 })
-
-// UnmarshalJSON accepts a whole number in any of JSON's notations: numeric columns come as 5.000.
-func (l *Level) UnmarshalJSON(b []byte) error {
-	var wire struct {
-		Location string      `json:"location"`
-		Quantity json.Number `json:"quantity"`
-		Name     string      `json:"name"`
-	}
-	if err := json.Unmarshal(b, &wire); err != nil {
-		return err
-	}
-	// The schema has bounded it to 1e9, where a float64 is exact.
-	quantity, err := strconv.ParseFloat(wire.Quantity.String(), 64)
-	if err != nil || quantity != float64(int(quantity)) {
-		return fmt.Errorf("quantity %s of %s is not a whole number", wire.Quantity, wire.Location)
-	}
-	*l = Level{Location: wire.Location, Quantity: int(quantity), Name: wire.Name}
-	return nil
-}

@@ -40,7 +40,7 @@ func TestParseKeepsAbsentNullAndEmptyApart(t *testing.T) {
 	variants, _ := d.Variants.Get()
 	require.Equal(t, document.Of("12.50"), variants[0].Price)
 	require.False(t, variants[1].Price.Owned, "an absent price is not owned")
-	require.Equal(t, "13.00", variants[1].FirstPrice)
+	require.Equal(t, document.Decimal("13.00"), variants[1].FirstPrice)
 	require.Equal(t, document.Of([]document.Level{}), variants[1].Stock)
 	require.False(t, variants[1].SKU.Owned)
 	stock, _ := variants[0].Stock.Get()
@@ -51,6 +51,14 @@ func TestParseKeepsAbsentNullAndEmptyApart(t *testing.T) {
 	again, err := document.Parse(encoded)
 	require.NoError(t, err)
 	require.Equal(t, d, again)
+}
+
+func TestParseTakesTheSmallestNumbersForZero(t *testing.T) {
+	d, err := document.Parse([]byte(change(t, `850.5`, `1e-999999999`)))
+	require.NoError(t, err)
+	require.Equal(t, document.Of(0.0), d.Variants.Value[0].WeightGrams)
+	_, err = document.Parse([]byte(change(t, `"weightGrams"`, `"WeightGrams": 1e-9999999, "weightGrams"`)))
+	require.ErrorContains(t, err, "WeightGrams", "the schema is asked, and has not calculated long")
 }
 
 func TestParseOfWhatIsNotEligibleReadsOnlyTheReason(t *testing.T) {
@@ -69,6 +77,7 @@ func change(t *testing.T, before, after string) string {
 func TestParseSaysWhereAndHowToMend(t *testing.T) {
 	long := strings.Repeat("ö", 256)
 	for name, c := range map[string]struct{ raw, path, words string }{
+		"endless":        {change(t, `850.5`, `-1E+0999999999`), "variants[0].weightGrams", "so large a number"},
 		"not JSON":       {`{"eligible": tru`, "", "is not JSON"},
 		"two values":     {`{"eligible": false, "reason": "A"} {}`, "", "something follows"},
 		"a list":         {`[]`, "", "is array, must be object"},

@@ -101,7 +101,7 @@ func variants(t *rapid.T) ([]document.Option, []document.Variant) {
 			Metafields:       metafields(t, "variant metafields"),
 		}
 		if rapid.Bool().Draw(t, "first price") {
-			v.FirstPrice = decimals.Draw(t, "first")
+			v.FirstPrice = document.Decimal(decimals.Draw(t, "first"))
 		}
 		v.Stock = field(t, "stock", false, rapid.Custom(func(t *rapid.T) []document.Level {
 			levels := []document.Level{}

@@ -146,7 +146,7 @@ func TestSwitchesOfAStoreLeaveThingsAlone(t *testing.T) {
 	require.False(t, v.Price.Owned)
 	require.False(t, v.CompareAtPrice.Owned)
 	require.False(t, v.Cost.Owned)
-	require.Equal(t, "90.50", v.FirstPrice, "a creation is never on sale at 0")
+	require.Equal(t, document.Decimal("90.50"), v.FirstPrice, "a creation is never on sale at 0")
 	require.False(t, v.Stock.Owned)
 	for _, owned := range []bool{
 		got["1@north"].DescriptionHTML.Owned, got["1@north"].Tags.Owned, got["1@north"].Images.Owned,

@@ -156,7 +156,7 @@ func checkVariant(field string, v *document.Variant) *refusal {
 		return refuse(field+".price", "a price cannot be cleared; leave it out to keep the shop's own")
 	}
 	for _, f := range []struct{ name, value string }{
-		{"price", v.Price.Value}, {"compareAtPrice", v.CompareAtPrice.Value}, {"firstPrice", v.FirstPrice}, {"cost", v.Cost.Value},
+		{"price", v.Price.Value}, {"compareAtPrice", v.CompareAtPrice.Value}, {"firstPrice", string(v.FirstPrice)}, {"cost", v.Cost.Value},
 	} {
 		if f.value != "" && !decimal.MatchString(f.value) {
 			return refuse(field+"."+f.name, "%.40q is no amount of money", f.value)

@@ -141,7 +141,7 @@ func variantInput(v *document.Variant, only []string) map[string]any {
 		}
 	}
 	if _, priced := v.Price.Get(); !priced && only == nil {
-		in["price"] = v.FirstPrice
+		in["price"] = string(v.FirstPrice)
 	}
 	if len(item) > 0 {
 		in["inventoryItem"] = item

@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/shelfwire/shelfwire/schemas/document"
 )
 
@@ -42,7 +45,7 @@ type Shadow struct {
 	// is on its way any more, because what a merchant adds later under the same name is the merchant's.
 	Former additions `json:"former,omitempty"`
 	// Doubt says that the shop contradicted this shadow: read it before the next write.
-	Doubt bool `json:"doubt,omitempty"`
+	Doubt bool `json:"doubt,omitzero"`
 
 	// foreign counts variants of the product that are not ours. It is known right after a read only.
 	foreign int
@@ -77,7 +80,7 @@ type ShadowLevel struct {
 	// Name is the quantity's name where it is not "available".
 	Name string `json:"name,omitempty"`
 	// Unknown says that the shop's own quantity has not been seen: the next write cannot compare.
-	Unknown bool `json:"unknown,omitempty"`
+	Unknown bool `json:"unknown,omitzero"`
 }
 
 // ShadowImage is an image of ours.
@@ -111,7 +114,7 @@ func parseShadow(raw json.RawMessage) *Shadow {
 		return nil
 	}
 	s := newShadow("")
-	if err := json.Unmarshal(raw, s); err != nil || s.Version != shadowVersion || s.ID == "" && !s.Doubt {
+	if err := jsonv2.Unmarshal(raw, s, jsontext.AllowInvalidUTF8(true)); err != nil || s.Version != shadowVersion || s.ID == "" && !s.Doubt {
 		return nil
 	}
 	s.Same = ""
@@ -128,7 +131,7 @@ func (s *Shadow) encode() (json.RawMessage, error) {
 	if s == nil {
 		return nil, nil
 	}
-	b, err := json.Marshal(s)
+	b, err := jsonv2.Marshal(s, jsonv2.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		return nil, fmt.Errorf("encode the shadow of %s: %w", s.ID, err)
 	}

@@ -327,7 +327,7 @@ func (c comparison) variant(want *document.Variant, have *Variant) {
 		if !sameMoney(want.Price.Value, have.Price) {
 			c.r.drift(c.shop, c.id, Price, name+"price", want.Price.Value, have.Price)
 		}
-	} else if sameMoney(have.Price, "0") && !sameMoney(want.FirstPrice, "0") {
+	} else if sameMoney(have.Price, "0") && !sameMoney(string(want.FirstPrice), "0") {
 		c.r.drift(c.shop, c.id, Price, name+"price", "not 0", have.Price)
 	}
 	if want.CompareAtPrice.Owned && !sameMoney(want.CompareAtPrice.Value, have.CompareAtPrice) {

@@ -82,7 +82,7 @@ func flatten(id, shop string, d document.Document) []demo.Expectation {
 	for _, v := range variants {
 		e := demo.Expectation{
 			Shop: shop, ProductID: id, Title: d.Title.Value, VariantKey: v.Key, Options: v.Options, SKU: v.SKU.Value,
-			Price: v.FirstPrice, PriceOwned: v.Price.Owned,
+			Price: string(v.FirstPrice), PriceOwned: v.Price.Owned,
 		}
 		if v.Price.Owned {
 			e.Price = v.Price.Value
