@@ -57,7 +57,7 @@ func (s *Store) Pass(ctx context.Context, stage work.Stage, from, to map[int32]i
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `WITH n AS (SELECT l.stage, l.partition, n.next FROM leases l
 				JOIN unnest($2::int[], $3::bigint[], $4::bigint[]) n(partition, was, next) ON n.partition = l.partition AND n.was = l.position
-				WHERE l.stage = $1 ORDER BY l.partition FOR NO KEY UPDATE OF l)
+				WHERE l.stage = $1 ORDER BY l.partition FOR UPDATE OF l)
 			UPDATE leases l SET position = n.next, taken_in = n.next, cursor = '', owner = '', epoch = l.epoch + 1, expires = 'epoch'
 			FROM n WHERE l.stage = n.stage AND l.partition = n.partition`, string(stage), parts, was, next)
 		if err == nil && tag.RowsAffected() < int64(len(parts)) {

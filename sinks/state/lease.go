@@ -107,7 +107,7 @@ func (s *Store) occupy(
 	if len(a.claim) > 0 {
 		b.Queue(`WITH free AS (SELECT stage, partition FROM leases WHERE stage = $1 AND partition = ANY($2)
 				AND (owner = '' OR expires <= clock_timestamp() OR expires > clock_timestamp() + 2 * $4::interval)
-				ORDER BY partition FOR NO KEY UPDATE SKIP LOCKED)
+				ORDER BY partition FOR UPDATE SKIP LOCKED)
 			UPDATE leases l SET owner = $3, epoch = epoch + 1, expires = clock_timestamp() + $4::interval,
 				wanted_by = '', wanted_until = 'epoch' FROM free
 			WHERE l.stage = free.stage AND l.partition = free.partition`, string(stage), a.claim, owner, ttl)
@@ -167,7 +167,7 @@ func (s *Store) Release(ctx context.Context, fences []work.Fence) error {
 		var b pgx.Batch
 		b.Queue(`WITH mine AS (SELECT l.stage, l.partition FROM leases l
 				JOIN unnest($1::text[], $2::int[], $3::text[], $4::bigint[]) f(stage, partition, owner, epoch)
-				USING (stage, partition, owner, epoch) ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
+				USING (stage, partition, owner, epoch) ORDER BY l.stage, l.partition FOR UPDATE OF l)
 			UPDATE leases l SET owner = '', expires = clock_timestamp() FROM mine
 			WHERE l.stage = mine.stage AND l.partition = mine.partition`, stages, parts, owners, epochs)
 		for _, f := range fences {
@@ -185,7 +185,7 @@ func (s *Store) Release(ctx context.Context, fences []work.Fence) error {
 
 func queueLeave(b *pgx.Batch, stage work.Stage, owner string) {
 	b.Queue(`WITH mine AS (SELECT l.stage, l.partition FROM leases l WHERE l.stage = $1 AND (l.owner = $2 OR l.wanted_by = $2)
-			ORDER BY l.stage, l.partition FOR NO KEY UPDATE OF l)
+			ORDER BY l.stage, l.partition FOR UPDATE OF l)
 		UPDATE leases l SET owner = CASE WHEN l.owner = $2 THEN '' ELSE l.owner END,
 			expires = CASE WHEN l.owner = $2 THEN clock_timestamp() ELSE l.expires END,
 			wanted_until = CASE WHEN l.wanted_by = $2 THEN 'epoch' ELSE l.wanted_until END,

@@ -168,6 +168,50 @@ func TestAStoppedWorkersTransactionBlocksNobody(t *testing.T) {
 	require.NoError(t, tx.Rollback(ctx))
 }
 
+// TestIntentsWaitForNobodyAndTakeoversForThem: whoever takes a partition over finds all intents of the worker before, and
+// nobody else waits for them, nor they for anybody.
+func TestIntentsWaitForNobodyAndTakeoversForThem(t *testing.T) {
+	s := newStore(t)
+	fences := own(t, s, work.StagePush, "w", 2)
+	stages, parts, owners, epochs := fenceColumns(fences)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	intent := []work.Intent{{Key: "k", Shop: "s1", ProductIDs: []string{"p"}, Mutation: "productSet"}}
+
+	settlement, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	_, err = settlement.Exec(ctx, `SELECT fence($1, $2, $3, $4)`, stages, parts, owners, epochs)
+	require.NoError(t, err)
+	require.NoError(t, s.Intend(ctx, fences, intent))
+	require.NoError(t, settlement.Rollback(ctx))
+
+	open, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	_, err = open.Exec(ctx, `SELECT hold($1, $2, $3, $4)`, stages, parts, owners, epochs)
+	require.NoError(t, err)
+	require.NoError(t, s.Intend(ctx, fences, intent))
+	require.NoError(t, s.Settle(ctx, work.Settlement{Fences: fences, Positions: map[int32]int64{0: 5}}))
+	mine, err := s.Renew(ctx, work.StagePush, "w", 2, time.Minute)
+	require.NoError(t, err)
+	require.Len(t, mine, 2)
+	exec(t, s, `UPDATE leases SET expires = clock_timestamp()`)
+	theirs, err := s.Renew(ctx, work.StagePush, "other", 2, time.Minute)
+	require.NoError(t, err)
+	require.Empty(t, theirs, "an intent is being written under these leases")
+	require.ErrorIs(t, s.Intend(ctx, fences, intent), work.ErrLeaseLost)
+
+	released := make(chan error, 1)
+	go func() { released <- s.Release(ctx, fences) }()
+	require.Eventually(t, func() bool {
+		return count(t, s, `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`) == 1
+	}, 10*time.Second, 5*time.Millisecond)
+	require.NoError(t, open.Commit(ctx))
+	require.NoError(t, <-released)
+	theirs, err = s.Renew(ctx, work.StagePush, "other", 2, time.Minute)
+	require.NoError(t, err)
+	require.Len(t, theirs, 2)
+}
+
 // TestAssignConverges lets any workers join, leave and die in any order, and then come to rest.
 func TestAssignConverges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -48,7 +48,7 @@ func (s *Store) rebuild(ctx context.Context, partitions int32, number int64) (in
 	err := s.retry(ctx, "void what is known of the shops", func() error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 			var b pgx.Batch
-			b.Queue(`WITH n AS (SELECT stage, partition FROM leases WHERE stage = $1 ORDER BY partition FOR NO KEY UPDATE)
+			b.Queue(`WITH n AS (SELECT stage, partition FROM leases WHERE stage = $1 ORDER BY partition FOR UPDATE)
 				UPDATE leases l SET owner = '', epoch = epoch + 1, expires = 'epoch' FROM n
 				WHERE l.stage = n.stage AND l.partition = n.partition`, string(work.StagePush))
 			b.Queue(`UPDATE products SET shadow = NULL, document_hash = '' WHERE shadow IS NOT NULL OR document_hash <> ''`)

@@ -14,6 +14,9 @@ import (
 
 // Intend records, before requests go out, that they may reach the shop. Their time is that of the state's clock. When
 // it fails the requests must not be sent.
+//
+// Many are on their way at the same time, and none waits for another or for a settlement (hold, where others lock by
+// fence); whoever takes one of the leases over waits for them all, and so finds what they have written.
 func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.Intent) error {
 	if len(intents) == 0 {
 		return nil
@@ -34,7 +37,7 @@ func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.
 	for i, r := range rows {
 		ids[i], shops[i], keys[i], mutations[i] = r.id, r.shop, r.key, r.mutation
 	}
-	return s.apply(ctx, "intend", fences, func(b *pgx.Batch) {
+	return s.applyUnder(ctx, "intend", `SELECT hold($1, $2, $3, $4)`, work.Token{}, fences, func(b *pgx.Batch) {
 		b.Queue(`INSERT INTO intents (product_id, shop, key, mutation)
 			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
 			ON CONFLICT (product_id, shop, key) DO UPDATE SET mutation = EXCLUDED.mutation, at = clock_timestamp()`,

@@ -70,6 +70,13 @@ func (s *Store) apply(ctx context.Context, op string, fences []work.Fence, queue
 // applyAs is apply under a token of the caller's, who may send the same write again after an error that leaves open
 // whether it was applied. A zero token is none.
 func (s *Store) applyAs(ctx context.Context, op string, token work.Token, fences []work.Fence, queue func(b *pgx.Batch)) error {
+	return s.applyUnder(ctx, op, `SELECT fence($1, $2, $3, $4)`, token, fences, queue)
+}
+
+// applyUnder is applyAs with the statement that locks the leases of the fences and checks them.
+func (s *Store) applyUnder(
+	ctx context.Context, op, fence string, token work.Token, fences []work.Fence, queue func(b *pgx.Batch),
+) error {
 	if len(fences) == 0 {
 		return fmt.Errorf("%s: no fences", op)
 	}
@@ -80,7 +87,7 @@ func (s *Store) applyAs(ctx context.Context, op string, token work.Token, fences
 	}
 	stages, parts, owners, epochs := fenceColumns(fences)
 	return s.applyOnce(ctx, op, token, func(b *pgx.Batch) {
-		b.Queue(`SELECT fence($1, $2, $3, $4)`, stages, parts, owners, epochs)
+		b.Queue(fence, stages, parts, owners, epochs)
 		queue(b)
 	})
 }
