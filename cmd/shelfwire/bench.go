@@ -51,6 +51,7 @@ func benchCommand() *cobra.Command {
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
 		go endWithParent(ctx, stop)
+		tuneMemory() // as run does: the pipeline is in this process
 		err := runBench(ctx, f, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		if ctx.Err() != nil {
 			cmd.PrintErrln("stopped")

@@ -23,9 +23,23 @@ func configFlag(cmd *cobra.Command) *string {
 }
 
 // memoryTarget is what the process's memory is kept near by collecting more often, once it comes there: by itself the
-// collector lets it grow to twice of what is in use, and beyond while the machine is busy. What is in use may be more; then
-// half of the processor time goes to the collector at the most. GOMEMLIMIT sets another one.
+// collector lets it grow to a multiple of what is in use. What is in use may be more; then half of the processor time goes
+// to the collector at the most.
 const memoryTarget = 384 << 20
+
+// garbageShare is how much garbage may gather before it is collected, as a percentage of what is in use, while there is
+// room below memoryTarget: three times as much as Go's own 100 spares a fifth of the processor time under load.
+const garbageShare = 300
+
+// tuneMemory sets both where GOMEMLIMIT and GOGC do not.
+func tuneMemory() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryTarget)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbageShare)
+	}
+}
 
 func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -56,9 +70,7 @@ func runCommand() *cobra.Command {
 		if err != nil {
 			return &exitCode{exitUsage, err}
 		}
-		if os.Getenv("GOMEMLIMIT") == "" {
-			debug.SetMemoryLimit(memoryTarget)
-		}
+		tuneMemory()
 		log := newLogger(cmd.ErrOrStderr(), cfg.Log)
 		a := newApp(cfg, options{roles: roles, acceptSource: *accept, acceptTopics: *topics, restartCapture: *restart, noHeal: *noHeal, dryRun: *dry, wait: true}, log)
 		defer a.close()
