@@ -187,7 +187,7 @@ func TestIntentsWaitForNobodyAndTakeoversForThem(t *testing.T) {
 
 	open, err := s.pool.Begin(ctx)
 	require.NoError(t, err)
-	_, err = open.Exec(ctx, `SELECT hold($1, $2, $3, $4)`, stages, parts, owners, epochs)
+	_, err = open.Exec(ctx, `SELECT FROM leases FOR KEY SHARE`) // as Intend does
 	require.NoError(t, err)
 	require.NoError(t, s.Intend(ctx, fences, intent))
 	require.NoError(t, s.Settle(ctx, work.Settlement{Fences: fences, Positions: map[int32]int64{0: 5}}))
@@ -199,6 +199,7 @@ func TestIntentsWaitForNobodyAndTakeoversForThem(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, theirs, "an intent is being written under these leases")
 	require.ErrorIs(t, s.Intend(ctx, fences, intent), work.ErrLeaseLost)
+	require.ErrorIs(t, s.Intend(ctx, fences[:1], intent), work.ErrLeaseLost)
 
 	released := make(chan error, 1)
 	go func() { released <- s.Release(ctx, fences) }()

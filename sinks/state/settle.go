@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -15,11 +16,15 @@ import (
 // Intend records, before requests go out, that they may reach the shop. Their time is that of the state's clock. When
 // it fails the requests must not be sent.
 //
-// Many are on their way at the same time, and none waits for another or for a settlement (hold, where others lock by
-// fence); whoever takes one of the leases over waits for them all, and so finds what they have written.
+// Many are on their way at the same time, and none waits for another or for a settlement: its lock of the leases (KEY
+// SHARE) goes with theirs (NO KEY UPDATE). Whoever takes one of the leases over (UPDATE) waits for them all, and so finds
+// what they have written. An intent that is written twice is the same, so it needs no token.
 func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.Intent) error {
 	if len(intents) == 0 {
 		return nil
+	}
+	if err := checkFences(fences); err != nil {
+		return fmt.Errorf("intend: %w", err)
 	}
 	type row struct{ id, shop, key, mutation string }
 	var rows []row
@@ -37,12 +42,34 @@ func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.
 	for i, r := range rows {
 		ids[i], shops[i], keys[i], mutations[i] = r.id, r.shop, r.key, r.mutation
 	}
-	return s.applyUnder(ctx, "intend", `SELECT hold($1, $2, $3, $4)`, work.Token{}, fences, func(b *pgx.Batch) {
-		b.Queue(`INSERT INTO intents (product_id, shop, key, mutation)
-			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+	stages, parts, owners, epochs := fenceColumns(fences)
+	var written int64
+	err := s.retry(ctx, "intend", func() error {
+		tag, err := s.pool.Exec(ctx, `WITH held AS (SELECT FROM leases l
+				JOIN unnest($1::text[], $2::int[], $3::text[], $4::bigint[]) f(stage, partition, owner, epoch) USING (stage, partition, owner, epoch)
+				WHERE l.expires > clock_timestamp() ORDER BY l.stage, l.partition FOR KEY SHARE OF l)
+			INSERT INTO intents (product_id, shop, key, mutation)
+			SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[]) WHERE (SELECT count(*) FROM held) = $9
 			ON CONFLICT (product_id, shop, key) DO UPDATE SET mutation = EXCLUDED.mutation, at = clock_timestamp()`,
-			ids, shops, keys, mutations)
+			stages, parts, owners, epochs, ids, shops, keys, mutations, len(fences))
+		written = tag.RowsAffected()
+		return err
 	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("intend: %w", err)
+	case written == 0:
+		return &LeaseLostError{Op: "intend", Leases: "one of " + fenceNames(fences)}
+	}
+	return nil
+}
+
+func fenceNames(fences []work.Fence) string {
+	names := make([]string, len(fences))
+	for i, f := range fences {
+		names[i] = fmt.Sprintf("%s/%d", f.Stage, f.Partition)
+	}
+	return strings.Join(names, ", ")
 }
 
 // queueCloseIntents deletes intents for the products that they list: others of the same request may wait for their

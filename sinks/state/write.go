@@ -70,26 +70,26 @@ func (s *Store) apply(ctx context.Context, op string, fences []work.Fence, queue
 // applyAs is apply under a token of the caller's, who may send the same write again after an error that leaves open
 // whether it was applied. A zero token is none.
 func (s *Store) applyAs(ctx context.Context, op string, token work.Token, fences []work.Fence, queue func(b *pgx.Batch)) error {
-	return s.applyUnder(ctx, op, `SELECT fence($1, $2, $3, $4)`, token, fences, queue)
-}
-
-// applyUnder is applyAs with the statement that locks the leases of the fences and checks them.
-func (s *Store) applyUnder(
-	ctx context.Context, op, fence string, token work.Token, fences []work.Fence, queue func(b *pgx.Batch),
-) error {
-	if len(fences) == 0 {
-		return fmt.Errorf("%s: no fences", op)
-	}
-	for _, f := range fences[1:] {
-		if f.Stage != fences[0].Stage {
-			return fmt.Errorf("%s: fences of two stages, %s and %s", op, fences[0].Stage, f.Stage)
-		}
+	if err := checkFences(fences); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
 	}
 	stages, parts, owners, epochs := fenceColumns(fences)
 	return s.applyOnce(ctx, op, token, func(b *pgx.Batch) {
-		b.Queue(fence, stages, parts, owners, epochs)
+		b.Queue(`SELECT fence($1, $2, $3, $4)`, stages, parts, owners, epochs)
 		queue(b)
 	})
+}
+
+func checkFences(fences []work.Fence) error {
+	if len(fences) == 0 {
+		return errors.New("no fences")
+	}
+	for _, f := range fences[1:] {
+		if f.Stage != fences[0].Stage {
+			return fmt.Errorf("fences of two stages, %s and %s", fences[0].Stage, f.Stage)
+		}
+	}
+	return nil
 }
 
 // applyOnce is apply without fences.
