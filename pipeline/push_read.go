@@ -67,7 +67,7 @@ type job struct {
 	park   string // wait for this reason instead of being sent
 	// cancelled: all that wanted it was cancelled before anything was sent.
 	cancelled bool
-	probe  bool   // it may try a dead shop
+	probe     bool // it may try a dead shop
 
 	place     lineKey
 	placed    bool

@@ -15,6 +15,7 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/change"
 	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/sinks/shopify"
+	"github.com/shelfwire/shelfwire/sinks/state"
 )
 
 func auditCommand() *cobra.Command {
@@ -22,7 +23,9 @@ func auditCommand() *cobra.Command {
 		Use:   "audit",
 		Short: "Compare the shops with the database, product by product",
 		Long: "Reads every product of the source and the whole catalog of every shop, and reports each difference.\n" +
-			"Exits with 3 when something differs, or when nothing was compared.",
+			"Exits with 3 when something differs, or when nothing was compared. Differences that people wanted are listed and do\n" +
+			"not count: of products that shelfwire exclude keeps from being pushed, and of those whose push was cancelled with\n" +
+			"their batch and that have not been pushed since.",
 		Args: noArgs,
 	}
 	file := configFlag(cmd)
@@ -78,7 +81,7 @@ func auditSentence(r *audit.Report) string {
 	case len(r.Drifts) == 0 && (r.Products == 0 || r.Prices == 0):
 		return s + "that proves nothing; do the shops have products, and does the documents query name these shops?"
 	case len(r.Drifts) == 0:
-		return s + "no drift"
+		return s + "no drift" + asideSentence(r)
 	}
 	kinds := map[audit.Kind]int{}
 	for _, d := range r.Drifts {
@@ -88,27 +91,87 @@ func auditSentence(r *audit.Report) string {
 	for _, k := range slices.Sorted(maps.Keys(kinds)) {
 		parts = append(parts, fmt.Sprintf("%d %s", kinds[k], k))
 	}
-	return s + fmt.Sprintf("%d drifts (%s)", len(r.Drifts), strings.Join(parts, ", "))
+	return s + fmt.Sprintf("%d drifts (%s)", len(r.Drifts), strings.Join(parts, ", ")) + asideSentence(r)
 }
+
+// asideSentence says what differs because people wanted it; empty where nothing does.
+func asideSentence(r *audit.Report) (s string) {
+	for _, aside := range []struct {
+		why    string
+		drifts []audit.Drift
+	}{{asideExcluded, r.Excluded}, {asideCancelled, r.Cancelled}} {
+		if len(aside.drifts) == 0 {
+			continue
+		}
+		products := map[[2]string]struct{}{}
+		for _, d := range aside.drifts {
+			products[[2]string{d.Shop, d.ProductID}] = struct{}{}
+		}
+		s += fmt.Sprintf("; %s: %s of %s", aside.why, count(len(aside.drifts), "difference"), count(len(products), "product"))
+	}
+	return s
+}
+
+// Why differences are no drift.
+const (
+	asideExcluded  = "excluded"
+	asideCancelled = "cancelled"
+)
 
 func auditTable(r *audit.Report, most int) *table {
 	t := &table{elastic: []string{"FIELD", "WANT", "HAVE"}}
-	if len(r.Drifts) > 0 {
+	if len(r.Drifts)+len(r.Excluded)+len(r.Cancelled) > 0 {
 		t.head = []string{"SHOP", "PRODUCT", "DRIFT", "FIELD", "WANT", "HAVE"}
 	}
-	for i, d := range r.Drifts {
-		if i == most {
-			t.add(fmt.Sprintf("... and %d more", len(r.Drifts)-most))
-			break
+	for _, list := range []struct {
+		why    string
+		drifts []audit.Drift
+	}{{"", r.Drifts}, {" (" + asideExcluded + ")", r.Excluded}, {" (" + asideCancelled + ")", r.Cancelled}} {
+		for i, d := range list.drifts {
+			if i == most {
+				t.add(fmt.Sprintf("... and %d more%s", len(list.drifts)-most, list.why))
+				break
+			}
+			t.add(d.Shop, d.ProductID, string(d.Kind)+list.why, d.Field, firstLine(d.Want), firstLine(d.Have))
 		}
-		t.add(d.Shop, d.ProductID, string(d.Kind), d.Field, firstLine(d.Want), firstLine(d.Have))
 	}
 	return t
 }
 
 // audit compares all shops of the configuration with the source.
 func (a *app) audit(ctx context.Context, only []string) (*audit.Report, error) {
-	return audit.Run(ctx, &auditSource{app: a}, auditShops{a.shops, slices.Sorted(maps.Keys(a.cfg.Shops))}, only)
+	r, err := audit.Run(ctx, &auditSource{app: a}, auditShops{a.shops, slices.Sorted(maps.Keys(a.cfg.Shops))}, only)
+	if err != nil || len(r.Drifts) == 0 {
+		return r, err
+	}
+	return r, setAside(ctx, a.state, r)
+}
+
+// setAside tells apart what differs because people wanted it.
+func setAside(ctx context.Context, s *state.Store, r *audit.Report) error {
+	list, err := s.Excluded(ctx)
+	if err != nil {
+		return err
+	}
+	excluded := map[[2]string]struct{}{}
+	for _, e := range list {
+		excluded[[2]string{e.ProductID, e.Shop}] = struct{}{}
+	}
+	r.Excluded = r.SetAside(func(d audit.Drift) bool {
+		_, all := excluded[[2]string{d.ProductID, ""}]
+		_, here := excluded[[2]string{d.ProductID, d.Shop}]
+		return all || here
+	})
+	differs := map[[2]string]struct{}{}
+	for _, d := range r.Drifts {
+		differs[[2]string{d.ProductID, d.Shop}] = struct{}{}
+	}
+	cancelled, err := s.CancelledProducts(ctx, slices.Collect(maps.Keys(differs)))
+	if err != nil {
+		return err
+	}
+	r.Cancelled = r.SetAside(func(d audit.Drift) bool { return cancelled[[2]string{d.ProductID, d.Shop}] })
+	return nil
 }
 
 // auditSource asks the source by SQL of its own: every id in the key column of a routed table is a product.

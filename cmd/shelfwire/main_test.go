@@ -529,10 +529,29 @@ func (s *site) alterations(t *testing.T) {
 					return false
 				}, "%s is not among %v", kind, r.Drifts)
 			}
+			s.aside(t)
 			return
 		}
 	}
 	t.Fatal("no product with two variants and a tag is in a shop")
+}
+
+// aside excludes the product that differs, which ends what the audit has to complain of.
+func (s *site) aside(t *testing.T) {
+	t.Helper()
+	_, r := s.audit()
+	id := r.Drifts[0].ProductID
+	code, out := shelfwire(t, "exclude", id, "-c", s.file)
+	require.Equal(t, exitOK, code, out)
+	code, now := s.audit()
+	require.Equal(t, exitOK, code)
+	require.Empty(t, now.Drifts)
+	require.Equal(t, r.Drifts, now.Excluded)
+	code, out = shelfwire(t, "include", id, "-c", s.file)
+	require.Equal(t, exitOK, code, out)
+	code, now = s.audit()
+	require.Equal(t, exitDrift, code)
+	require.Equal(t, r.Drifts, now.Drifts)
 }
 
 func (s *site) mutate(shop, mutation string) {

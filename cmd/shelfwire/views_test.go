@@ -64,9 +64,11 @@ func TestTheNamesOfWhatIsPrintedAsJSON(t *testing.T) {
 			"oldest_unanswered_seconds": 2.5, "campaigns": [], "pauses": [], "holds": []}`,
 		},
 		"audit": {
-			&audit.Report{Shops: 1, Products: 2, Variants: 3, Prices: 3, Levels: 4, Drifts: []audit.Drift{{Shop: "main", ProductID: "7", Kind: audit.Price, Field: "variant 1 price", Want: "1", Have: "2"}}},
+			&audit.Report{Shops: 1, Products: 2, Variants: 3, Prices: 3, Levels: 4, Drifts: []audit.Drift{{Shop: "main", ProductID: "7", Kind: audit.Price, Field: "variant 1 price", Want: "1", Have: "2"}},
+				Excluded: []audit.Drift{{Shop: "main", ProductID: "8", Kind: audit.Field, Field: "title", Want: "a", Have: "b"}}, Cancelled: []audit.Drift{}},
 			`{"shops": 1, "products": 2, "variants": 3, "prices": 3, "levels": 4, "foreign": 0,
-			"drifts": [{"shop": "main", "product_id": "7", "kind": "PRICE", "field": "variant 1 price", "want": "1", "have": "2"}]}`,
+			"drifts": [{"shop": "main", "product_id": "7", "kind": "PRICE", "field": "variant 1 price", "want": "1", "have": "2"}],
+			"excluded": [{"shop": "main", "product_id": "8", "kind": "FIELD", "field": "title", "want": "a", "have": "b"}], "cancelled": []}`,
 		},
 		"replay": {[]replayed{{Product: "7", Shop: "main", Status: "SKIPPED", Reason: "UNCHANGED"}}, `[{"product_id": "7", "shop": "main", "status": "SKIPPED", "reason": "UNCHANGED"}]`},
 	} {
@@ -77,6 +79,20 @@ func TestTheNamesOfWhatIsPrintedAsJSON(t *testing.T) {
 	none, err := json.Marshal([]batchView{})
 	require.NoError(t, err)
 	require.Equal(t, "[]", string(none), "no batch is an empty list, not null")
+}
+
+func TestAnAuditTellsApartWhatPeopleWanted(t *testing.T) {
+	r := &audit.Report{Shops: 1, Products: 9, Prices: 9, Drifts: []audit.Drift{}, Excluded: []audit.Drift{
+		{Shop: "main", ProductID: "7", Kind: audit.Price, Field: "variant 1 price", Want: "1", Have: "2"},
+		{Shop: "main", ProductID: "7", Kind: audit.Field, Field: "title", Want: "a", Have: "b"},
+	}, Cancelled: []audit.Drift{{Shop: "main", ProductID: "8", Kind: audit.Missing, Field: "product", Want: "in the shop", Have: "absent"}}}
+	require.True(t, r.Clean())
+	require.Contains(t, auditSentence(r), ": no drift; excluded: 2 differences of 1 product; cancelled: 1 difference of 1 product")
+	var out bytes.Buffer
+	require.NoError(t, auditTable(r, 1).write(&out))
+	require.Regexp(t, `7 +PRICE \(excluded\)`, out.String())
+	require.Contains(t, out.String(), "... and 1 more (excluded)")
+	require.Regexp(t, `8 +MISSING \(cancelled\)`, out.String())
 }
 
 func TestABatchIsShownWithWhatFailed(t *testing.T) {

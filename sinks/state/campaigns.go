@@ -103,6 +103,31 @@ func (s *Store) Cancelled(ctx context.Context, campaigns []int64) ([]int64, erro
 	return out, nil
 }
 
+// CancelledProducts returns those of these (product, shop) pairs whose push was cancelled with a batch, and that have not
+// been settled in that shop since. Campaigns without a batch leave nothing of what they have dropped.
+func (s *Store) CancelledProducts(ctx context.Context, pairs [][2]string) (map[[2]string]bool, error) {
+	out := map[[2]string]bool{}
+	for piece := range slices.Chunk(pairs, cancelPiece) {
+		ids, shops := make([]string, len(piece)), make([]string, len(piece))
+		for i, p := range piece {
+			ids[i], shops[i] = p[0], p[1]
+		}
+		rows, err := s.pool.Query(ctx, `SELECT DISTINCT n.product_id, n.shop FROM unnest($1::text[], $2::text[]) n(product_id, shop)
+			CROSS JOIN batches b
+			JOIN batch_items i ON i.batch_id = b.id AND i.product_id = n.product_id AND i.shop IN ('', n.shop)
+			LEFT JOIN products p ON p.product_id = n.product_id AND p.shop = n.shop
+			WHERE b.cancelling AND i.status = 'CANCELLED' AND (p.settled_at < i.processed_at) IS NOT FALSE`, ids, shops)
+		if err != nil {
+			return nil, fmt.Errorf("ask which pushes were cancelled: %w", err)
+		}
+		var id, shop string
+		if _, err := pgx.ForEachRow(rows, []any{&id, &shop}, func() error { out[[2]string{id, shop}] = true; return nil }); err != nil {
+			return nil, fmt.Errorf("ask which pushes were cancelled: %w", err)
+		}
+	}
+	return out, nil
+}
+
 // sweep carries on what a cancel has not finished, because its process ended or a transaction slipped past it, and
 // ends campaigns of which nothing is left.
 func (s *Store) sweep(ctx context.Context) error {

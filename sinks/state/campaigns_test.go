@@ -129,6 +129,33 @@ func TestAPushThatBeganBeforeACancelHearsOfIt(t *testing.T) {
 	require.Equal(t, 1, count(t, s, `SELECT count(*) FROM batch_items WHERE batch_id = 'b' AND shop = 's' AND status = 'CANCELLED'`))
 }
 
+// TestWhatACancelHasLeftBehindIsKnown until the product is settled in the shop again.
+func TestWhatACancelHasLeftBehindIsKnown(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StagePush, "w", 1)
+	in := work.TakeIn{Fences: f, Batches: []event.Batch{{ID: "b"}, {ID: "other"}}}
+	for _, id := range []string{"new", "known", "pushed"} {
+		in.Items = append(in.Items, work.Item{BatchID: "b", ProductID: id})
+	}
+	in.Items = append(in.Items, work.Item{BatchID: "other", ProductID: "open"})
+	require.NoError(t, s.TakeIn(ctx, in))
+	settled := func(id string) work.Settlement {
+		return work.Settlement{Fences: f, Products: []work.Settled{{Known: work.Known{ProductID: id, Shop: "s"}}}}
+	}
+	require.NoError(t, s.Settle(ctx, settled("known")))
+	require.NoError(t, s.Settle(ctx, work.Settlement{
+		Fences: f, SplitItems: in.Items[1:2], Items: []work.Item{{BatchID: "b", ProductID: "known", Shop: "s", Status: work.ItemPending}},
+	}))
+	require.NoError(t, s.CancelBatch(ctx, "b"))
+	require.NoError(t, s.Settle(ctx, settled("pushed")))
+	got, err := s.CancelledProducts(ctx, [][2]string{
+		{"new", "s"}, {"known", "s"}, {"known", "elsewhere"}, {"pushed", "s"}, {"open", "s"}, {"none", "s"},
+	})
+	require.NoError(t, err)
+	require.Equal(t, map[[2]string]bool{{"new", "s"}: true, {"known", "s"}: true}, got)
+}
+
 // TestACancelHoldsNoSettlementUp: 60,000 items in one statement kept their rows locked for seconds.
 func TestACancelHoldsNoSettlementUp(t *testing.T) {
 	s := newStore(t)

@@ -55,6 +55,24 @@ type Report struct {
 	Levels   int     `json:"levels"`
 	Foreign  int     `json:"foreign"` // products of the shops that are not ours; left alone
 	Drifts   []Drift `json:"drifts"`
+	// Excluded and Cancelled are differences that people wanted: of products that they keep from being pushed, and of
+	// those whose push they have cancelled. They are no drift.
+	Excluded  []Drift `json:"excluded"`
+	Cancelled []Drift `json:"cancelled"`
+}
+
+// SetAside takes those of Drifts out that somebody wanted, and returns them.
+func (r *Report) SetAside(wanted func(Drift) bool) []Drift {
+	aside, left := []Drift{}, []Drift{}
+	for _, d := range r.Drifts {
+		if wanted(d) {
+			aside = append(aside, d)
+			continue
+		}
+		left = append(left, d)
+	}
+	r.Drifts = left
+	return aside
 }
 
 // Clean reports whether something was compared and nothing differed. An audit that compares nothing proves nothing.
@@ -110,7 +128,7 @@ type Shops interface {
 
 // Run audits all shops. only narrows it to some products; nil means all.
 func Run(ctx context.Context, source Source, shops Shops, only []string) (*Report, error) {
-	r := &Report{Drifts: []Drift{}}
+	r := &Report{Drifts: []Drift{}, Excluded: []Drift{}, Cancelled: []Drift{}}
 	catalogs := map[string]map[string]*Product{}
 	for _, shop := range shops.Names() {
 		r.Shops++

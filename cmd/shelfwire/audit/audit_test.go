@@ -134,6 +134,21 @@ func TestPresenceAndEligibility(t *testing.T) {
 	require.Equal(t, OnSale, r.Drifts[0].Kind, "a product that the source does not have")
 }
 
+// What people wanted is told apart, and an audit that finds nothing else is clean.
+func TestWhatIsWantedIsNoDrift(t *testing.T) {
+	p := same()
+	p.Title, p.Variants[0].Price = "Shirts", "1"
+	r := audit(t, wanted, p)
+	require.Len(t, r.Drifts, 2)
+	r.Excluded = r.SetAside(func(d Drift) bool { return d.ProductID == "p0" })
+	require.Len(t, r.Drifts, 2)
+	require.Empty(t, r.Excluded)
+	require.False(t, r.Clean())
+	r.Excluded = r.SetAside(func(d Drift) bool { return d.Shop == "main" && d.ProductID == "p1" })
+	require.Len(t, r.Excluded, 2)
+	require.True(t, r.Clean())
+}
+
 func TestMoney(t *testing.T) {
 	require.True(t, sameMoney("12.50", "12.5"))
 	require.True(t, sameMoney("0.00", "0"))

@@ -82,7 +82,7 @@ func (w *world) runAudit(ctx context.Context, f *findings) error {
 	f.count("audit: products", r.Products)
 	f.count("audit: prices", r.Prices)
 	f.count("audit: stock levels", r.Levels)
-	for _, d := range r.Drifts {
+	for _, d := range slices.Concat(r.Drifts, r.Excluded, r.Cancelled) {
 		f.add(fmt.Sprintf("audit: %s: product %s: %s %s should be %q and is %q", d.Shop, d.ProductID, d.Kind, d.Field, tail(d.Want, 200), tail(d.Have, 200)))
 	}
 	if r.Clean() != (runErr == nil) {
