@@ -62,6 +62,8 @@ type captureSource interface {
 	// ParentKeys finds the rows of a parent table for ids, and says which transactions it has seen. An id without a row
 	// is not in the result. An error that says Data() is about one of the ids.
 	ParentKeys(ctx context.Context, p route.Parent, ids []string) (map[string]change.ParentRow, change.Snapshot, error)
+	// Snapshot says which transactions a read that begins now would see.
+	Snapshot(ctx context.Context) (change.Snapshot, error)
 	snapshotSource
 }
 

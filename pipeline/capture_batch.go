@@ -52,7 +52,6 @@ type captureRowStep struct {
 	// snapshot is the batch id of the snapshot that the row belongs to; empty for a row of a transaction.
 	snapshot string
 	op       change.Op
-	xid      change.XID
 	headers  []event.Header // of all its records
 	// whole, leave and arrive are the envelope as it is, as the delete for the product that the row leaves, and as the
 	// create for the one that it comes to; nil where the pairs can have no use for it.

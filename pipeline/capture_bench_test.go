@@ -18,7 +18,7 @@ import (
 func BenchmarkCaptureSession(b *testing.B) {
 	for _, rows := range []int{1, 100} {
 		b.Run(fmt.Sprintf("%d rows a transaction", rows), func(b *testing.B) {
-			c := NewCapture(CaptureConfig{Routes: []route.Route{{Table: "public.products", Key: "id"}}, Heartbeat: -1}, CaptureParts{})
+			c := NewCapture(CaptureConfig{Routes: []route.Route{{Table: "public.products", Key: "id"}}, Heartbeat: -1}, CaptureParts{Source: benchSource{}})
 			stream := newBenchStream(b.N, rows)
 			b.ReportAllocs()
 			b.ResetTimer()
@@ -99,6 +99,17 @@ func (s *benchStream) Attend(ctx context.Context, work func(context.Context) err
 func (*benchStream) Confirm(change.LSN)          {}
 func (*benchStream) Confirmed() change.LSN       { return 0 }
 func (*benchStream) Close(context.Context) error { return nil }
+
+// benchSource sees every transaction, and publishes what it always has.
+type benchSource struct{ captureSource }
+
+func (benchSource) Snapshot(context.Context) (change.Snapshot, error) {
+	return change.Snapshot{Xmin: 1 << 40, Xmax: 1 << 40}, nil
+}
+
+func (benchSource) KeepPublished(context.Context, []string) error { return nil }
+
+func (benchSource) Memberships(context.Context, []string) (map[string]string, error) { return nil, nil }
 
 // benchProducer takes everything.
 type benchProducer struct{}

@@ -55,7 +55,6 @@ func (e *captureEncoder) prepare(c *change.Change, tx *change.Transaction, row *
 	e.envelope.Transaction, e.envelope.TableOrdinal = tx, 0
 	if tx != nil {
 		e.envelope.TableOrdinal = e.tables[c.Relation.OID]
-		row.xid = tx.XID
 	}
 	image := c.After
 	if image == nil {

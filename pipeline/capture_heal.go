@@ -104,7 +104,7 @@ func (c *Capture) resume(ctx context.Context, producer captureProducer, confirme
 		pos = now
 		pos.History = history // on a newer timeline of the same history
 		if old.Timeline != history.Timeline {
-			pos.Unseen = nil // what was committed before is visible on the new server, or is nowhere
+			pos.Unseen, pos.UnseenParents = nil, nil // what was committed before is visible on the new server, or is nowhere
 		}
 		if err := c.setBack(ctx, old, pos); err != nil {
 			return old, err

@@ -49,6 +49,10 @@ func (memoryParents) ParentKeys(_ context.Context, _ route.Parent, ids []string)
 	return out, change.Snapshot{Xmin: 1 << 40, Xmax: 1 << 40}, nil
 }
 
+func (memoryParents) Snapshot(context.Context) (change.Snapshot, error) {
+	return change.Snapshot{Xmin: 1 << 40, Xmax: 1 << 40}, nil
+}
+
 // add appends a transaction of rows, each with a parent of its own if so wished, and messages for the mirror between them.
 func (s *memoryStream) add(rows int, parents bool, calm func() bool, message func() bool) {
 	s.tx.XID++
@@ -219,6 +223,7 @@ func TestMemoryStaysBounded(t *testing.T) {
 					session.written(u)
 				}
 			}()
+			go func() { _ = session.prover.run(t.Context(), session.c) }()
 			for {
 				ev, err := session.next(t.Context())
 				if err != nil {
@@ -235,6 +240,7 @@ func TestMemoryStaysBounded(t *testing.T) {
 			}
 			close(session.units)
 			require.Less(t, most, 100, "chunks of 64 KiB")
+			require.LessOrEqual(t, len(session.book.recent), captureUnseenMost)
 		})
 	}
 }

@@ -73,6 +73,9 @@ func (s *captureSession) watermark(m snapshotMark, lsn change.LSN) {
 			s.dispatch() // another part meanwhile
 			return
 		}
+		if !t.request.asked {
+			s.router.doubt(t.request.query.Table)
+		}
 		s.snapshotMoved()
 	default:
 		s.merge(t, a, lsn)

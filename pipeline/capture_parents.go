@@ -11,7 +11,7 @@ import (
 )
 
 // targets calls f for each image of the backlog that waits for a look-up.
-func (s *captureSession) targets(f func(*captureRowStep, *routerTarget)) {
+func (s *captureSession) targets(f func(*routerTarget)) {
 	for i := range s.backlog {
 		row := s.backlog[i].row
 		if row == nil {
@@ -20,7 +20,7 @@ func (s *captureSession) targets(f func(*captureRowStep, *routerTarget)) {
 		for j := range row.pairs {
 			for _, t := range []*routerTarget{&row.pairs[j].old, &row.pairs[j].new} {
 				if t.kind == routerPending {
-					f(row, t)
+					f(t)
 				}
 			}
 		}
@@ -31,15 +31,13 @@ func (s *captureSession) targets(f func(*captureRowStep, *routerTarget)) {
 type captureLookup struct {
 	ids  []string
 	seen map[string]bool
-	// xids are the transactions that the answer must have seen: a parent may have been made in them.
-	xids map[change.XID]bool
 }
 
 // resolve looks up the products of all parents that the backlog waits for, with one query for each way through a
 // parent table.
 func (s *captureSession) resolve(ctx context.Context) error {
 	asks := map[*routerParent]*captureLookup{}
-	s.targets(func(row *captureRowStep, t *routerTarget) {
+	s.targets(func(t *routerTarget) {
 		// The stream may have brought the parent since.
 		if id, ok := s.router.cache.get(t.parent, []byte(t.id)); ok {
 			*t = routerTarget{kind: routerProduct, product: id}
@@ -47,24 +45,23 @@ func (s *captureSession) resolve(ctx context.Context) error {
 		}
 		a := asks[t.parent]
 		if a == nil {
-			a = &captureLookup{seen: map[string]bool{}, xids: map[change.XID]bool{}}
+			a = &captureLookup{seen: map[string]bool{}}
 			asks[t.parent] = a
 		}
 		if !a.seen[t.id] {
 			a.seen[t.id] = true
 			a.ids = append(a.ids, t.id)
 		}
-		a.xids[row.xid] = true
 	})
 	for parent, ask := range asks {
-		found, err := s.lookUp(ctx, parent, ask)
+		found, err := s.lookUp(ctx, parent, ask.ids)
 		if err != nil {
 			return err
 		}
 		for id, row := range found.rows {
 			s.router.resolve(parent, id, row)
 		}
-		s.targets(func(_ *captureRowStep, t *routerTarget) {
+		s.targets(func(t *routerTarget) {
 			if t.parent != parent {
 				return
 			}
@@ -93,19 +90,17 @@ type captureFound struct {
 	bad map[string]string
 }
 
-// lookUp asks until the answer has seen every transaction that it must: WAL is sent before its commit is visible. These
-// are those of the rows, and those that have changed the parent's table: what they made of it the stream has said, and may
-// be forgotten by now.
-func (s *captureSession) lookUp(ctx context.Context, parent *routerParent, ask *captureLookup) (found captureFound, err error) {
+// lookUp asks until the answer has seen every transaction of the stream that has changed the parent's table: WAL is sent
+// before its commit is visible, and what they made of it the stream has said, and may be forgotten by now. For others it
+// does not wait, not for those of the rows either: a commit that hangs for hours shall hold up nobody whom it does not
+// concern.
+func (s *captureSession) lookUp(ctx context.Context, parent *routerParent, ids []string) (found captureFound, err error) {
 	err = s.stream.Attend(ctx, func(ctx context.Context) error {
 		for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 			found = captureFound{rows: map[string]change.ParentRow{}, bad: map[string]string{}}
 			late := false
-			err := s.parents(ctx, parent, ask.ids, &found, func(snap change.Snapshot) {
-				late = late || parent.ahead(snap)
-				for x := range ask.xids {
-					late = late || !snap.Sees(x)
-				}
+			err := s.parents(ctx, parent, ids, &found, func(snap change.Snapshot) {
+				late = late || parent.table.ahead(snap)
 			})
 			if err != nil || !late {
 				return err

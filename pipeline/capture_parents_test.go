@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"testing"
 	"time"
 
@@ -62,4 +63,69 @@ func TestParentsAreNotOlderThanTheStream(t *testing.T) {
 	}
 	require.Equal(t, []string{"new"}, keys)
 	require.Equal(t, 2, source.calls)
+}
+
+// hungParents sees every transaction but one, whose commit waits for a standby.
+type hungParents struct {
+	memoryParents
+
+	hung change.XID
+}
+
+func (s hungParents) Snapshot(context.Context) (change.Snapshot, error) {
+	return change.Snapshot{Xmin: s.hung, Xmax: 1 << 40, Running: []change.XID{s.hung}}, nil
+}
+
+// However much passes while a commit hangs, it is not forgotten, and what positions must say stays little. The next session
+// goes on from there.
+func TestACommitThatHangsIsNotForgotten(t *testing.T) {
+	const hung = 5
+	session := newMemorySession(t, &memoryStream{benchStream: *newBenchStream(0, 0)}, false)
+	session.c.parts.Source = hungParents{hung: hung}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() { _ = session.prover.run(ctx, session.c) }()
+	go func() {
+		for u := range session.units {
+			session.written(u)
+		}
+	}()
+	defer close(session.units)
+	shops := testRelation("shops", "id", "product")
+	for i := range 50_000 {
+		tx := &change.Transaction{XID: change.XID(hung + i), CommitLSN: change.LSN(100 * (i + 1)), CommitTime: time.Unix(1, 0)}
+		row := &change.Change{
+			Op: change.Update, Relation: shops, After: testTuple("7", "p"), Position: change.Position{CommitLSN: tx.CommitLSN, Ordinal: 1},
+		}
+		for _, ev := range []change.Event{
+			{Kind: change.EventBegin, Transaction: tx},
+			{Kind: change.EventChange, Transaction: tx, Change: row},
+			{Kind: change.EventCommit, Transaction: tx, EndLSN: tx.CommitLSN + 50},
+		} {
+			require.NoError(t, session.take(&ev))
+			require.NoError(t, session.after(t.Context()))
+		}
+		require.LessOrEqual(t, len(session.book.recent), captureUnseenMost)
+	}
+	pos := session.closeUnit().position
+	require.Contains(t, pos.Unseen, change.XID(hung))
+	require.Contains(t, pos.UnseenParents["public.shops"], change.XID(hung))
+
+	raw, err := json.Marshal(pos)
+	require.NoError(t, err)
+	pos = event.Position{}
+	require.NoError(t, json.Unmarshal(raw, &pos))
+	hangs := change.Snapshot{Xmin: hung, Xmax: 1 << 40, Running: []change.XID{hung}}
+	next := newRouter(session.c.cfg.Routes)
+	next.behind(pos.Unseen, pos.UnseenParents)
+	require.True(t, next.tables["public.shops"].ahead(hangs))
+	require.False(t, next.tables["public.shops"].ahead(change.Snapshot{Xmin: 1 << 40, Xmax: 1 << 40}))
+	require.False(t, next.tables["public.shops"].ahead(hangs), "it is visible to all that come later")
+
+	// A table that has become a parent since may have been changed by any of them; one that was a parent only by its own.
+	next = newRouter(session.c.cfg.Routes)
+	next.behind(change.XIDs{hung}, map[string]change.XIDs{"public.others": {hung}})
+	require.True(t, next.tables["public.shops"].ahead(hangs))
+	next.behind(change.XIDs{hung}, map[string]change.XIDs{"public.shops": {}})
+	require.False(t, next.tables["public.shops"].ahead(hangs))
 }

@@ -48,6 +48,7 @@ type captureSession struct {
 
 	snapshots *snapshotReader
 	book      *snapshotBook
+	prover    *captureProver
 	asked     []*snapshotAsk // by the open transaction
 	// messages counts the messages for the mirror that have the position messagesAt.
 	messagesAt change.Position
@@ -81,6 +82,7 @@ func (c *Capture) work(ctx context.Context, stream captureStream, producer captu
 	defer stop()
 	g.Go(func() error { return w.run(wctx, s.units) })
 	g.Go(func() error { return c.orUnpublished(ctx, pos.Published, s.snapshots.loop(ctx)) })
+	g.Go(func() error { return c.orUnpublished(ctx, pos.Published, s.prover.run(ctx, c)) })
 	g.Go(func() error { return c.tellSnapshots(ctx) })
 	g.Go(func() error { return c.heartbeat(ctx) })
 	g.Go(func() error { return c.watchPublication(ctx, pos.Published) })
@@ -108,11 +110,12 @@ func (c *Capture) newSession(stream captureStream, pos event.Position) *captureS
 		}, pos, &c.stats),
 	}
 	s.encoder.memory = s.batcher.memory
-	s.router.behind(pos.Unseen)
+	s.router.behind(pos.Unseen, pos.UnseenParents)
 	s.tick()
 	run := rand.Text()
 	s.snapshots = newSnapshotReader(c.parts.Source, run, c.cfg, c.log)
 	s.book = newSnapshotBook(run, c.cfg.SnapshotReaders, c.cfg.Routes, pos)
+	s.prover = newCaptureProver()
 	return s
 }
 
@@ -158,6 +161,11 @@ func (s *captureSession) read(ctx context.Context) error {
 
 // after lets go what an event has made, as far as it must not wait.
 func (s *captureSession) after(ctx context.Context) error {
+	if len(s.book.recent) >= s.prover.at {
+		if err := s.prove(ctx); err != nil {
+			return err
+		}
+	}
 	switch {
 	case len(s.backlog) == 0:
 		if s.batcher.full() {
@@ -253,7 +261,10 @@ func (s *captureSession) handOver(ctx context.Context) error {
 // closeUnit completes the unit as it stands.
 func (s *captureSession) closeUnit() *captureUnit {
 	u := s.batcher.seal()
-	u.position.Unseen = s.book.unseen()
+	u.position.Unseen, u.position.UnseenParents = s.book.unseen(), nil
+	if len(u.position.Unseen) > 0 {
+		u.position.UnseenParents = s.router.unseen()
+	}
 	needed := s.batcher.memory.number + 1
 	if len(s.backlog) > 0 {
 		needed = s.backlogIn

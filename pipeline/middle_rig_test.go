@@ -53,6 +53,8 @@ type middleRig struct {
 	push    pipeline.PushConfig
 	capture *pipeline.Capture
 	owners  int
+	// restart has the next capture give up its position.
+	restart bool
 	// stopCapture, stopExpand and stopPush stop those that were started last.
 	stopCapture, stopExpand, stopPush func()
 	// through is what Push reads its records through.
@@ -244,6 +246,7 @@ func (r *middleRig) startCapture() {
 	cfg := pipeline.CaptureConfig{
 		Routes: r.routes, Prefix: r.kc.Topic(""), PositionPartition: kafka.CapturePartition, TxEvery: time.Millisecond,
 		IdleEvery: 50 * time.Millisecond, SnapshotRate: -1, SnapshotChunk: 50, Heartbeat: time.Second,
+		Restart: r.restart,
 	}
 	r.capture = pipeline.NewCapture(cfg, pipeline.CaptureParts{
 		Source: r.source,

@@ -99,33 +99,29 @@ type routerTable struct {
 	leads []*routerParent
 	// parents are the declarations whose parent table this is.
 	parents []*routerParent
+	// changed are, of a parent table, the transactions of the stream that have changed it and that nothing has proved
+	// visible, the newest last: the stream is ahead of what is visible, by hours where a commit waits for a standby.
+	changed change.XIDs
 }
 
 // routerParent is one declared way through a parent table. Equal declarations share one.
 type routerParent struct {
 	route.Parent
 	index int
-	// changed are the transactions of the stream that have changed the table and that no look-up has been seen to contain,
-	// the newest last: the stream is ahead of what is visible, by hours where a commit waits for a standby.
-	changed []change.XID
+	table *routerTable
 }
 
-// change notes a transaction that has changed the table.
-func (p *routerParent) change(xid change.XID) {
-	n := len(p.changed)
-	switch {
-	case n > 0 && p.changed[n-1] == xid:
-		return
-	case n >= 2*snapshotRecent:
-		p.changed = append(p.changed[:0], p.changed[n-snapshotRecent:]...)
+// change notes a transaction that has changed a parent table.
+func (t *routerTable) change(xid change.XID) {
+	if n := len(t.changed); n == 0 || t.changed[n-1] != xid {
+		t.changed = append(t.changed, xid)
 	}
-	p.changed = append(p.changed, xid)
 }
 
 // ahead reports whether the stream has told of changes that a look-up has not seen.
-func (p *routerParent) ahead(s change.Snapshot) bool {
-	p.changed = slices.DeleteFunc(p.changed, s.Sees)
-	return len(p.changed) > 0
+func (t *routerTable) ahead(s change.Snapshot) bool {
+	t.changed = unproved(t.changed, s)
+	return len(t.changed) > 0
 }
 
 // routerPlan is a routerTable with the places of its columns in one shape of the table.
@@ -167,9 +163,9 @@ func newRouter(routes []route.Route) *router {
 			})
 			if i < 0 {
 				i = len(parents)
-				p := &routerParent{Parent: *rt.Parent, index: i}
+				pt := at(rt.Parent.Table)
+				p := &routerParent{Parent: *rt.Parent, index: i, table: pt}
 				parents = append(parents, p)
-				pt := at(p.Table)
 				pt.parents = append(pt.parents, p)
 			}
 			lead = parents[i]
@@ -179,13 +175,47 @@ func newRouter(routes []route.Route) *router {
 	return r
 }
 
-// behind says what a predecessor has streamed without having seen a read contain it: each of these transactions may have
-// changed any of the parent tables.
-func (r *router) behind(unseen []change.XID) {
-	for _, t := range r.tables {
-		for _, p := range t.parents {
-			p.changed = slices.Clone(unseen)
+// behind takes from a position what a predecessor has streamed and nothing has proved visible. A table that was no parent
+// to it may have been changed by any of these transactions.
+func (r *router) behind(unseen change.XIDs, parents map[string]change.XIDs) {
+	for name, t := range r.tables {
+		if len(t.parents) == 0 {
+			continue
 		}
+		list, known := parents[name]
+		if !known {
+			list = unseen
+		}
+		t.changed = slices.Clone(list)
+	}
+}
+
+// unseen is what a position must say of the changes of parent tables: of each of them, also where it is nothing.
+func (r *router) unseen() map[string]change.XIDs {
+	var out map[string]change.XIDs
+	for name, t := range r.tables {
+		if len(t.parents) == 0 {
+			continue
+		}
+		if out == nil {
+			out = map[string]change.XIDs{}
+		}
+		out[name] = slices.Clip(t.changed)
+	}
+	return out
+}
+
+// proved forgets the transactions that a snapshot sees.
+func (r *router) proved(s change.Snapshot) {
+	for _, t := range r.tables {
+		t.changed = unproved(t.changed, s)
+	}
+}
+
+// doubt forgets what look-ups have found in a table: they may have missed changes that the stream does not bring.
+func (r *router) doubt(table string) {
+	if t := r.tables[table]; t != nil && len(t.parents) > 0 {
+		r.cache.clear()
 	}
 }
 
@@ -269,8 +299,8 @@ func (r *router) learn(c *change.Change, xid change.XID) {
 	if p.table == nil {
 		return
 	}
-	for _, par := range p.table.parents {
-		par.change(xid)
+	if len(p.table.parents) > 0 {
+		p.table.change(xid)
 	}
 	for i, par := range p.table.parents {
 		if c.Op == change.Truncate {

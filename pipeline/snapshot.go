@@ -79,11 +79,6 @@ func parseSnapshotMark(s string) (snapshotMark, bool) {
 	return snapshotMark{run: f[0], number: n, attempt: a, high: f[3] == "high"}, err1 == nil && err2 == nil
 }
 
-// snapshotRecent is how many of the transactions streamed last are remembered until a snapshot has proved that they
-// are visible. A transaction is streamed before it is visible while its backend still waits for a standby, so there
-// are never more of these than connections.
-const snapshotRecent = 1 << 14
-
 // snapshotWindow decides which rows of a chunk may be merged into the stream at the chunk's high mark. It is pure.
 //
 // Between the marks the stream has every change that the chunk's snapshot may or may not have seen: rows changed there
@@ -102,13 +97,29 @@ type snapshotWindow struct {
 	names   []string
 	// before are the transactions that were streamed before the window opened and may not be visible yet.
 	before []change.XID
-	key    []byte
+	// proof is what was known of those that are not in before any more.
+	proof snapshotProof
+	key   []byte
+}
+
+// snapshotProof is why transactions were forgotten: a snapshot sees them, as it sees all that were forgotten earlier. upto
+// is the highest of them; 0: none was.
+type snapshotProof struct {
+	snapshot change.Snapshot
+	upto     change.XID
+}
+
+// needed reports whether a read may lack one of these transactions. It may be wrong of one that ended beside the read and
+// is younger than another that was forgotten: then a chunk is read once more in vain.
+func (p *snapshotProof) needed(s change.Snapshot) bool {
+	return p.upto != 0 && p.upto >= s.Xmax ||
+		slices.ContainsFunc(s.Running, func(x change.XID) bool { return x <= p.upto && p.snapshot.Sees(x) })
 }
 
 // open begins the window at the low mark.
-func (w *snapshotWindow) open(attempt int, before []change.XID) {
+func (w *snapshotWindow) open(attempt int, before []change.XID, proof snapshotProof) {
 	*w = snapshotWindow{
-		table: w.table, attempt: attempt, opened: true, touched: map[string]struct{}{}, before: slices.Clone(before), key: w.key,
+		table: w.table, attempt: attempt, opened: true, touched: map[string]struct{}{}, before: slices.Clone(before), proof: proof, key: w.key,
 	}
 }
 
@@ -156,6 +167,7 @@ func (w *snapshotWindow) close(c *change.Chunk) (rows []change.Tuple, ok bool) {
 	names := snapshotIdentity(c.Relation)
 	ok = w.opened && !w.void && (len(w.touched) == 0 || slices.Equal(w.names, names))
 	w.opened = false
+	ok = ok && !w.proof.needed(c.Snapshot)
 	for _, x := range w.before {
 		ok = ok && c.Snapshot.Sees(x)
 	}

@@ -21,9 +21,10 @@ type snapshotBook struct {
 	ended    []event.SnapshotEnd
 	tasks    map[int]*snapshotTask
 	number   int // of the last task
-	// recent are the transactions streamed last that no read has been seen to contain. What stands in it is never
+	// recent are the transactions of the stream that nothing has proved visible, the newest last. What stands in it is never
 	// overwritten: positions on their way to Kafka share it.
 	recent change.XIDs
+	proof  snapshotProof
 }
 
 // snapshotTask is a part that is being read.
@@ -173,29 +174,27 @@ func (b *snapshotBook) putOff(t *snapshotTask, pause time.Duration) snapshotRequ
 func snapshotPause(n int) time.Duration { return 20 * time.Millisecond << min(max(n-1, 0), 6) }
 
 // streamed notes a transaction of the stream.
-func (b *snapshotBook) streamed(x change.XID) {
-	if len(b.recent) >= 2*snapshotRecent {
-		b.recent = append(make(change.XIDs, 0, 2*snapshotRecent), b.recent[len(b.recent)-snapshotRecent:]...)
-	}
-	b.recent = append(b.recent, x)
-}
+func (b *snapshotBook) streamed(x change.XID) { b.recent = append(b.recent, x) }
 
-// unseen is what a position must say of the transactions streamed last.
-func (b *snapshotBook) unseen() change.XIDs {
-	if len(b.running) == 0 {
-		return nil
-	}
-	return b.recent[max(0, len(b.recent)-snapshotRecent):len(b.recent):len(b.recent)]
-}
+// unseen is what a position must say of the transactions of the stream.
+func (b *snapshotBook) unseen() change.XIDs { return slices.Clip(b.recent) }
 
 // seen forgets the transactions that a read has seen.
 //
 // Invariant: the mark of the read has come with the stream. A chunk whose low mark is still to come is read after it, and
 // sees them as well.
-func (b *snapshotBook) seen(s change.Snapshot) {
-	if slices.ContainsFunc(b.recent, s.Sees) {
-		b.recent = slices.DeleteFunc(slices.Clone(b.recent), s.Sees)
+func (b *snapshotBook) seen(s change.Snapshot) { b.recent = unproved(b.recent, s) }
+
+// proved forgets the transactions that a snapshot sees which was taken beside the stream. A chunk that was read before it
+// may lack them, and its low mark be still to come: the proof tells it when it closes.
+func (b *snapshotBook) proved(s change.Snapshot) {
+	for _, x := range b.recent {
+		if x > b.proof.upto && s.Sees(x) {
+			b.proof.upto = x
+		}
 	}
+	b.proof.snapshot = s
+	b.seen(s)
 }
 
 // touch notes a change of the stream.
@@ -209,7 +208,7 @@ func (b *snapshotBook) touch(c *change.Change) {
 func (b *snapshotBook) low(m snapshotMark) {
 	if t := b.tasks[m.number]; t != nil && m.run == b.run {
 		t.paused = false
-		t.window.open(m.attempt, b.recent)
+		t.window.open(m.attempt, b.recent, b.proof)
 	}
 }
 

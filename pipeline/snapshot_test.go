@@ -90,6 +90,13 @@ type snapshotModel struct {
 	// view is what the reader of the topic has; version the newest value of each row that it has seen.
 	view, version map[int]int
 	parts         []*snapshotModelPart
+	// stream is what has been written and has not come yet.
+	stream []func()
+	// begun are the transactions that have an id and have not committed; last is the highest id.
+	begun []change.XID
+	last  change.XID
+	// proof is the answer to the question what is visible; nil: none is under way.
+	proof *change.Snapshot
 }
 
 type snapshotModelTx struct {
@@ -109,8 +116,17 @@ const snapshotModelGone = -1
 
 func (m *snapshotModel) commit() {
 	m.now++
-	tx := snapshotModelTx{xid: change.XID(len(m.log) + 1), visible: m.now + rapid.IntRange(0, 6).Draw(m.t, "late"), rows: map[int]int{}}
-	m.book.streamed(tx.xid)
+	for range rapid.IntRange(0, 2).Draw(m.t, "begin") {
+		m.last++
+		m.begun = append(m.begun, m.last)
+	}
+	if len(m.begun) == 0 {
+		return
+	}
+	i := rapid.IntRange(0, len(m.begun)-1).Draw(m.t, "commit")
+	tx := snapshotModelTx{xid: m.begun[i], visible: m.now + rapid.IntRange(0, 6).Draw(m.t, "late"), rows: map[int]int{}}
+	m.begun = slices.Delete(m.begun, i, i+1)
+	m.stream = append(m.stream, func() { m.book.streamed(tx.xid) })
 	for range rapid.IntRange(1, 3).Draw(m.t, "changes") {
 		id := rapid.IntRange(0, 9).Draw(m.t, "id")
 		old, exists := m.rows[id]
@@ -119,14 +135,20 @@ func (m *snapshotModel) commit() {
 		if exists {
 			c.Op, c.Before = change.Update, m.tuple(id, old)
 		}
-		m.rows[id], m.view[id], m.version[id], tx.rows[id] = m.value, m.value, m.value, m.value
+		m.rows[id], tx.rows[id] = m.value, m.value
 		if exists && rapid.Bool().Draw(m.t, "delete") {
 			c.Op, c.After = change.Delete, nil
 			delete(m.rows, id)
-			delete(m.view, id)
 			tx.rows[id] = snapshotModelGone
 		}
-		m.book.touch(&c)
+		value := m.value
+		m.stream = append(m.stream, func() {
+			m.view[id], m.version[id] = value, value
+			if c.Op == change.Delete {
+				delete(m.view, id)
+			}
+			m.book.touch(&c)
+		})
 	}
 	m.log = append(m.log, tx)
 }
@@ -139,7 +161,7 @@ func (m *snapshotModel) tuple(id, v int) change.Tuple {
 func (m *snapshotModel) see(q change.ChunkQuery) change.Chunk {
 	c := change.Chunk{
 		Relation: m.rel, Shape: q.Shape, Done: true, LastKey: q.After,
-		Snapshot: change.Snapshot{Xmin: 1, Xmax: change.XID(len(m.log) + 1)},
+		Snapshot: change.Snapshot{Xmin: 1, Xmax: m.last + 1, Running: slices.Clone(m.begun)},
 	}
 	rows := map[int]int{}
 	for _, tx := range m.log {
@@ -149,6 +171,7 @@ func (m *snapshotModel) see(q change.ChunkQuery) change.Chunk {
 		}
 		maps.Copy(rows, tx.rows)
 	}
+	slices.Sort(c.Snapshot.Running)
 	from, upto := -1, 99
 	if len(q.After) > 0 {
 		from, _ = strconv.Atoi(q.After[0])
@@ -168,24 +191,49 @@ func (m *snapshotModel) see(q change.ChunkQuery) change.Chunk {
 	return c
 }
 
+// come has the stream bring what was written first.
+func (m *snapshotModel) come() {
+	if len(m.stream) == 0 {
+		return
+	}
+	f := m.stream[0]
+	m.stream = m.stream[1:]
+	f()
+}
+
 // step takes one step of a part that is under way.
 func (m *snapshotModel) step() {
 	i := rapid.IntRange(0, len(m.parts)-1).Draw(m.t, "part")
 	p := m.parts[i]
 	p.stage++
-	switch task := m.book.tasks[p.req.number]; {
-	case p.req.cut && p.stage == 1:
+	switch {
+	case p.req.cut && p.stage == 1, !p.req.cut && p.stage == 2:
 		p.chunk = m.see(p.req.query)
-	case p.req.cut:
-		m.parts = slices.Delete(m.parts, i, i+1)
-		_, ok := m.book.cut(task, &change.Cut{Shape: "id int", Bounds: [][]string{{"3"}, {"6"}}, Rows: 10, Snapshot: p.chunk.Snapshot})
-		require.True(m.t, ok)
-	case p.stage == 1:
-		m.book.low(snapshotMark{run: "r", number: p.req.number, attempt: 1})
-	case p.stage == 2:
-		p.chunk = m.see(p.req.query)
+	case !p.req.cut && p.stage == 1:
+		m.mark(func() { m.book.low(snapshotMark{run: "r", number: p.req.number, attempt: 1}) })
 	default:
 		m.parts = slices.Delete(m.parts, i, i+1)
+		m.mark(func() { m.high(p) })
+	}
+}
+
+// mark writes a watermark; one of a session before means nothing when it comes.
+func (m *snapshotModel) mark(f func()) {
+	book := m.book
+	m.stream = append(m.stream, func() {
+		if m.book == book {
+			f()
+		}
+	})
+}
+
+// high takes the high mark of a part.
+func (m *snapshotModel) high(p *snapshotModelPart) {
+	switch task := m.book.tasks[p.req.number]; {
+	case p.req.cut:
+		_, ok := m.book.cut(task, &change.Cut{Shape: "id int", Bounds: [][]string{{"3"}, {"6"}}, Rows: 10, Snapshot: p.chunk.Snapshot})
+		require.True(m.t, ok)
+	default:
 		rows, ok, _ := m.book.merge(task, 1, &p.chunk)
 		if !ok {
 			m.now++
@@ -204,7 +252,8 @@ func (m *snapshotModel) step() {
 
 // Whoever applies the stream and, at each high mark, the rows of a chunk that the window lets through, has the table as
 // it is, and never sees a row go back: whatever commits around the marks, however late commits become visible, however
-// many chunks are read at a time, and wherever a session ends and the next goes on from its position.
+// many chunks are read at a time, however far the stream lags behind, whenever it is asked what is visible, and wherever a
+// session ends and the next goes on from its position.
 func TestSnapshotsMergeExactly(t *testing.T) {
 	rel := testRelation("t", "id", "v")
 	rapid.Check(t, func(t *rapid.T) {
@@ -212,7 +261,8 @@ func TestSnapshotsMergeExactly(t *testing.T) {
 		for id := range 8 { // rows of before the slot: the stream has never told of them, and everybody sees them
 			m.value++
 			m.rows[id] = m.value
-			m.log = append(m.log, snapshotModelTx{xid: change.XID(len(m.log) + 1), rows: map[int]int{id: m.value}})
+			m.last++
+			m.log = append(m.log, snapshotModelTx{xid: m.last, rows: map[int]int{id: m.value}})
 		}
 		m.book = newSnapshotBook("r", 3, nil, event.Position{Snapshots: snapshotPlan(event.Position{}, []string{"public.t"}, time.Unix(0, 0))})
 		for {
@@ -226,18 +276,38 @@ func TestSnapshotsMergeExactly(t *testing.T) {
 			if m.book.finished() != nil {
 				break
 			}
-			switch rapid.IntRange(0, 9).Draw(t, "what") {
+			switch rapid.IntRange(0, 12).Draw(t, "what") {
 			case 0:
-				if rapid.Bool().Draw(t, "restart") {
+				if rapid.IntRange(0, 4).Draw(t, "restart") == 0 {
 					p := m.book.progress()
-					m.parts = nil
+					m.parts, m.proof = nil, nil
 					m.book = newSnapshotBook("r", 3, nil, event.Position{Snapshots: p.running, Tables: p.tables, Unseen: m.book.unseen()})
 				}
 			case 1, 2, 3:
 				m.commit()
+			case 4:
+				if m.proof == nil {
+					snap := m.see(change.ChunkQuery{}).Snapshot
+					m.proof = &snap
+				} else {
+					m.book.proved(*m.proof)
+					m.proof = nil
+				}
+			case 5, 6, 7, 8:
+				for range rapid.IntRange(1, 8).Draw(t, "come") {
+					m.come()
+				}
+				for len(m.stream) > 20 {
+					m.come()
+				}
 			default:
-				m.step()
+				if len(m.parts) > 0 {
+					m.step()
+				}
 			}
+		}
+		for len(m.stream) > 0 {
+			m.come()
 		}
 		require.Equal(t, []string{"public.t"}, m.book.complete)
 		for id := range m.rows {
@@ -250,7 +320,7 @@ func TestSnapshotsMergeExactly(t *testing.T) {
 func TestSnapshotOfATruncatedTableIsReadAgain(t *testing.T) {
 	rel := testRelation("t", "id", "v")
 	w := snapshotWindow{table: "public.t"}
-	w.open(1, nil)
+	w.open(1, nil, snapshotProof{})
 	w.touch(&change.Change{Op: change.Truncate, Relation: rel})
 	_, ok := w.close(&change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a")}})
 	require.False(t, ok)
@@ -279,7 +349,7 @@ func TestSnapshotWindowKnowsRowsByTheirIdentity(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := snapshotWindow{table: "public.t"}
-			w.open(1, nil)
+			w.open(1, nil, snapshotProof{})
 			w.touch(&c.change)
 			rows, ok := w.close(chunk)
 			require.Equal(t, c.ok, ok)
@@ -305,7 +375,7 @@ func TestSnapshotOfEqualRowsIsReadAgain(t *testing.T) {
 	chunk := &change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a"), testTuple("1", "a"), testTuple("2", "b")}}
 	for id, want := range map[string]bool{"1": false, "9": true} {
 		w := snapshotWindow{table: "public.t"}
-		w.open(1, nil)
+		w.open(1, nil, snapshotProof{})
 		w.touch(&change.Change{Op: change.Delete, Relation: rel, Before: testTuple(id, "a")})
 		_, ok := w.close(chunk)
 		require.Equal(t, want, ok)
@@ -402,7 +472,7 @@ func TestUnseenTransactionsAreFewWhileACutWaits(t *testing.T) {
 	kept := b.unseen()
 	want := slices.Clone(kept)
 	require.Zero(t, testing.AllocsPerRun(10, func() { b.unseen() }))
-	for range 3 * snapshotRecent {
+	for range 1 << 16 {
 		x++
 		b.streamed(x)
 	}
@@ -420,7 +490,7 @@ func TestWindowsForgetWhatIsTooMuch(t *testing.T) {
 	chunk := &change.Chunk{Relation: rel, Rows: []change.Tuple{testTuple("1", "a"), testTuple("x", "b")}}
 	for rows, merges := range map[int]bool{1000: true, 1_000_000: false} {
 		w := snapshotWindow{table: "public.t"}
-		w.open(1, nil)
+		w.open(1, nil, snapshotProof{})
 		most := 0
 		for i := range rows {
 			w.touch(&change.Change{Op: change.Update, Relation: rel, After: testTuple(strconv.Itoa(i), "b")})
@@ -432,7 +502,7 @@ func TestWindowsForgetWhatIsTooMuch(t *testing.T) {
 		if ok {
 			require.Equal(t, []change.Tuple{testTuple("x", "b")}, left)
 		}
-		w.open(2, nil)
+		w.open(2, nil, snapshotProof{})
 		_, ok = w.close(chunk)
 		require.True(t, ok, "the next attempt begins anew")
 	}

@@ -127,6 +127,10 @@ func TestWhatIsStreamedAndNotVisible(t *testing.T) {
 		{"a fan-out", (*hanging).aFanout},
 		{"a snapshot chunk", (*hanging).aSnapshotChunk},
 		{"a parent look-up", (*hanging).aParentLookup},
+		{"a snapshot chunk after a restart", (*hanging).aSnapshotChunkAfterARestart},
+		{"a parent look-up after a restart", (*hanging).aParentLookupAfterARestart},
+		{"nobody else waits after a restart", (*hanging).nobodyElseAfterARestart},
+		{"a parent look-up over a gap", (*hanging).aParentLookupOverAGap},
 	} {
 		ok := t.Run(c.name, func(t *testing.T) {
 			defer h.of(t)()
@@ -155,9 +159,7 @@ func (h *hanging) aProduct() {
 	require.Equal(h.t, mutations, h.mutations())
 
 	// Nobody else waits.
-	h.exec(`SET synchronous_commit = local`)
-	h.exec(`UPDATE catalog.variants SET price = 300 WHERE product_id = 2`)
-	h.exec(`RESET synchronous_commit`)
+	h.locally(`UPDATE catalog.variants SET price = 300 WHERE product_id = 2`)
 	h.soon(func() bool { return h.price("north", "2") == "270.00" }, "another product is pushed")
 	require.Equal(h.t, 1, h.invisible())
 	require.Equal(h.t, before, h.price("north", "1"))
@@ -253,14 +255,87 @@ func (h *hanging) aParentLookup() {
 	h.soon(func() bool { return h.capture.Stats().Snapshotting.Load() }, "a snapshot is under way")
 	h.stopCapture()
 	h.startCapture()
-	h.exec(`SET synchronous_commit = local`) // this one is visible at once
-	h.exec(`UPDATE catalog.stock SET approved = 5 WHERE variant_id = 108`)
-	h.exec(`RESET synchronous_commit`)
+	h.locally(`UPDATE catalog.stock SET approved = 5 WHERE variant_id = 108`)
 	h.soon(func() bool { return h.capture.Stats().Lookups.Load() > 0 }, "the variant's product is asked for")
 
 	h.release()
 	h.calm()
 	h.exec(`UPDATE catalog.stock SET approved = 7 WHERE variant_id = 108`)
+}
+
+// The same where no snapshot ran when the first capture was stopped.
+func (h *hanging) aSnapshotChunkAfterARestart() {
+	h.miss()
+	h.commit(`UPDATE catalog.variants SET sku = 'newer' WHERE product_id = 20`)
+	h.soon(func() bool { return h.invisible() == 1 }, "parked")
+	h.stopCapture()
+	h.startCapture()
+	h.exec(`SELECT pg_logical_emit_message(false, 'shelfwire.snapshot', '{"id": "restart", "table": "catalog.variants"}')`)
+	h.soon(func() bool {
+		return h.capture.Stats().Rereads.Load() >= 3 || len(h.written("120")) > 1
+	}, "its chunks are read again")
+	require.Equal(h.t, []string{"u newer"}, h.written("120"))
+
+	h.release()
+	h.calm()
+	require.Equal(h.t, []string{"u newer", "r newer"}, h.written("120"))
+}
+
+func (h *hanging) aParentLookupAfterARestart() {
+	h.miss()
+	h.commit(`UPDATE catalog.variants SET product_id = 22, position = 2, options = '{other}' WHERE id = 121`)
+	h.soon(func() bool { return h.invisible() == 2 }, "parked")
+	for range 2 { // also one that has streamed nothing itself hands it on
+		h.stopCapture()
+		h.startCapture()
+		h.soon(func() bool { return h.capture.Stats().KafkaTransactions.Load() > 0 }, "it has written a position")
+	}
+	h.locally(`UPDATE catalog.stock SET approved = 5 WHERE variant_id = 121`)
+	h.soon(func() bool { return h.capture.Stats().Lookups.Load() > 0 }, "the variant's product is asked for")
+
+	h.release()
+	h.calm()
+	h.requireTrue()
+	h.exec(`UPDATE catalog.stock SET approved = 7 WHERE variant_id = 121`)
+}
+
+// What hangs has changed no table that rows are led through: a capture that has just begun does not wait for it.
+func (h *hanging) nobodyElseAfterARestart() {
+	h.miss()
+	h.commit(`UPDATE catalog.stock SET approved = 3 WHERE variant_id = 123`)
+	h.soon(func() bool { return h.invisible() == 1 }, "parked")
+	h.stopCapture()
+	h.startCapture()
+	h.locally(`UPDATE catalog.stock SET approved = 4 WHERE variant_id = 124`)
+	h.soon(func() bool { return h.capture.Stats().Records.Load() > 0 }, "captured")
+	require.Equal(h.t, 1, h.invisible())
+}
+
+// Over a gap nobody knows what a predecessor has streamed. What a look-up takes for true by then is forgotten when those
+// that were writing to the parents' table have ended.
+func (h *hanging) aParentLookupOverAGap() {
+	h.miss()
+	h.commit(`UPDATE catalog.variants SET product_id = 26, position = 2, options = '{other}' WHERE id = 125`)
+	h.soon(func() bool { return h.invisible() == 2 }, "parked")
+	h.stopCapture()
+	h.restart = true
+	h.startCapture()
+	h.restart = false
+	h.locally(`UPDATE catalog.stock SET approved = 5 WHERE variant_id = 125`)
+	h.soon(func() bool { return h.capture.Stats().Lookups.Load() > 0 }, "the variant's product is asked for")
+
+	h.release()
+	h.calm()
+	h.requireTrue()
+	h.exec(`UPDATE catalog.stock SET approved = 7 WHERE variant_id = 125`)
+}
+
+// locally runs a transaction that waits for no standby and is visible at once.
+func (h *hanging) locally(sql string) {
+	h.t.Helper()
+	h.exec(`SET synchronous_commit = local`)
+	h.exec(sql)
+	h.exec(`RESET synchronous_commit`)
 }
 
 // written lists what catalog.changes holds of a variant since it got a SKU: op and SKU.

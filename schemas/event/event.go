@@ -185,9 +185,12 @@ type Position struct {
 	Published map[string]string `json:"published,omitempty"`
 	// Gone lists the routed tables that have been published and are not any more.
 	Gone []string `json:"gone,omitempty"`
-	// Unseen are, while a snapshot runs, the transactions streamed last that none of its reads has been seen to contain:
-	// the stream may be ahead of what is visible.
+	// Unseen are the transactions of the stream that nothing has proved visible at the source (capture): the stream may be
+	// ahead of what is visible.
 	Unseen change.XIDs `json:"unseen_xids,omitempty"`
+	// UnseenParents are those of them that have changed a parent table, by table. A table that is not named was no parent
+	// when this was written.
+	UnseenParents map[string]change.XIDs `json:"unseen_parents,omitempty"`
 	// Healed is the last healing; with a CommitLSN of 0, one that has only begun (capture).
 	Healed *Healing `json:"healed,omitempty"`
 	// Making: the first slot is being made, and nobody may read from one that is there until its maker has looked at it
