@@ -32,6 +32,10 @@
 //   - What is about to be sent for campaigns is marked as in hand before the state is asked whether they are cancelled:
 //     a cancel is seen, or its batch waits for what is in hand. What has changed by itself is sent all the same, and a
 //     SUCCESS then corrects its cancelled item, as what a shop really did is the truth.
+//   - Fan-outs that ask for the same products share a run: their routes' query is asked the same of their rows. Each
+//     transaction's batch has exactly the products of a run that is newer than it, and no position passes a fan-out before
+//     its run is over. A run that is gone on with is shared by those alone whom its cursor names: whoever came later has
+//     nothing of what lies before it.
 //   - A request that may have reached a shop leaves an intent. Whoever finds it reads the shop before writing again,
 //     and reads once more when the longest flight time is over.
 package pipeline

@@ -2,12 +2,10 @@ package pipeline
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -38,7 +36,8 @@ type ExpandConfig struct {
 	Partitions, ChangePartitions int32
 	// Routes are those with a query.
 	Routes []route.Route
-	// Page is how many products are parked in one transaction. Default 1,000.
+	// Page is how many products are read at once, and parked in one transaction unless many batches share the run.
+	// Default 1,000.
 	Page int
 	// Side is how many fan-outs, of as many partitions, are expanded at once. Default 4.
 	Side int
@@ -50,7 +49,8 @@ type ExpandStats struct {
 }
 
 // Expand pages through the products of a fan-out and parks them. Its atomic step is one transaction of the state:
-// the products of a page, their items, and the page reached.
+// the products of a page, their items, and the page reached. Fan-outs that wait and ask for the same products share a run:
+// see expand_share.go.
 type Expand struct {
 	cfg    ExpandConfig
 	leases leaseStore
@@ -58,7 +58,7 @@ type Expand struct {
 	source pageSource
 	state  taker
 	log    *slog.Logger
-	query  map[string]string // by table
+	query  map[string]fanoutQuery // by table
 	stats  ExpandStats
 }
 
@@ -73,11 +73,11 @@ func NewExpand(cfg ExpandConfig, leases leaseStore, reader recordReader, source 
 	}
 	e := &Expand{
 		cfg: cfg, leases: leases, reader: reader, source: source, state: state,
-		log: log.With("stage", "expand"), query: map[string]string{},
+		log: log.With("stage", "expand"), query: map[string]fanoutQuery{},
 	}
 	for _, r := range cfg.Routes {
 		if r.Query != "" {
-			e.query[r.Table] = r.Query
+			e.query[r.Table] = newFanoutQuery(r.Query)
 		}
 	}
 	return e
@@ -96,49 +96,71 @@ func (e *Expand) Run(ctx context.Context) error {
 func (e *Expand) Stats() *ExpandStats { return &e.stats }
 
 func (e *Expand) handle(ctx context.Context, lease work.Lease, recs []event.Record) error {
+	reqs := make([]*fanoutRequest, len(recs))
 	for i := range recs {
+		reqs[i] = e.request(&recs[i])
+	}
+	for i, q := range reqs {
 		if i > 0 {
 			lease.Cursor = ""
 		}
-		if err := e.fanout(ctx, lease, &recs[i]); err != nil {
+		if q.done {
+			continue
+		}
+		if err := e.fanout(ctx, lease, reqs[i:]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// fanout parks all products of both images of one row, a page at a time, and then moves the position.
-func (e *Expand) fanout(ctx context.Context, lease work.Lease, rec *event.Record) error {
-	var fan event.Fanout
-	if err := json.Unmarshal(rec.Value, &fan); err != nil {
-		return e.bury(ctx, lease, rec, err)
+// fanout parks all products of the images of the first request, and of those that share its run, a page at a time, and
+// then moves the position to the first request that is left.
+func (e *Expand) fanout(ctx context.Context, lease work.Lease, reqs []*fanoutRequest) error {
+	first := reqs[0]
+	if first.bad != nil {
+		return e.bury(ctx, lease, reqs, first.bad)
 	}
-	if _, known := e.query[fan.Table]; !known {
-		return e.bury(ctx, lease, rec, fmt.Errorf("no route of the configuration has a query for the table %q", fan.Table))
-	}
-	e.stats.Fanouts.Add(1)
-	w := &expansion{e: e, lease: lease, rec: rec, fan: &fan, size: e.cfg.Page}
-	err := w.expand(ctx)
-	if bad, ok := errors.AsType[*fanoutError](err); ok {
-		return e.bury(ctx, lease, rec, bad)
+	w := &expansion{e: e, lease: lease, shared: reqs[:1], size: e.cfg.Page}
+	err := w.expand(ctx, reqs[1:])
+	if bad, ok := errors.AsType[*fanoutError](err); ok { // whoever shared the run breaks by himself
+		e.stats.Fanouts.Add(1)
+		return e.bury(ctx, lease, reqs, bad)
 	}
 	if err != nil {
 		return err
 	}
+	for _, q := range w.shared {
+		q.done = true
+	}
+	e.stats.Fanouts.Add(int64(len(w.shared)))
 	return e.takeIn(ctx, work.TakeIn{
-		Fences: []work.Fence{lease.Fence}, Positions: map[int32]int64{rec.Partition: rec.Offset + 1},
+		Fences: []work.Fence{lease.Fence}, Positions: map[int32]int64{first.rec.Partition: passedBy(reqs)},
 	})
 }
 
-// bury puts a record that cannot be expanded among the dead letters and passes it. What of its products was parked
-// before stays parked; the audit finds the others. Its batch ends as FAILED, whatever becomes of its items: some were
-// never seen.
-func (e *Expand) bury(ctx context.Context, lease work.Lease, rec *event.Record, reason error) error {
+// passedBy is the position behind the first of these requests and all that follow it and are done.
+//
+// Invariant: it never passes a request whose products are not all parked and items of its batch, or the batch could be
+// complete without them.
+func passedBy(reqs []*fanoutRequest) int64 {
+	n := 1
+	for n < len(reqs) && reqs[n].done {
+		n++
+	}
+	return reqs[n-1].rec.Offset + 1
+}
+
+// bury puts the first record, which cannot be expanded, among the dead letters and passes it. What of its products was
+// parked before stays parked; the audit finds the others. Its batch ends as FAILED, whatever becomes of its items: some
+// were never seen.
+func (e *Expand) bury(ctx context.Context, lease work.Lease, reqs []*fanoutRequest, reason error) error {
+	rec := reqs[0].rec
 	e.stats.Dead.Add(1)
 	e.log.ErrorContext(ctx, "fan-out not expanded", "partition", rec.Partition, "offset", rec.Offset, "error", reason)
 	t := work.TakeIn{
 		Fences: []work.Fence{lease.Fence}, Outbox: []event.Record{deadLetter(e.cfg.Prefix, rec, reason)},
-		Positions: map[int32]int64{rec.Partition: rec.Offset + 1},
+		Positions: map[int32]int64{rec.Partition: passedBy(reqs)},
 	}
 	if batch, ok := rec.Header(event.HeaderBatch); ok && batch != "" {
 		t.Batches = []event.Batch{{Type: event.BatchOpened, ID: batch, Kind: event.KindTransaction}}
@@ -147,13 +169,13 @@ func (e *Expand) bury(ctx context.Context, lease work.Lease, rec *event.Record, 
 	return e.takeIn(ctx, t)
 }
 
-// expansion is the work on one fan-out.
+// expansion is one run over the products of a row: for one fan-out, or for several that ask for the same products.
 type expansion struct {
-	e     *Expand
-	lease work.Lease
-	rec   *event.Record
-	fan   *event.Fanout
-	size  int // of a page; it has come down to this where pages take too long
+	e      *Expand
+	lease  work.Lease
+	shared []*fanoutRequest // the first of them is where the position stands
+	upto   int64            // offset of the last of them
+	size   int              // of a page; it has come down to this where pages take too long
 }
 
 // fanoutError is why a fan-out can never be expanded: it would break again and again, and everything behind it would wait.
@@ -162,16 +184,15 @@ type fanoutError struct{ err error }
 func (f *fanoutError) Error() string { return f.err.Error() }
 func (f *fanoutError) Unwrap() error { return f.err }
 
-// expand parks the products of both images after the one that was reached. Both are paged side by side: most rows concern
-// the same products before and after their change, and each is parked once.
-func (w *expansion) expand(ctx context.Context) error {
-	after := reached(w.lease.Cursor)
-	var rows []map[string]*string
-	for _, row := range []map[string]*string{w.fan.Before, w.fan.After} {
-		if row != nil {
-			rows = append(rows, row)
-		}
+// expand parks the products of both images after the one that was reached, for the request of the run and those that may
+// share it. Both are paged side by side: most rows concern the same products before and after their change, and each is
+// parked once.
+func (w *expansion) expand(ctx context.Context, others []*fanoutRequest) error {
+	after, err := w.begin(ctx, others)
+	if err != nil {
+		return err
 	}
+	rows := w.shared[0].images
 	for len(rows) > 0 {
 		var all []change.ProductID
 		var upto change.ProductID // how far the pages that others follow reach; empty: there are none
@@ -204,7 +225,7 @@ func (w *expansion) expand(ctx context.Context) error {
 			return nil
 		}
 		after = string(all[len(all)-1])
-		if err := w.park(ctx, all, cursorAt(after)); err != nil {
+		if err := w.park(ctx, all); err != nil {
 			return err
 		}
 		var left []map[string]*string
@@ -234,34 +255,20 @@ func ascending(ids []change.ProductID, after string) ([]change.ProductID, error)
 	return slices.Compact(ids), nil
 }
 
-// cursorAt says how far both images have been parked, and reached reads it. A cursor of another form was written when the
-// images were paged one after the other, and says nothing of one of them: both begin anew.
-func cursorAt(product string) string { return cursorMark + product }
-
-func reached(cursor string) (product string) {
-	product, ok := strings.CutPrefix(cursor, cursorMark)
-	if !ok {
-		return ""
-	}
-	return product
-}
-
-const cursorMark = "both:"
-
-// page reads one page in a snapshot that sees the fan-out's own transaction. It waits for as long as that takes: the
+// page reads one page in a snapshot that sees the transactions of all who share it. It waits for as long as that takes: the
 // WAL of a commit is sent before the commit is visible to others, hours before where a synchronous standby is away. A
 // page that takes too long is made smaller.
 func (w *expansion) page(ctx context.Context, row map[string]*string, after string) (page change.Page, err error) {
 	e := w.e
 	for {
-		if err := w.visible(ctx); err != nil {
+		if _, err := w.visible(ctx); err != nil {
 			return page, err
 		}
 		var broken error
 		size := w.size
 		err := retry(ctx, e.log, "page of a fan-out", func(ctx context.Context) (err error) {
 			size = w.size
-			page, err = e.source.Page(ctx, e.query[w.fan.Table], row, after, size)
+			page, err = e.source.Page(ctx, e.query[w.shared[0].fan.Table].sql, row, after, size)
 			if err != nil && ctx.Err() == nil && timedOut(err) {
 				w.size = max(1, w.size/2)
 			}
@@ -273,68 +280,49 @@ func (w *expansion) page(ctx context.Context, row map[string]*string, after stri
 		if broken != nil {
 			return page, &fanoutError{fmt.Errorf("the route's query breaks on this row: %w", broken)}
 		}
-		if err != nil || page.Snapshot.Sees(w.fan.XID) {
+		if err != nil || w.seenBy(page.Snapshot) {
 			e.stats.Pages.Add(1)
 			return page, err
 		}
 	}
 }
 
-// visible returns when the fan-out's transaction is visible to those who begin to read now. To ask costs next to nothing:
-// a page may be the product of minutes.
-func (w *expansion) visible(ctx context.Context) error {
-	e := w.e
+// seenBy reports whether a snapshot sees the transactions of all who share the run.
+func (w *expansion) seenBy(s change.Snapshot) bool {
+	for _, q := range w.shared {
+		if !s.Sees(q.fan.XID) {
+			return false
+		}
+	}
+	return true
+}
+
+// visible returns when those transactions are visible to those who begin to read now, and what these see. To ask costs
+// next to nothing: a page may be the product of minutes.
+func (w *expansion) visible(ctx context.Context) (snap change.Snapshot, err error) {
+	e, rec := w.e, w.shared[0].rec
 	told := time.Now().Add(expandPatience)
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		var snap change.Snapshot
-		err := retry(ctx, e.log, "visibility of a fan-out", func(ctx context.Context) (err error) {
+		err = retry(ctx, e.log, "visibility of a fan-out", func(ctx context.Context) (err error) {
 			snap, err = e.source.Snapshot(ctx)
 			return err
 		})
-		if err != nil || snap.Sees(w.fan.XID) {
-			return err
+		if err != nil || w.seenBy(snap) {
+			return snap, err
 		}
 		if now := time.Now(); now.After(told) {
 			e.log.WarnContext(ctx, "a fan-out waits until its transaction is visible: does its commit wait for a synchronous standby?",
-				"table", w.fan.Table, "transaction", uint64(w.fan.XID), "partition", w.rec.Partition, "offset", w.rec.Offset)
+				"table", w.shared[0].fan.Table, "transaction", uint64(w.shared[0].fan.XID), "partition", rec.Partition, "offset", rec.Offset)
 			told = now.Add(time.Minute)
 		}
 		if !sleep(ctx, pause) {
-			return context.Cause(ctx)
+			return snap, context.Cause(ctx)
 		}
 	}
 }
 
 // expandPatience is how long a fan-out waits for its transaction before it is told.
 const expandPatience = 5 * time.Second
-
-func (w *expansion) park(ctx context.Context, ids []change.ProductID, cursor string) error {
-	e, lease, rec, fan := w.e, w.lease, w.rec, w.fan
-	t := work.TakeIn{
-		Fences: []work.Fence{lease.Fence}, Cursors: map[int32]string{rec.Partition: cursor},
-		Positions: map[int32]int64{rec.Partition: rec.Offset},
-	}
-	if fan.BatchID != "" {
-		t.Batches = []event.Batch{{
-			Type: event.BatchOpened, ID: fan.BatchID, Kind: event.KindTransaction, XID: fan.XID, CommitTime: fan.CommitTime,
-		}}
-	}
-	now := time.Now()
-	for _, id := range ids {
-		t.Parked = append(t.Parked, work.Parked{
-			ProductID: string(id), Partition: change.Partition(id, e.cfg.ChangePartitions),
-			Lane: work.LaneCampaign, Due: now, Reason: "FANOUT", CampaignID: fan.BatchID, XIDs: []change.XID{fan.XID}, Changes: 1,
-			FirstCommit: fan.CommitTime, LastCommit: fan.CommitTime,
-		})
-		if fan.BatchID != "" {
-			t.Items = append(t.Items, work.Item{
-				BatchID: fan.BatchID, ProductID: string(id), XID: fan.XID, Status: work.ItemPending,
-			})
-		}
-	}
-	e.stats.Products.Add(int64(len(ids)))
-	return e.takeIn(ctx, t)
-}
 
 func (e *Expand) takeIn(ctx context.Context, t work.TakeIn) error {
 	return retry(ctx, e.log, "park a page", func(ctx context.Context) error { return e.state.TakeIn(ctx, t) })

@@ -23,12 +23,15 @@ import (
 type pages struct {
 	products []string
 	visible  change.XID
-	from     time.Time // before it, no snapshot sees the row's transaction
+	running  []change.XID // below visible, and yet not to be seen
+	from     time.Time    // before it, no snapshot sees the row's transaction
 	broken   bool
 	most     int  // a page of more takes too long; 0: none does
 	deaf     bool // the query does not ask for $2
 	nulls    int  // rows without a product, which come last
 	asked    int
+	unseen   func() // called when a snapshot is asked for again and again
+	looks    int
 }
 
 func (p *pages) Page(_ context.Context, _ string, image map[string]*string, after string, n int) (change.Page, error) {
@@ -48,6 +51,7 @@ func (p *pages) Page(_ context.Context, _ string, image map[string]*string, afte
 	}
 	page.Rows += min(p.nulls, n-page.Rows)
 	page.Snapshot, _ = p.Snapshot(context.Background())
+	p.looks = 0
 	return page, nil
 }
 
@@ -55,7 +59,14 @@ func (p *pages) Snapshot(context.Context) (change.Snapshot, error) {
 	if time.Now().Before(p.from) {
 		return change.Snapshot{Xmin: 100, Xmax: 100}, nil
 	}
-	return change.Snapshot{Xmin: p.visible, Xmax: p.visible}, nil
+	if p.looks++; p.unseen != nil && p.looks > 3 {
+		p.unseen()
+	}
+	snap := change.Snapshot{Xmin: p.visible, Xmax: p.visible, Running: p.running}
+	for _, x := range p.running {
+		snap.Xmin = min(snap.Xmin, x)
+	}
+	return snap, nil
 }
 
 // taken records what a stage writes; it fails at the write with the number fail, as a worker that dies there.
@@ -100,14 +111,14 @@ func fanout(t *testing.T, before, after string) *event.Record {
 func expander(src *pages, st *taken) *Expand {
 	return NewExpand(ExpandConfig{
 		Prefix: "catalog.", Partitions: 8, ChangePartitions: 8, Page: 2,
-		Routes: []route.Route{{Table: "catalog.rules", Query: "SELECT 1"}},
+		Routes: []route.Route{{Table: "catalog.rules", Query: "SELECT id FROM products WHERE category = ($1::jsonb->>'category') AND id > $2 LIMIT $3"}},
 	}, nil, nil, src, st, slog.New(slog.DiscardHandler))
 }
 
 func TestExpandParksTheProductsOfBothImages(t *testing.T) {
 	src := &pages{products: []string{"a1", "a2", "a3", "b1"}, visible: 1 << 40}
 	st := &taken{}
-	require.NoError(t, expander(src, st).fanout(t.Context(), work.Lease{}, fanout(t, "a", "b")))
+	require.NoError(t, expander(src, st).handle(t.Context(), work.Lease{}, []event.Record{*fanout(t, "a", "b")}))
 	require.Equal(t, []string{"a1", "a2", "a3", "b1"}, st.parked())
 	for _, w := range st.writes[:len(st.writes)-1] {
 		require.Equal(t, map[int32]int64{3: 7}, w.Positions, "the position stays until the last page")
@@ -156,7 +167,7 @@ func TestAProductOfBothImagesIsParkedOnce(t *testing.T) {
 			st := &taken{fail: fail}
 			e := expander(nil, st)
 			e.source, e.cfg.Page = src, page
-			err := e.fanout(t.Context(), lease, fanout(t, "old", "new"))
+			err := e.handle(t.Context(), lease, []event.Record{*fanout(t, "old", "new")})
 			parked = append(parked, st.parked()...)
 			if err == nil {
 				break
@@ -177,12 +188,12 @@ func TestExpandGoesOnAfterThePageReached(t *testing.T) {
 		t.Run(fmt.Sprint(fail), func(t *testing.T) {
 			src := &pages{products: products, visible: 1 << 40}
 			first, lease := &taken{fail: fail}, work.Lease{}
-			require.ErrorIs(t, expander(src, first).fanout(t.Context(), lease, fanout(t, "a", "b")), work.ErrLeaseLost)
+			require.ErrorIs(t, expander(src, first).handle(t.Context(), lease, []event.Record{*fanout(t, "a", "b")}), work.ErrLeaseLost)
 			if n := len(first.writes); n > 0 {
 				lease.Cursor = first.writes[n-1].Cursors[3]
 			}
 			second := &taken{}
-			require.NoError(t, expander(src, second).fanout(t.Context(), lease, fanout(t, "a", "b")))
+			require.NoError(t, expander(src, second).handle(t.Context(), lease, []event.Record{*fanout(t, "a", "b")}))
 			require.Equal(t, products, slices.Concat(first.parked(), second.parked()), "each product once")
 		})
 	}
@@ -194,7 +205,7 @@ func TestExpandWaitsUntilTheRowIsVisible(t *testing.T) {
 		src := &pages{products: []string{"a1"}, visible: 1 << 40, from: time.Now().Add(time.Minute)}
 		st := &taken{}
 		start := time.Now()
-		require.NoError(t, expander(src, st).fanout(t.Context(), work.Lease{}, fanout(t, "a", "")))
+		require.NoError(t, expander(src, st).handle(t.Context(), work.Lease{}, []event.Record{*fanout(t, "a", "")}))
 		require.GreaterOrEqual(t, time.Since(start), time.Minute)
 		require.Less(t, time.Since(start), 62*time.Second)
 		require.Equal(t, []string{"a1"}, st.parked())
@@ -217,7 +228,7 @@ func TestAFanoutThatCannotBeExpandedStopsNothing(t *testing.T) {
 			st := &taken{}
 			tt.src.visible = 1 << 40
 			e := expander(&tt.src, st)
-			require.NoError(t, e.fanout(t.Context(), work.Lease{}, tt.rec))
+			require.NoError(t, e.handle(t.Context(), work.Lease{}, []event.Record{*tt.rec}))
 			require.Len(t, st.writes, 1)
 			require.Equal(t, map[int32]int64{3: 8}, st.writes[0].Positions)
 			require.Len(t, st.writes[0].Outbox, 1)
@@ -242,7 +253,7 @@ func TestAPageThatTakesTooLongIsMadeSmaller(t *testing.T) {
 		e.cfg.Page = 100
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		require.NoError(t, e.fanout(ctx, work.Lease{}, fanout(t, "a", "")))
+		require.NoError(t, e.handle(ctx, work.Lease{}, []event.Record{*fanout(t, "a", "")}))
 		require.Equal(t, products, st.parked())
 	})
 }
@@ -251,7 +262,7 @@ func TestAPageThatTakesTooLongIsMadeSmaller(t *testing.T) {
 func TestAPageThatDoesNotAdvanceIsBuried(t *testing.T) {
 	st := &taken{}
 	e := expander(&pages{products: []string{"a1", "a2"}, visible: 1 << 40, deaf: true}, st)
-	require.NoError(t, e.fanout(t.Context(), work.Lease{}, fanout(t, "a", "")))
+	require.NoError(t, e.handle(t.Context(), work.Lease{}, []event.Record{*fanout(t, "a", "")}))
 	require.Equal(t, []string{"a1", "a2"}, st.parked())
 	last := st.writes[len(st.writes)-1]
 	require.Contains(t, last.Spoilt["b1"], `returned "a1" after "a2"`)
@@ -265,7 +276,7 @@ func TestAPageMayHoldRowsWithoutAProduct(t *testing.T) {
 		src := &pages{products: []string{"a1", "a1", "a2"}, visible: 1 << 40, nulls: nulls}
 		e := expander(src, st)
 		e.cfg.Page = 4
-		require.NoError(t, e.fanout(t.Context(), work.Lease{}, fanout(t, "a", "")))
+		require.NoError(t, e.handle(t.Context(), work.Lease{}, []event.Record{*fanout(t, "a", "")}))
 		require.Equal(t, []string{"a1", "a2"}, st.parked())
 		require.Less(t, src.asked, 5)
 	}

@@ -64,8 +64,11 @@ func TestTheNamesOfWhatIsPrintedAsJSON(t *testing.T) {
 			"oldest_unanswered_seconds": 2.5, "campaigns": [], "pauses": [], "holds": []}`,
 		},
 		"audit": {
-			&audit.Report{Shops: 1, Products: 2, Variants: 3, Prices: 3, Levels: 4, Drifts: []audit.Drift{{Shop: "main", ProductID: "7", Kind: audit.Price, Field: "variant 1 price", Want: "1", Have: "2"}},
-				Excluded: []audit.Drift{{Shop: "main", ProductID: "8", Kind: audit.Field, Field: "title", Want: "a", Have: "b"}}, Cancelled: []audit.Drift{}},
+			&audit.Report{
+				Shops: 1, Products: 2, Variants: 3, Prices: 3, Levels: 4,
+				Drifts:   []audit.Drift{{Shop: "main", ProductID: "7", Kind: audit.Price, Field: "variant 1 price", Want: "1", Have: "2"}},
+				Excluded: []audit.Drift{{Shop: "main", ProductID: "8", Kind: audit.Field, Field: "title", Want: "a", Have: "b"}}, Cancelled: []audit.Drift{},
+			},
 			`{"shops": 1, "products": 2, "variants": 3, "prices": 3, "levels": 4, "foreign": 0,
 			"drifts": [{"shop": "main", "product_id": "7", "kind": "PRICE", "field": "variant 1 price", "want": "1", "have": "2"}],
 			"excluded": [{"shop": "main", "product_id": "8", "kind": "FIELD", "field": "title", "want": "a", "have": "b"}], "cancelled": []}`,
