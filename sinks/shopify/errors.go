@@ -74,7 +74,7 @@ func classifyTransport(err error) *failure {
 // classifyHTTP sorts a status other than 200.
 func classifyHTTP(status int, header http.Header, body []byte) *failure {
 	said := cut(strings.TrimSpace(string(body)), 300)
-	f := &failure{message: fmt.Sprintf("HTTP %d: %s", status, said)}
+	f := &failure{message: strings.TrimSuffix(fmt.Sprintf("HTTP %d: %s", status, said), ": ")}
 	switch {
 	case status == http.StatusTooManyRequests && dailyVariant.MatchString(said):
 		// Whether aliases before the one that makes variants were executed is not documented: the shop is read.
