@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -90,6 +91,46 @@ func goesOnAfterAFailoverWithTheSlot(t *testing.T) {
 	pos, _, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/failover")
 	require.NoError(t, err)
 	require.EqualValues(t, 2, pos.Timeline)
+}
+
+// The primary dies while a commit, captured already, waits for another standby that is away. On the new primary it is
+// visible: rows are led by it at once, and what was not visible on the old one keeps nobody waiting.
+func goesOnAfterAFailoverWithACommitThatHangs(t *testing.T) {
+	dir, s, h := ownHealRig(t, "failover")
+	h.exec(`INSERT INTO products VALUES ('p1', 'P', 1), ('p2', 'P', 1)`)
+	h.exec(`INSERT INTO variants VALUES (1, 'p1', 'S')`)
+	h.exec(`INSERT INTO stock (variant_id, qty) VALUES (1, 1)`)
+	require.NoError(t, s.Stop())
+	primary, standby := standbyOf(t, dir, true, map[string]string{"synchronous_standby_names": "missing"})
+	h.connect(primary.URL("postgres"))
+	c, stop := h.start()
+	app, err := pgx.Connect(t.Context(), primary.URL("postgres"))
+	require.NoError(t, err)
+	hung := make(chan error, 1)
+	go func() {
+		_, err := app.Exec(context.Background(), `UPDATE variants SET product_id = 'p2' WHERE id = 1`)
+		hung <- err
+	}()
+	require.Eventually(t, func() bool {
+		return slices.Contains(brief(h.records(event.Changes)), "variants c p2")
+	}, time.Minute, 10*time.Millisecond, "it is captured")
+	pos, _, err := h.kc.ReadPosition(t.Context(), kafka.CapturePartition, "capture/failover")
+	require.NoError(t, err)
+	require.NotEmpty(t, pos.UnseenParents["public.variants"])
+	promote(t, h.captureRig, standby)
+	primary.Kill()
+	require.Error(t, <-hung)
+	require.NoError(t, stop())
+	require.Positive(t, c.Stats().Records.Load())
+
+	h.connect(standby.URL("postgres"))
+	c, stop = h.start()
+	h.exec(`UPDATE stock SET qty = 2 WHERE variant_id = 1`)
+	h.wait(c)
+	require.NoError(t, stop())
+	require.Empty(t, h.healings())
+	records := brief(h.records(event.Changes))
+	require.Equal(t, "stock u p2", records[len(records)-1])
 }
 
 // The primary dies with WAL that the standby never had, and of which nothing was captured. That the position had moved

@@ -360,6 +360,7 @@ func TestComplaint12TheSlotIsActiveForSomebodyElse(t *testing.T) {
 func TestComplaint13TheSlotIsGoneAfterAFailover(t *testing.T) {
 	t.Run("without the slot", healsAFailoverThatLostWhatWasCaptured)
 	t.Run("with the slot", goesOnAfterAFailoverWithTheSlot)
+	t.Run("with a commit that hangs", goesOnAfterAFailoverWithACommitThatHangs)
 	t.Run("without WAL that concerned nobody", goesOnAfterAFailoverThatLostNothingCaptured)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -129,6 +130,7 @@ func TestWhatIsStreamedAndNotVisible(t *testing.T) {
 		{"a parent look-up", (*hanging).aParentLookup},
 		{"a snapshot chunk after a restart", (*hanging).aSnapshotChunkAfterARestart},
 		{"a parent look-up after a restart", (*hanging).aParentLookupAfterARestart},
+		{"a parent look-up after a takeover", (*hanging).aParentLookupAfterATakeover},
 		{"nobody else waits after a restart", (*hanging).nobodyElseAfterARestart},
 		{"a parent look-up over a gap", (*hanging).aParentLookupOverAGap},
 	} {
@@ -297,6 +299,52 @@ func (h *hanging) aParentLookupAfterARestart() {
 	h.calm()
 	h.requireTrue()
 	h.exec(`UPDATE catalog.stock SET approved = 7 WHERE variant_id = 121`)
+}
+
+// A process that stood by has seen nothing of the stream, and takes over from one whose connection is cut and that does not
+// know it yet.
+func (h *hanging) aParentLookupAfterATakeover() {
+	stopFirst := h.stopCapture
+	first := h.capture
+	h.startCapture()
+	h.miss()
+	h.commit(`UPDATE catalog.variants SET product_id = 28, position = 2, options = '{other}' WHERE id = 127`)
+	h.soon(func() bool { return h.invisible() == 2 }, "parked")
+	at := one[string](h.t, h.db, `SELECT pg_current_wal_insert_lsn()::text`)
+	h.soon(func() bool {
+		return one[bool](h.t, h.db, `SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots`, at)
+	}, "the commit is not sent again")
+	for !h.capture.Stats().Active.Load() { // either of them may be the next
+		was := first.Stats().Active.Load()
+		h.exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active`)
+		h.soon(func() bool { return h.capture.Stats().Active.Load() || !was || !first.Stats().Active.Load() }, "it has noticed")
+		h.soon(func() bool { return h.capture.Stats().Active.Load() || first.Stats().Active.Load() }, "one has the slot")
+	}
+	h.locally(`UPDATE catalog.stock SET approved = 5 WHERE variant_id = 127`)
+	h.soon(func() bool { return h.capture.Stats().Lookups.Load() > 0 }, "the variant's product is asked for")
+
+	h.release()
+	h.calm()
+	stopFirst()
+	require.Equal(h.t, []string{"28"}, h.ledTo("catalog.stock", "27", "28"))
+}
+
+// ledTo lists which of these products rows of a table were led to that were updated.
+func (h *hanging) ledTo(table string, products ...string) (out []string) {
+	h.t.Helper()
+	topic := h.kc.Topic(event.Changes)
+	ends, err := h.kc.EndOffsets(h.t.Context(), topic)
+	require.NoError(h.t, err)
+	for part, end := range ends {
+		_, err := h.kc.Scan(h.t.Context(), topic, part, 0, end, func(rec event.Record) bool {
+			if header(&rec, event.HeaderTable) == table && header(&rec, event.HeaderOp) == "u" && slices.Contains(products, string(rec.Key)) {
+				out = append(out, string(rec.Key))
+			}
+			return true
+		})
+		require.NoError(h.t, err)
+	}
+	return out
 }
 
 // What hangs has changed no table that rows are led through: a capture that has just begun does not wait for it.
