@@ -98,6 +98,17 @@ func (b *bench) stream(ctx context.Context, r *benchRig) ([]figure, error) {
 	if _, err := r.streamRound(ctx, products, variants, rate, lasts/4); err != nil { // plans and connections are made
 		return nil, err
 	}
+	var slower []figure
+	for _, share := range []int{4, 2} { // the highest rate takes both cores of a small machine: this is where it begins to
+		run, err := r.streamRound(ctx, products, variants, rate/share, lasts)
+		if err != nil {
+			return nil, err
+		}
+		how := fmt.Sprintf("as at %d changes/s, one round; the last change was committed %.0f ms late; %.1f products a request", rate, run.behind, run.shared)
+		slower = append(slower,
+			shown(fmt.Sprintf("the same at %d changes/s, p50", rate/share), run.p50, "ms", how),
+			shown(fmt.Sprintf("the same at %d changes/s, p99", rate/share), run.p99, "ms", how))
+	}
 	var alone, beside []streamRun
 	for range rounds {
 		for _, list := range []*[]streamRun{&alone, &beside} {
@@ -112,7 +123,8 @@ func (b *bench) stream(ctx context.Context, r *benchRig) ([]figure, error) {
 		}
 		b.say("stream: p50 %.0f ms, p99 %.0f ms; with %d parked p50 %.0f ms, p99 %.0f ms", last(alone).p50, last(alone).p99, parked, last(beside).p50, last(beside).p99)
 	}
-	return streamFigures(r, alone, beside, rate, lasts, parked, len(products)), nil
+	figures := streamFigures(r, alone, beside, rate, lasts, parked, len(products))
+	return slices.Insert(figures, 2, slower...), nil
 }
 
 func last(list []streamRun) streamRun { return list[len(list)-1] }
