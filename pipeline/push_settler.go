@@ -61,10 +61,11 @@ func (p *Push) settleAll() {
 // that has no job left.
 func (p *Push) settle(ctx context.Context, f finished) {
 	byOwner := map[*ownedPartition][]*job{}
-	var jobs []*job
+	var jobs, withdrawn []*job
 	for _, j := range f.jobs {
 		if j.withdrawn {
 			j.flight.broken = true
+			withdrawn = append(withdrawn, j)
 			continue
 		}
 		jobs = append(jobs, j)
@@ -89,6 +90,8 @@ func (p *Push) settle(ctx context.Context, f finished) {
 	case refusesData(err):
 		again()
 		p.settleApart(ctx, jobs, f.asked, err)
+		p.landAll(withdrawn)
+		return
 	default:
 		p.settled(ctx, jobs, f.asked, err)
 	}
@@ -96,7 +99,8 @@ func (p *Push) settle(ctx context.Context, f finished) {
 }
 
 // settleApart settles each job alone, as the state refuses what one of them brings. That one is settled without what it
-// brings: sending it again and again would not make it any better.
+// brings: sending it again and again would not make it any better. Each lands before the next is settled, so that one of
+// them is the last of its product.
 func (p *Push) settleApart(ctx context.Context, jobs []*job, asked []work.Intent, err error) {
 	for _, j := range jobs {
 		own := []*job{j}
@@ -114,6 +118,7 @@ func (p *Push) settleApart(ctx context.Context, jobs []*job, asked []work.Intent
 			err = p.settleTogether(ctx, own, asked)
 		}
 		p.settled(ctx, own, asked, err)
+		p.landAll(own)
 	}
 }
 

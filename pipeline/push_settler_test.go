@@ -133,6 +133,37 @@ func TestAResultThatTheStateRefusesStandsInNobodysWay(t *testing.T) {
 	})
 }
 
+// A product of several shops is finished by the last of them, also when each of its results is settled alone.
+func TestARefusedResultOfOneShopLeavesNoOffsetOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &ledger{world: newWorld(t), d: 10 * time.Millisecond, refuse: func(s work.Settlement) error {
+			for _, p := range s.Products {
+				if p.ProductID == "p3" && p.Shop == "south" && p.LastStatus == event.Success {
+					return fmt.Errorf("settle: %w", dataError{})
+				}
+			}
+			return nil
+		}}
+		stop := l.run(func(*PushConfig) {})
+		for i := range 10 {
+			id := fmt.Sprintf("p%d", i)
+			l.put(id, "1", "north", "south", "west")
+			l.change(id, 100, event.Header{Key: event.HeaderBatch, Value: []byte("b1")})
+		}
+		l.wait(time.Minute)
+		require.Len(t, l.sent, 30)
+		require.Equal(t, work.ItemFailed, l.items[[3]string{"b1", "p3", "south"}].Status)
+		require.Equal(t, work.ItemSuccess, l.items[[3]string{"b1", "p3", "north"}].Status)
+		require.Equal(t, work.ItemSuccess, l.items[[3]string{"b1", "p4", "south"}].Status)
+		for i := range 10 {
+			_, own := l.known[[2]string{fmt.Sprintf("p%d", i), ""}]
+			require.True(t, own, "the record of p%d itself", i)
+		}
+		require.Equal(t, int64(10), l.position)
+		stop()
+	})
+}
+
 // What a reader finds done already needs none of the places that were kept for it.
 func TestProductsThatWereSeenBeforeLeaveNoPlacesTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
