@@ -325,5 +325,6 @@ func (w *expansion) visible(ctx context.Context) (snap change.Snapshot, err erro
 const expandPatience = 5 * time.Second
 
 func (e *Expand) takeIn(ctx context.Context, t work.TakeIn) error {
+	t.Token = newToken() // one for all tries: the answer to one that was applied may be lost
 	return retry(ctx, e.log, "park a page", func(ctx context.Context) error { return e.state.TakeIn(ctx, t) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"testing"
@@ -280,4 +281,39 @@ func TestAPageMayHoldRowsWithoutAProduct(t *testing.T) {
 		require.Equal(t, []string{"a1", "a2"}, st.parked())
 		require.Less(t, src.asked, 5)
 	}
+}
+
+// unheard is a state that applies the first write under each token, and whose answer to it is lost.
+type unheard struct {
+	taken
+	tokens map[work.Token]int
+}
+
+func (u *unheard) TakeIn(ctx context.Context, in work.TakeIn) error {
+	if u.tokens[in.Token]++; u.tokens[in.Token] > 1 && in.Token != (work.Token{}) {
+		return nil // applied before
+	}
+	if err := u.taken.TakeIn(ctx, in); err != nil {
+		return err
+	}
+	return io.ErrUnexpectedEOF
+}
+
+// A write whose answer is lost may have been applied: sent again, it must not add its dead letter and changes once more.
+func TestAPageWhoseAnswerIsLostIsParkedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &unheard{tokens: map[work.Token]int{}}
+		e := expander(&pages{products: []string{"a1", "a2", "a3"}, visible: 1 << 40}, nil)
+		e.state = st
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		bad := event.Record{Partition: 3, Offset: 8, Value: []byte("{")}
+		require.NoError(t, e.handle(ctx, work.Lease{}, []event.Record{*fanout(t, "a", ""), bad}))
+		require.Equal(t, []string{"a1", "a2", "a3"}, st.parked())
+		var dead int
+		for _, w := range st.writes {
+			dead += len(w.Outbox)
+		}
+		require.Equal(t, 1, dead)
+	})
 }
