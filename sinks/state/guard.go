@@ -150,7 +150,7 @@ func (g *guardCount) write(ctx context.Context, tx pgx.Tx, counted int64, limits
 }
 
 // held are products that a settlement parks because of a hold. The hold may have ended since the guard was asked, and has
-// then made due only what was parked: these would wait for the next recheck.
+// then made due, or dropped, only what was parked: these would wait for the next recheck, and be pushed then.
 type held struct{ ids, shops []string }
 
 func heldColumns(parked []work.Parked) (h held) {
@@ -169,9 +169,30 @@ func (h held) lock(b *pgx.Batch) {
 	}
 }
 
-// wake makes due what no hold holds any more.
+// rejectedSQL holds for n(product_id, shop), whose push the guard has held, when a hold on it was rejected since and none
+// else stands. A row of the guard that is held goes only so. A release leaves the row, and is younger than the question:
+// a product that was free already when it was asked about is so for less than $3, which is freeFor.
+const rejectedSQL = `NOT EXISTS (SELECT FROM guards e JOIN guard_products g USING (shop, effect)
+	WHERE e.shop = n.shop AND g.product_id = n.product_id AND (g.held OR g.free_until >= g.at + $3::interval))`
+
+// drop cancels the items of what was rejected before it was parked, as [Store.RejectHold] would have: else it would be
+// pushed, and counted anew.
+func (h held) drop(b *pgx.Batch) {
+	if len(h.ids) > 0 {
+		b.Queue(`WITH i AS (SELECT i.batch_id, i.product_id, i.shop FROM batch_items i
+				JOIN unnest($1::text[], $2::text[]) n(product_id, shop) USING (product_id, shop)
+				WHERE i.status = 'HELD' AND `+rejectedSQL+` ORDER BY 1, 2, 3 FOR NO KEY UPDATE OF i)
+			UPDATE batch_items o SET status = 'CANCELLED', reason = 'REJECTED', processed_at = clock_timestamp() FROM i
+			WHERE o.batch_id = i.batch_id AND o.product_id = i.product_id AND o.shop = i.shop`, h.ids, h.shops, freeFor)
+	}
+}
+
+// wake ends the wait for what no hold holds any more: what was rejected is dropped, what was released is due now.
 func (h held) wake(b *pgx.Batch) {
 	if len(h.ids) > 0 {
+		b.Queue(`DELETE FROM parked p USING unnest($1::text[], $2::text[]) n(product_id, shop)
+			WHERE p.product_id = n.product_id AND p.shop = n.shop AND p.reason = $4 AND `+rejectedSQL,
+			h.ids, h.shops, freeFor, reasonHeld)
 		b.Queue(`UPDATE parked p SET due = clock_timestamp(), reason = $4 FROM unnest($1::text[], $2::text[]) n(product_id, shop)
 			WHERE p.product_id = n.product_id AND p.shop = n.shop AND p.reason = $3 AND NOT EXISTS (SELECT
 				FROM guard_products g WHERE g.shop = p.shop AND g.product_id = p.product_id AND g.held)`,

@@ -105,6 +105,7 @@ func (s *Store) Settle(ctx context.Context, t work.Settlement) error {
 	return s.applyAs(ctx, "settle", t.Token, t.Fences, func(b *pgx.Batch) {
 		held.lock(b)
 		queueItems(b, t.Items, t.SplitItems)
+		held.drop(b)
 		queueProducts(b, t.Products, t.Forget)
 		queueUnpark(b, t.Unpark) // before Park: that is how a product is pushed back, see mergeParked
 		queuePark(b, t.Park)

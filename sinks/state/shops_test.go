@@ -235,6 +235,52 @@ func TestAHoldThatEndsDuringASettlementHoldsNothing(t *testing.T) {
 	require.Equal(t, map[string]bool{"p1": true, "p2": true, "p3": true}, due)
 }
 
+// TestWhatWasRejectedDuringItsSettlementIsDropped: the reject cancels what is parked, and what is parked right behind it
+// would be pushed and counted anew: the next of them would go off sale that a person has just refused.
+func TestWhatWasRejectedDuringItsSettlementIsDropped(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	f := own(t, s, work.StagePush, "w", 1)
+	live(t, s, "s", 200)
+	guard := func(reqs []work.GuardRequest) (n int) {
+		held, err := s.Guard(ctx, "s", reqs, limits)
+		require.NoError(t, err)
+		return len(held)
+	}
+	// p1 is free of another effect since yesterday's hold, p2 is counted for it, p3 is held for it, p4 is released of it.
+	require.Equal(t, 80, guard(requests(work.EffectZeroPrice, 80, 160)))
+	exec(t, s, `UPDATE guard_products SET product_id = 'p1' WHERE product_id = 'p80'`)
+	require.NoError(t, s.ReleaseHold(ctx, "s", work.EffectZeroPrice))
+	require.Zero(t, guard(requests(work.EffectZeroPrice, 1, 3)))
+	require.Equal(t, 80, guard(requests(work.EffectOffSale, 0, 80)))
+	exec(t, s, `INSERT INTO campaigns (id) VALUES ('c/1')`)
+	exec(t, s, `INSERT INTO guards (shop, effect, held_since) VALUES ('s', 'OTHER', now())`)
+	exec(t, s, `INSERT INTO guard_products (shop, effect, product_id, at, held) VALUES ('s', 'OTHER', 'p3', now(), true)`)
+	exec(t, s, `INSERT INTO guard_products (shop, effect, product_id, at, free_until)
+		VALUES ('s', 'OTHER', 'p4', now(), now() + interval '24 hours')`)
+
+	require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: f, Batches: []event.Batch{{ID: "b"}}}))
+	require.NoError(t, s.RejectHold(ctx, "s", work.EffectOffSale))
+	st := work.Settlement{Fences: f}
+	for _, id := range []string{"p0", "p1", "p2", "p3", "p4"} {
+		st.Items = append(st.Items, work.Item{BatchID: "b", ProductID: id, Shop: "s", Status: work.ItemHeld})
+		st.Park = append(st.Park, work.Parked{ProductID: id, Shop: "s", Reason: reasonHeld})
+	}
+	st.Park = append(st.Park, work.Parked{ProductID: "p0", Shop: "s", Reason: "FANOUT", Campaign: 1})
+	require.NoError(t, s.Settle(ctx, st))
+
+	due := map[string]string{}
+	for _, row := range pullAll(t, s, "s") {
+		due[row.ProductID] = row.Reason
+	}
+	require.Equal(t, map[string]string{"p0": "FANOUT", "p4": reasonRetry}, due, "what another wants stands")
+	require.Equal(t, 1, count(t, s, `SELECT count(*) FROM parked WHERE product_id = 'p3' AND reason = 'HELD'`))
+	require.Equal(t, 3, count(t, s, `SELECT count(*) FROM parked`))
+	require.Equal(t, 3, count(t, s, `SELECT count(*) FROM batch_items WHERE status = 'CANCELLED' AND reason = 'REJECTED'
+		AND product_id IN ('p0', 'p1', 'p2') AND processed_at IS NOT NULL`))
+	require.Equal(t, 2, count(t, s, `SELECT count(*) FROM batch_items WHERE status = 'HELD'`))
+}
+
 // TestAHoldIsRejected: what was held is dropped and said to be cancelled; what another hold has caught goes on waiting.
 func TestAHoldIsRejected(t *testing.T) {
 	s := newStore(t)

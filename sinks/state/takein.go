@@ -17,7 +17,7 @@ import (
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
-// Every transaction that writes several of these tables does so in one order: leases, batches, items, products,
+// Every transaction that writes several of these tables does so in one order: leases, guards, batches, items, products,
 // parked, intents, outbox, positions; and within each statement by key. So two writers never wait for each other in a
 // circle except over rows that both insert, which is tried again.
 
