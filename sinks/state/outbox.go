@@ -94,7 +94,12 @@ func (s *Store) LockRelay(ctx context.Context) (*RelayLock, error) {
 	return &RelayLock{conn: conn}, nil
 }
 
-// TakeOutbox returns the next rows, up to limit, with their numbers. Rows that were taken and not deleted come first
+// takenMost bounds the keys and values of what is taken at a time, in bytes: all of it is in memory, and what does not
+// fit into a transaction of the relay is read again for the next. It is what one of these holds by default.
+const takenMost = 16 << 20
+
+// TakeOutbox returns the next rows with their numbers: up to limit, and to 16 MiB of keys and values where that is more
+// than one row. Rows that were taken and not deleted come first
 // and alone, with the numbers that they had: after a crash the relay learns from Kafka which of them were sent.
 //
 // Non-obvious: ids come from a sequence, whose order is not the order of commits: a row with a lower id may become
@@ -106,8 +111,11 @@ func (s *Store) TakeOutbox(ctx context.Context, l *RelayLock, limit int) ([]work
 	var b pgx.Batch // one transaction, on the connection that holds the lock
 	b.Queue(`UPDATE relay SET (number, taken) = (SELECT number + cardinality(ids), ids
 			FROM (SELECT coalesce(array_agg(id ORDER BY id), '{}') AS ids
-				FROM (SELECT id FROM outbox ORDER BY id LIMIT $1) o) n)
-		WHERE taken = '{}' AND EXISTS (SELECT FROM outbox)`, limit)
+				FROM (SELECT id, size, sum(size) OVER (ORDER BY id) AS upto
+					FROM (SELECT id, coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) AS size
+						FROM outbox ORDER BY id LIMIT $1) o) o
+				WHERE upto <= $2 OR upto = size) n)
+		WHERE taken = '{}' AND EXISTS (SELECT FROM outbox)`, limit, takenMost)
 	b.Queue(`SELECT r.number - cardinality(r.taken) + t.i, o.topic, o.partition, o.key, o.value, o.headers
 		FROM relay r CROSS JOIN LATERAL unnest(r.taken) WITH ORDINALITY t(id, i) JOIN outbox o ON o.id = t.id
 		ORDER BY t.i`).Query(func(rows pgx.Rows) (err error) {

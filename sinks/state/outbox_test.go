@@ -161,6 +161,30 @@ func TestTheRelaySendsEachRowOnce(t *testing.T) {
 	}
 }
 
+// TestLargeRowsAreTakenFewAtATime: a thousand rows of documents would be all in memory at once, and again for each
+// transaction that they are cut into.
+func TestLargeRowsAreTakenFewAtATime(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	exec(t, s, `INSERT INTO outbox (topic, partition, key, value)
+		SELECT 't', -1, 'k', convert_to(repeat('x', n * 1024 * 1024), 'UTF8') FROM unnest('{0,20,0,7,8,7,0}'::int[]) WITH ORDINALITY u(n, i) ORDER BY i`)
+	lock, err := s.LockRelay(ctx)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, lock.Close(context.WithoutCancel(ctx))) }()
+	for _, want := range [][]int{{0}, {20}, {0, 7, 8}, {7, 0}, nil} {
+		rows, err := s.TakeOutbox(ctx, lock, 10)
+		require.NoError(t, err)
+		var got []int
+		for _, r := range rows {
+			got = append(got, len(r.Value)>>20)
+		}
+		require.Equal(t, want, got)
+		if len(rows) > 0 {
+			require.NoError(t, s.DeleteOutbox(ctx, lock, rows[len(rows)-1].Number))
+		}
+	}
+}
+
 // TestNumbersGoOnAboveKafkas: the state was restored from a backup, and Kafka has seen higher numbers.
 func TestNumbersGoOnAboveKafkas(t *testing.T) {
 	s := newStore(t)
