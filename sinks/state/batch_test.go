@@ -238,5 +238,10 @@ func TestABatchWithAFanoutThatCannotBeExpandedFails(t *testing.T) {
 		require.Equal(t, event.BatchFailed, ended[0].Type)
 		require.Equal(t, "first", ended[0].Reason)
 		require.Equal(t, 1, ended[0].Succeeded)
+		late := work.Item{BatchID: "b", ProductID: "q", Shop: "s", Status: work.ItemSuccess}
+		require.NoError(t, s.Settle(ctx, work.Settlement{Fences: push, Items: []work.Item{late}}))
+		got, err := s.Batch(ctx, "b")
+		require.NoError(t, err)
+		require.Equal(t, BatchFailed, got.Status, "a late success does not bring what was given up")
 	}
 }

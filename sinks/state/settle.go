@@ -154,8 +154,9 @@ func queueItems(b *pgx.Batch, items, split []work.Item) {
 		queueBegun(b, c.batches)
 		b.Queue(itemsSQL, c.batches, c.ids, c.shops, c.xids, c.status, c.category, c.reason, c.message, c.field,
 			c.shopifyID, c.variants, c.attempts, c.payload, c.processed)
-		// A late success makes a FAILED batch COMPLETED; it is not announced a second time.
-		b.Queue(`WITH n AS (SELECT id FROM batches b WHERE id = ANY($1) AND status = 'FAILED' AND EXISTS (SELECT
+		// A late success makes a FAILED batch COMPLETED; it is not announced a second time. One that was given up stays so:
+		// what of it was never seen has not succeeded.
+		b.Queue(`WITH n AS (SELECT id FROM batches b WHERE id = ANY($1) AND status = 'FAILED' AND reason = '' AND EXISTS (SELECT
 				FROM batch_items i WHERE i.batch_id = b.id AND i.status = 'SUCCESS') ORDER BY id FOR NO KEY UPDATE)
 			UPDATE batches b SET status = 'COMPLETED' FROM n WHERE b.id = n.id`, slices.Compact(slices.Clone(c.batches)))
 	}
