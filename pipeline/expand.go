@@ -240,12 +240,16 @@ func (w *expansion) expand(ctx context.Context, others []*fanoutRequest) error {
 }
 
 // ascending checks that a page comes after the one before and that its ids ascend, or the pages would never end, or lose
-// products. Equal ones become one.
+// products; and that the state can take its ids. Equal ones become one.
 func ascending(ids []change.ProductID, after string) ([]change.ProductID, error) {
 	for i, id := range ids {
 		last := after
 		if i > 0 {
 			last = string(ids[i-1])
+		}
+		if len(id) > productIDMost {
+			return nil, &fanoutError{fmt.Errorf("the route's query returned a product id of %d bytes, more than %d, that begins "+
+				"with %q: let it return shorter ids", len(id), productIDMost, headOf(string(id)))}
 		}
 		if string(id) < last || string(id) == after {
 			return nil, &fanoutError{fmt.Errorf("the route's query returned %q after %q: let it begin after $2 and order by the id "+

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -223,6 +224,7 @@ func TestAFanoutThatCannotBeExpandedStopsNothing(t *testing.T) {
 		"no JSON":           {&event.Record{Partition: 3, Offset: 7, Value: []byte("{"), Headers: headers}, pages{}},
 		"no route":          {&event.Record{Partition: 3, Offset: 7, Value: []byte(`{"table":"catalog.other"}`), Headers: headers}, pages{}},
 		"breaks on the row": {fanout(t, "a", ""), pages{broken: true}},
+		"a long id":         {fanout(t, "a", ""), pages{products: []string{"a1" + strings.Repeat("x", 511)}}},
 		"descends":          {fanout(t, "a", ""), pages{products: []string{"a2", "a1"}}},
 	} {
 		t.Run(name, func(t *testing.T) {

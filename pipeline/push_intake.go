@@ -92,6 +92,14 @@ func (in *intake) item(batch string, e *entry, origin string) {
 	in.takeIn.Items = append(in.takeIn.Items, it)
 }
 
+// productIDMost and shopNameMost bound what names a product (and a batch) and a shop, in bytes: both together are the key
+// of an index, a row of which ends at 2,704 bytes (PostgreSQL, "B-Tree Indexes"). The state would refuse all that is
+// written together with a longer one.
+const (
+	productIDMost = 512
+	shopNameMost  = 255
+)
+
 // parseChange reads the key and headers of a record of catalog.changes; its value is not needed, as a push reads the
 // document itself. content are the tables whose changes go in the lane of content.
 func parseChange(r *event.Record, content map[string]bool) (e *entry, batch, origin string, err error) {
@@ -101,6 +109,11 @@ func parseChange(r *event.Record, content map[string]bool) (e *entry, batch, ori
 	// The state takes neither, and would refuse all that are read or written together with it.
 	if !utf8.Valid(r.Key) || bytes.IndexByte(r.Key, 0) >= 0 {
 		return nil, "", "", errors.New("the record's key is no text: it must be the product id in UTF-8")
+	}
+	if len(r.Key) > productIDMost {
+		table, _ := r.Header(event.HeaderTable)
+		return nil, "", "", fmt.Errorf("the product id has %d bytes, more than %d, and begins with %q: let the route of the "+
+			"table %q, or whoever wrote the record, name shorter ids", len(r.Key), productIDMost, headOf(string(r.Key)), table)
 	}
 	e = &entry{
 		product: change.ProductID(r.Key), partition: r.Partition, offsets: []int64{r.Offset},
@@ -125,6 +138,9 @@ func parseChange(r *event.Record, content map[string]bool) (e *entry, batch, ori
 	batch, _ = r.Header(event.HeaderBatch)
 	if !utf8.ValidString(batch) || strings.IndexByte(batch, 0) >= 0 {
 		return nil, "", "", fmt.Errorf("header %s is no text", event.HeaderBatch)
+	}
+	if len(batch) > productIDMost {
+		return nil, "", "", fmt.Errorf("header %s has %d bytes: want at most %d", event.HeaderBatch, len(batch), productIDMost)
 	}
 	if len(content) > 0 {
 		if table, _ := r.Header(event.HeaderTable); content[table] {

@@ -112,6 +112,11 @@ func (f *flight) knownIn(shop string) work.Known {
 func (f *flight) split(rows []document.Row) []*job {
 	var out []*job
 	routed := map[string]bool{}
+	unnamed, named := f.unnamed(rows)
+	if unnamed.Message != "" {
+		out = append(out, f.ready("", unnamed))
+	}
+	rows = named
 	for i, row := range rows {
 		if row.Shop == "" {
 			reason := reasonNoShop
@@ -145,6 +150,10 @@ func (f *flight) split(rows []document.Row) []*job {
 		if shop == "" || routed[shop] || !f.wants(shop) {
 			continue
 		}
+		if unnamed.Message != "" { // it may belong here, too
+			out = append(out, f.ready(shop, unnamed))
+			continue
+		}
 		if k.ShopifyID == "" && len(k.Intents) == 0 {
 			out = append(out, f.ready(shop, work.Result{Status: event.Skipped, Reason: reasonNoRow}))
 			continue
@@ -165,6 +174,26 @@ func (f *flight) split(rows []document.Row) []*job {
 		out = append(out, f.ready("", work.Result{Status: event.Skipped, Reason: reasonNoRow}))
 	}
 	return out
+}
+
+// unnamed separates the rows whose shop no name can be, and says what becomes of a product that has some; no message
+// when it has none. They are told once, instead of rows without a shop.
+func (f *flight) unnamed(rows []document.Row) (res work.Result, named []document.Row) {
+	i := slices.IndexFunc(rows, func(row document.Row) bool { return len(row.Shop) > shopNameMost })
+	if i < 0 {
+		return res, rows
+	}
+	for _, row := range rows {
+		if row.Shop != "" && len(row.Shop) <= shopNameMost {
+			named = append(named, row)
+		}
+	}
+	return work.Result{
+		Status: event.Failed, Category: event.Validation, Field: "documents",
+		Message: fmt.Sprintf("the documents query returns a shop for this product whose name has %d bytes, more than %d, and "+
+			"begins with %q: let it return the name of a shop of the configuration",
+			len(rows[i].Shop), shopNameMost, headOf(rows[i].Shop)),
+	}, named
 }
 
 func countRows(rows []document.Row, shop string) (n int) {

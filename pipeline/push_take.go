@@ -3,6 +3,8 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/shelfwire/shelfwire/schemas/change"
@@ -77,6 +79,7 @@ func (p *Push) takeIn(ctx context.Context, in *intake) {
 		return
 	}
 	in.lost = map[int32]bool{}
+	defer func() { p.tellLost(ctx, in, err) }()
 	if len(in.owners) == 1 || !errors.Is(err, work.ErrLeaseLost) {
 		for part := range in.owners {
 			in.lost[part] = true
@@ -90,10 +93,26 @@ func (p *Push) takeIn(ctx context.Context, in *intake) {
 				one.add(r)
 			}
 		}
-		if !one.nothingToWrite() && p.writeIn(ctx, one) != nil {
+		if one.nothingToWrite() {
+			continue
+		}
+		if broken := p.writeIn(ctx, one); broken != nil {
 			in.lost[part] = true
+			if !errors.Is(broken, work.ErrLeaseLost) {
+				err = broken
+			}
 		}
 	}
+}
+
+// tellLost tells of partitions that are given up for another reason than a lease that is lost: they are read again, and
+// may be refused again.
+func (p *Push) tellLost(ctx context.Context, in *intake, err error) {
+	if ctx.Err() != nil || errors.Is(err, work.ErrLeaseLost) {
+		return
+	}
+	p.log.ErrorContext(ctx, "changes not taken in; their partitions are read again",
+		"partitions", slices.Sorted(maps.Keys(in.lost)), "error", err)
 }
 
 func (p *Push) writeIn(ctx context.Context, in *intake) error {
