@@ -17,12 +17,12 @@ import (
 
 // retry calls f until it succeeds, fails for good, or ctx ends. Transactions that Postgres ended for the sake of
 // others (deadlock, serialization, shutdown) and lost connections are tried again, after 20 ms at first and every
-// second in the end.
+// second in the end, as are dials that time out while the state is away.
 func (s *Store) retry(ctx context.Context, op string, f func() error) error {
 	wait := 20 * time.Millisecond
 	for {
 		err := f()
-		if err == nil || !transient(err) {
+		if err == nil || ctx.Err() != nil || !transient(err) {
 			return err
 		}
 		s.log.WarnContext(ctx, "state write is tried again", "op", op, "pause", wait, "error", err)
@@ -39,9 +39,6 @@ func (s *Store) retry(ctx context.Context, op string, f func() error) error {
 
 // transient reports whether the same statement may succeed a moment later.
 func transient(err error) bool {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return false
-	}
 	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch pe.Code {
 		case "40P01", "40001", // deadlock, serialization
@@ -50,6 +47,13 @@ func transient(err error) bool {
 			return true
 		}
 		return len(pe.Code) == 5 && pe.Code[:2] == "08" // connection exceptions
+	}
+	// Before the sentinels of contexts: a dial that times out by itself is a context.DeadlineExceeded too.
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return false
 	}
 	var ne net.Error
 	return pgconn.SafeToRetry(err) || errors.As(err, &ne) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"math"
 	"net"
 	"strconv"
 	"sync/atomic"
@@ -90,6 +91,38 @@ func TestAWriteWaitsForTheState(t *testing.T) {
 	require.NoError(t, err)
 	defer gone.Close()
 	require.ErrorContains(t, gone.SavePosition(ctx, f, map[int32]int64{0: 1}, "id"), "save positions: ")
+}
+
+// TestAWriteWaitsForAStateThatDoesNotAnswer: a machine that is gone refuses nothing, so that dials time out, which looks
+// as if the caller's patience had ended.
+func TestAWriteWaitsForAStateThatDoesNotAnswer(t *testing.T) {
+	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
+	plain := openStore(t, url)
+	require.NoError(t, plain.Migrate(t.Context()))
+	f := own(t, plain, work.StagePush, "w", 1)
+	var away atomic.Int32
+	s, err := open(t.Context(), Config{URL: url}, func(c *pgxpool.Config) {
+		c.MinConns = 0
+		c.ConnConfig.Fallbacks = nil
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if away.Add(-1) >= 0 {
+				return (&net.Dialer{Deadline: time.Unix(1, 0)}).DialContext(ctx, network, addr)
+			}
+			return dial(ctx, network, addr)
+		}
+	})
+	require.NoError(t, err)
+	defer s.Close()
+	away.Store(3)
+	require.NoError(t, s.SavePosition(t.Context(), f, map[int32]int64{0: 1}, "id"))
+	require.Negative(t, away.Load())
+
+	away.Store(math.MaxInt32)
+	s.pool.Reset()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, s.SavePosition(ctx, f, map[int32]int64{0: 1}, "id"), context.Canceled)
 }
 
 // TestAWriteThatItsCallerRepeatsIsAppliedOnce: the caller does not know an error that leaves open what became of the
