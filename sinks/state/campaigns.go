@@ -156,10 +156,28 @@ func (s *Store) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	// Its row is locked before it is judged: whoever parks in an ended campaign opens it again.
-	_, err = s.pool.Exec(ctx, `WITH n AS (SELECT no FROM campaigns c WHERE `+campaignEnds+` ORDER BY no FOR NO KEY UPDATE SKIP LOCKED)
-		UPDATE campaigns c SET ended_at = clock_timestamp() FROM n WHERE c.no = n.no AND `+campaignEnds)
-	return err
+	return s.endCampaigns(ctx)
+}
+
+func (s *Store) endCampaigns(ctx context.Context) error {
+	var some bool
+	if err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM campaigns c WHERE `+campaignEnds+`)`).Scan(&some); err != nil || !some {
+		return err
+	}
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		// The rows are locked first and judged by a later statement, thus with a later snapshot: whoever parks in a campaign
+		// locks its row before the commit, and opens it again where it has ended.
+		rows, err := tx.Query(ctx, `SELECT no FROM campaigns c WHERE `+campaignEnds+` ORDER BY no FOR NO KEY UPDATE SKIP LOCKED`)
+		if err != nil {
+			return err
+		}
+		nos, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil || len(nos) == 0 {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE campaigns c SET ended_at = clock_timestamp() WHERE no = ANY($1) AND `+campaignEnds, nos)
+		return err
+	})
 }
 
 // campaignEnds holds for an open campaign c of which nothing is parked, and whose batch, if it is one, has ended.

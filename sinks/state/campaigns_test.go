@@ -42,6 +42,38 @@ func TestACancelTakesNoOtherCampaignsProductAlong(t *testing.T) {
 	require.ErrorIs(t, s.CancelCampaign(ctx, "heal/1"), ErrCampaignEnded)
 }
 
+// TestACampaignDoesNotEndWhileProductsAreParkedInIt: what ends it does not see rows that are not committed yet.
+func TestACampaignDoesNotEndWhileProductsAreParkedInIt(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	exec(t, s, `INSERT INTO campaigns (id) VALUES ('heal/1')`)
+	// The row of another holds the parking up in its middle.
+	tx, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	_, err = tx.Exec(ctx, `INSERT INTO parked (product_id, shop, campaign, partition, lane, due, generation, reason)
+		VALUES ('p2', '', 1, 0, 3, now(), 0, 'X')`)
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Park(ctx, []work.Parked{
+			{ProductID: "p1", Lane: work.LaneCampaign, Reason: "X", CampaignID: "heal/1"},
+			{ProductID: "p2", Lane: work.LaneCampaign, Reason: "X", CampaignID: "heal/1"},
+		})
+	}()
+	require.Eventually(t, func() bool {
+		var waits bool
+		require.NoError(t, s.pool.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE NOT granted`).Scan(&waits))
+		return waits
+	}, 10*time.Second, 10*time.Millisecond)
+	require.NoError(t, s.sweep(ctx))
+	require.Equal(t, 1, count(t, s, `SELECT count(*) FROM campaigns WHERE ended_at IS NOT NULL`), "nothing of it is seen")
+	require.NoError(t, tx.Rollback(ctx))
+	require.NoError(t, <-done)
+	require.NoError(t, s.sweep(ctx))
+	require.Equal(t, 1, count(t, s, `SELECT count(*) FROM campaigns WHERE ended_at IS NULL AND total = 2`))
+}
+
 // TestACancelledFanoutParksNothingMore: its pages go on coming, and so do its products from the shops that had no room.
 func TestACancelledFanoutParksNothingMore(t *testing.T) {
 	s := newStore(t)

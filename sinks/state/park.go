@@ -142,9 +142,10 @@ const parkSQL = `INSERT INTO parked AS p (product_id, shop, campaign, partition,
 	ORDER BY n.product_id COLLATE "C", n.shop COLLATE "C", coalesce(i.no, c.no, 0)
 	` + parkMerge
 
-// countedParkSQL is parkSQL that adds to the campaign's total what did not wait for it.
+// countedParkSQL is parkSQL that adds to the campaign's total what did not wait for it. It opens the campaign too: a sweep
+// that did not see these rows yet may have ended it since this transaction began.
 const countedParkSQL = `WITH done AS (` + parkSQL + ` RETURNING p.campaign, p.xmax = 0 AS fresh)
-	UPDATE campaigns c SET total = c.total + d.n
+	UPDATE campaigns c SET total = c.total + d.n, ended_at = CASE WHEN c.cancelled THEN c.ended_at END
 	FROM (SELECT campaign, count(*) FILTER (WHERE fresh) AS n FROM done GROUP BY campaign) d WHERE c.no = d.campaign AND d.n > 0`
 
 // queuePark parks rows; campaigns that they name by id are made before.
