@@ -196,6 +196,31 @@ func TestAChangeThatIsDueWhileItsLeaseRunsOutIsPushedWhenItIsRenewed(t *testing.
 	})
 }
 
+// An intent that was written slowly is no leave to send any more: the lease would not outlast the request.
+func TestARequestWhoseIntentTookTooLongIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.put("p1", "x", "north")
+		_, stop := w.run("a")
+		w.wait(time.Second)
+		w.mu.Lock()
+		w.renewErr, w.intendTakes = errors.New("the state is away"), 14*time.Second
+		w.mu.Unlock()
+		w.wait(8 * time.Second)
+		w.change("p1", 100)
+		w.wait(18 * time.Second)
+		require.Positive(t, w.intended, "it was about to be sent")
+		require.Empty(t, w.sent)
+		w.mu.Lock()
+		w.renewErr, w.intendTakes = nil, 0
+		w.mu.Unlock()
+		w.wait(time.Minute)
+		require.Contains(t, w.sent, "north:p1")
+		require.Equal(t, int64(1), w.position)
+		stop()
+	})
+}
+
 // With the window full, the next poll waits to be taken. When the lease then ends and is won again, reading begins
 // before that poll.
 func TestARecordThatWasReadAheadDoesNotHideThoseBeforeIt(t *testing.T) {

@@ -64,10 +64,13 @@ type world struct {
 	health    map[string]work.ShopHealth
 	held      map[string]bool // shop: everything with an effect is held
 	settleErr error
-	settled   []string // records that were written, "product shop"
-	stuck     bool     // positions are not written until their context ends
-	renewErr  error
-	pollMost  int // records a poll returns at the most; 0: all
+	// intendTakes is how long the state takes to answer that intents are on record.
+	intendTakes time.Duration
+	intended    int
+	settled     []string // records that were written, "product shop"
+	stuck       bool     // positions are not written until their context ends
+	renewErr    error
+	pollMost    int // records a poll returns at the most; 0: all
 
 	generation int64
 
@@ -465,6 +468,11 @@ func (w *world) Intend(_ context.Context, fences []work.Fence, intents []work.In
 	for _, i := range intents {
 		w.intents[i.Key] = i
 	}
+	w.intended++
+	slow := w.intendTakes
+	w.mu.Unlock()
+	time.Sleep(slow) // in the bubble
+	w.mu.Lock()
 	return nil
 }
 
@@ -475,6 +483,11 @@ func (w *world) tellLate(_ context.Context, rows []work.Parked, intents []work.I
 	for _, i := range intents {
 		w.intents[i.Key] = i
 	}
+	w.intended++
+	slow := w.intendTakes
+	w.mu.Unlock()
+	time.Sleep(slow) // in the bubble
+	w.mu.Lock()
 	return nil
 }
 

@@ -253,7 +253,15 @@ func (p *Push) intend(ctx context.Context, owners map[string]*ownedPartition, in
 		}
 	}
 	*asked = append(*asked, intents...) // also when the answer is lost: it may be on record
-	return p.parts.Fenced.Intend(ctx, fences, intents)
+	if err := p.parts.Fenced.Intend(ctx, fences, intents); err != nil {
+		return err
+	}
+	for o := range asking { // it may have waited for the state
+		if !o.usable(time.Now(), p.cfg.RequestTimeout) {
+			return work.ErrLeaseLost
+		}
+	}
+	return nil
 }
 
 // unsent lets a job wait in the state whose turn has come to nothing.

@@ -97,7 +97,7 @@ func variants(t *rapid.T) ([]document.Option, []document.Variant) {
 			Policy:           field(t, "policy", false, rapid.SampledFrom([]string{"DENY", "CONTINUE"})),
 			Taxable:          field(t, "taxable", false, rapid.Bool()),
 			RequiresShipping: field(t, "shipping", false, rapid.Bool()),
-			WeightGrams:      field(t, "weight", true, rapid.Float64Range(0, 2e9)),
+			WeightGrams:      field(t, "weight", true, rapid.Float64Range(0, 1.9e9)),
 			Metafields:       metafields(t, "variant metafields"),
 		}
 		if rapid.Bool().Draw(t, "first price") {

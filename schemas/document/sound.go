@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -70,7 +71,9 @@ func (v *Variant) sound() bool {
 		fits(v.Price, decimalPattern) && !v.Price.Null && fits(v.CompareAtPrice, decimalPattern) && fits(v.Cost, decimalPattern) &&
 		(v.FirstPrice == "" || decimalPattern.MatchString(string(v.FirstPrice))) &&
 		(!v.Policy.Owned || v.Policy.Value == "DENY" || v.Policy.Value == "CONTINUE") &&
-		!v.Taxable.Null && !v.RequiresShipping.Null && v.WeightGrams.Value >= 0 && v.WeightGrams.Value <= 2e9 &&
+		!v.Taxable.Null && !v.RequiresShipping.Null &&
+		// What is rounded to a bound may be beyond it.
+		!math.Signbit(v.WeightGrams.Value) && v.WeightGrams.Value < 2e9 &&
 		each(v.Metafields, 0, 250, (*Metafield).sound) &&
 		each(v.Stock, 0, 250, (*Level).sound) && !v.Stock.Null
 }

@@ -344,11 +344,8 @@ func (s *Shops) call(ctx context.Context, sh *shop, lane work.Lane, ops []*op, i
 	}
 }
 
-// admit asks whether a request may go out now: the caller's lease must outlast it, and its intent must be on record.
+// admit puts a request's intent on record; without it nothing may go out.
 func (s *Shops) admit(ctx context.Context, intend func(context.Context) error) *answer {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < s.cfg.Timeout && intend != nil {
-		return &answer{whole: unsent("The lease would not outlast the request.")}
-	}
 	if intend == nil {
 		return nil
 	}

@@ -24,8 +24,8 @@ const maxRounds = 8
 // order. It never fails as a whole: what could not be sent is RETRYING in its result.
 //
 // The products share requests up to the cost cap; each request waits for the shared rate budget in the most urgent
-// lane of its plans (campaigns never ride along with live changes). The caller holds the products' leases until ctx's
-// deadline: a request that could outlast it is not sent.
+// lane of its plans (campaigns never ride along with live changes). Before a request goes out intend is asked,
+// which refuses where the caller's leases would not outlast it.
 func (s *Shops) Send(ctx context.Context, name string, plans []work.Plan, intend Intend) []work.Result {
 	jobs := make([]*job, len(plans))
 	for i := range plans {

@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ import (
 //
 // Many are on their way at the same time, and none waits for another or for a settlement: its lock of the leases (KEY
 // SHARE) goes with theirs (NO KEY UPDATE). Whoever takes one of the leases over (UPDATE) waits for them all, and so finds
-// what they have written. An intent that is written twice is the same, so it needs no token.
+// what they have written. The token keeps a try whose connection broke from coming after the intent was closed.
 func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.Intent) error {
 	if len(intents) == 0 {
 		return nil
@@ -44,18 +45,23 @@ func (s *Store) Intend(ctx context.Context, fences []work.Fence, intents []work.
 	}
 	stages, parts, owners, epochs := fenceColumns(fences)
 	var written int64
+	var token work.Token
+	_, _ = rand.Read(token[:]) // never fails (crypto/rand)
 	err := s.retry(ctx, "intend", func() error {
 		tag, err := s.pool.Exec(ctx, `WITH held AS (SELECT FROM leases l
 				JOIN unnest($1::text[], $2::int[], $3::text[], $4::bigint[]) f(stage, partition, owner, epoch) USING (stage, partition, owner, epoch)
-				WHERE l.expires > clock_timestamp() ORDER BY l.stage, l.partition FOR KEY SHARE OF l)
+				WHERE l.expires > clock_timestamp() ORDER BY l.stage, l.partition FOR KEY SHARE OF l),
+			token AS (INSERT INTO writes (token) SELECT $10::uuid WHERE (SELECT count(*) FROM held) = $9)
 			INSERT INTO intents (product_id, shop, key, mutation)
 			SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[]) WHERE (SELECT count(*) FROM held) = $9
 			ON CONFLICT (product_id, shop, key) DO UPDATE SET mutation = EXCLUDED.mutation, at = clock_timestamp()`,
-			stages, parts, owners, epochs, ids, shops, keys, mutations, len(fences))
+			stages, parts, owners, epochs, ids, shops, keys, mutations, len(fences), [16]byte(token))
 		written = tag.RowsAffected()
 		return err
 	})
 	switch {
+	case repeated(err):
+		return nil
 	case err != nil:
 		return fmt.Errorf("intend: %w", err)
 	case written == 0:

@@ -96,6 +96,12 @@ func checkFences(fences []work.Fence) error {
 	return nil
 }
 
+// repeated reports whether a write was applied by an earlier try.
+func repeated(err error) bool {
+	pe, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pe.Code == "23505" && pe.ConstraintName == "writes_pkey"
+}
+
 // applyOnce is apply without fences.
 func (s *Store) applyOnce(ctx context.Context, op string, token work.Token, queue func(b *pgx.Batch)) error {
 	if token == (work.Token{}) {
@@ -111,8 +117,8 @@ func (s *Store) applyOnce(ctx context.Context, op string, token work.Token, queu
 	switch {
 	case err == nil:
 		return nil
-	case errors.As(err, &pe) && pe.Code == "23505" && pe.ConstraintName == "writes_pkey":
-		return nil // an earlier try was applied
+	case repeated(err):
+		return nil
 	case errors.As(err, &pe) && pe.Code == "SW001":
 		return &LeaseLostError{Op: op, Leases: pe.Detail}
 	}

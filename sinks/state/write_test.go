@@ -3,9 +3,11 @@ package state
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"math"
 	"net"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -74,6 +76,43 @@ func TestALostConnectionAppliesAWriteOnce(t *testing.T) {
 		require.Equal(t, int32(1), cuts.Load())
 		require.Equal(t, 1, count(t, plain, `SELECT count(*) FROM outbox WHERE key = $1`, []byte(key)), key)
 		require.Equal(t, 3, count(t, plain, `SELECT changes FROM parked WHERE product_id = $1`, key), key)
+	}
+}
+
+// TestAnIntentWhoseAnswerIsLostIsOnRecordOrRefused: as for a settlement, and a lease that was lost stays lost for the
+// second try.
+func TestAnIntentWhoseAnswerIsLostIsOnRecordOrRefused(t *testing.T) {
+	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
+	plain := openStore(t, url)
+	require.NoError(t, plain.Migrate(t.Context()))
+	f := own(t, plain, work.StagePush, "w", 1)
+	for _, answered := range []bool{false, true} {
+		for _, lost := range []bool{false, true} {
+			key := fmt.Sprintf("intent-%t-%t", answered, lost)
+			fences := slices.Clone(f)
+			if lost {
+				fences[0].Epoch++
+			}
+			var cuts atomic.Int32
+			s, err := open(t.Context(), Config{URL: url}, func(c *pgxpool.Config) {
+				dial := c.ConnConfig.DialFunc
+				c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					conn, err := dial(ctx, network, addr)
+					return &cutConn{Conn: conn, mark: []byte(key), cuts: &cuts, answered: answered}, err
+				}
+			})
+			require.NoError(t, err)
+			err = s.Intend(t.Context(), fences, []work.Intent{{Key: key, Shop: "s", ProductIDs: []string{"p"}}})
+			s.Close()
+			require.Equal(t, int32(1), cuts.Load())
+			if lost {
+				require.ErrorIs(t, err, work.ErrLeaseLost, key)
+				require.Zero(t, count(t, plain, `SELECT count(*) FROM intents WHERE key = $1`, key), key)
+			} else {
+				require.NoError(t, err, key)
+				require.Equal(t, 1, count(t, plain, `SELECT count(*) FROM intents WHERE key = $1`, key), key)
+			}
+		}
 	}
 }
 
