@@ -171,7 +171,7 @@ func TestALimitThatStaysIsLeftToTheCaller(t *testing.T) {
 	})
 }
 
-func TestNothingGoesOutWithoutIntentOrLease(t *testing.T) {
+func TestNothingGoesOutWithoutIntent(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		t.Helper()
 		w.mustPush("1", shirt(1))
@@ -183,11 +183,6 @@ func TestNothingGoesOutWithoutIntentOrLease(t *testing.T) {
 		require.Equal(t, event.Retrying, r.Status)
 		require.False(t, r.Unanswered)
 		require.Contains(t, r.Message, fenced.Error())
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		r = w.client.Send(ctx, testShop, []work.Plan{w.plan("1", doc)}, w.intend)[0]
-		require.Equal(t, event.Retrying, r.Status)
-		require.Contains(t, r.Message, "lease")
 		require.Empty(t, w.wire.take())
 	})
 }
