@@ -65,21 +65,19 @@ func (s *Store) CancelCampaign(ctx context.Context, id string) error {
 		return err
 	}
 	var no int64
-	err = s.retry(ctx, "cancel campaign", func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			var ended bool
-			err := tx.QueryRow(ctx, `SELECT no, ended_at IS NOT NULL FROM campaigns WHERE id = $1 FOR NO KEY UPDATE`, id).Scan(&no, &ended)
-			switch {
-			case errors.Is(err, pgx.ErrNoRows):
-				return ErrNoCampaign
-			case err != nil:
-				return err
-			case ended:
-				return ErrCampaignEnded
-			}
-			_, err = tx.Exec(ctx, `UPDATE campaigns SET cancelled = true WHERE no = $1`, no)
+	err = s.transactOnce(ctx, "cancel campaign", func(tx pgx.Tx) error {
+		var ended bool
+		err := tx.QueryRow(ctx, `SELECT no, ended_at IS NOT NULL FROM campaigns WHERE id = $1 FOR NO KEY UPDATE`, id).Scan(&no, &ended)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			return ErrNoCampaign
+		case err != nil:
 			return err
-		})
+		case ended:
+			return ErrCampaignEnded
+		}
+		_, err = tx.Exec(ctx, `UPDATE campaigns SET cancelled = true WHERE no = $1`, no)
+		return err
 	})
 	if err == nil {
 		err = s.sweepParked(ctx, no, id)

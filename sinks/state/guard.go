@@ -269,11 +269,9 @@ func (s *Store) RejectHold(ctx context.Context, shop string, effect work.Effect)
 // comes anew joins. Each piece but the last is cancelPiece products; who is cut short begins again with what is left.
 func (s *Store) endHold(ctx context.Context, op, shop string, effect work.Effect, end func(b *pgx.Batch, ids []string)) error {
 	for last := false; !last; {
-		err := s.retry(ctx, op+" hold", func() error {
-			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-				last, err = endSome(ctx, tx, shop, effect, end)
-				return err
-			})
+		err := s.transactOnce(ctx, op+" hold", func(tx pgx.Tx) (err error) {
+			last, err = endSome(ctx, tx, shop, effect, end)
+			return err
 		})
 		if err != nil {
 			return fmt.Errorf("%s the hold on %s in shop %s: %w", op, effect, shop, err)

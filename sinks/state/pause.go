@@ -139,22 +139,20 @@ const reasonIncluded = "INCLUDED"
 // Include ends an exclusion and makes the product due, so that its shops get what they have missed. Without one it is
 // [ErrNotExcluded]. partitions is the number of partitions of catalog.changes.
 func (s *Store) Include(ctx context.Context, product, shop string, partitions int32) error {
-	err := s.retry(ctx, "include", func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			tag, err := tx.Exec(ctx, `DELETE FROM excluded WHERE product_id = $1 AND shop = $2`, product, shop)
-			if err != nil {
-				return err
-			}
-			if tag.RowsAffected() == 0 {
-				return ErrNotExcluded
-			}
-			var b pgx.Batch
-			queuePark(&b, []work.Parked{{
-				ProductID: product, Shop: shop, Partition: change.Partition(change.ProductID(product), partitions),
-				Lane: work.LaneRetry, Reason: reasonIncluded,
-			}})
-			return tx.SendBatch(ctx, &b).Close()
-		})
+	err := s.transactOnce(ctx, "include", func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `DELETE FROM excluded WHERE product_id = $1 AND shop = $2`, product, shop)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return ErrNotExcluded
+		}
+		var b pgx.Batch
+		queuePark(&b, []work.Parked{{
+			ProductID: product, Shop: shop, Partition: change.Partition(change.ProductID(product), partitions),
+			Lane: work.LaneRetry, Reason: reasonIncluded,
+		}})
+		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
 		return fmt.Errorf("include product %s: %w", product, err)

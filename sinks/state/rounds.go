@@ -31,11 +31,9 @@ type Retried struct {
 // is the number of partitions of catalog.changes.
 func (s *Store) RetryBatch(ctx context.Context, id string, limit int, partitions int32) (Retried, error) {
 	var out Retried
-	err := s.retry(ctx, "retry batch", func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-			out, err = retryBatch(ctx, tx, id, limit, partitions)
-			return err
-		})
+	err := s.transactOnce(ctx, "retry batch", func(tx pgx.Tx) (err error) {
+		out, err = retryBatch(ctx, tx, id, limit, partitions)
+		return err
 	})
 	if err != nil {
 		return out, fmt.Errorf("retry batch %s: %w", id, err)
@@ -94,22 +92,20 @@ func retryBatch(ctx context.Context, tx pgx.Tx, id string, limit int, partitions
 // that ends early, by [Store.Complete].
 func (s *Store) CancelBatch(ctx context.Context, id string) error {
 	var no int64
-	err := s.retry(ctx, "cancel batch", func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			lock, err := lockBatch(ctx, tx, id)
-			if err != nil {
-				return err
-			}
-			if !lock.ended.IsZero() {
-				return ErrBatchEnded
-			}
-			var b pgx.Batch
-			b.Queue(`UPDATE batches SET cancelling = true WHERE id = $1`, id)
-			b.Queue(`INSERT INTO campaigns AS c (id, cancelled) VALUES ($1, true)
-				ON CONFLICT (id) DO UPDATE SET cancelled = true, ended_at = NULL RETURNING no`, id).
-				QueryRow(func(row pgx.Row) error { return row.Scan(&no) })
-			return tx.SendBatch(ctx, &b).Close()
-		})
+	err := s.transactOnce(ctx, "cancel batch", func(tx pgx.Tx) error {
+		lock, err := lockBatch(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		if !lock.ended.IsZero() {
+			return ErrBatchEnded
+		}
+		var b pgx.Batch
+		b.Queue(`UPDATE batches SET cancelling = true WHERE id = $1`, id)
+		b.Queue(`INSERT INTO campaigns AS c (id, cancelled) VALUES ($1, true)
+			ON CONFLICT (id) DO UPDATE SET cancelled = true, ended_at = NULL RETURNING no`, id).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&no) })
+		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err == nil {
 		err = s.sweepItems(ctx, id)

@@ -115,12 +115,29 @@ func (s *Store) applyOnce(ctx context.Context, op string, token work.Token, queu
 	})
 	var pe *pgconn.PgError
 	switch {
-	case err == nil:
-		return nil
-	case repeated(err):
+	case err == nil || repeated(err):
 		return nil
 	case errors.As(err, &pe) && pe.Code == "SW001":
 		return &LeaseLostError{Op: op, Leases: pe.Detail}
 	}
 	return fmt.Errorf("%s: %w", op, err)
+}
+
+// transactOnce is applyOnce for a transaction that reads before it writes. What f has found out in the try that was
+// applied stands when it returns: a later try ends before f.
+func (s *Store) transactOnce(ctx context.Context, op string, f func(tx pgx.Tx) error) error {
+	var token work.Token
+	_, _ = rand.Read(token[:]) // never fails (crypto/rand)
+	err := s.retry(ctx, op, func() error {
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `INSERT INTO writes (token) VALUES ($1)`, [16]byte(token)); err != nil {
+				return err
+			}
+			return f(tx)
+		})
+	})
+	if repeated(err) {
+		return nil
+	}
+	return err
 }

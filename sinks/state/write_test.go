@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shelfwire/shelfwire/deploy/embedded/embeddedtest"
+	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
 
@@ -113,6 +114,50 @@ func TestAnIntentWhoseAnswerIsLostIsOnRecordOrRefused(t *testing.T) {
 				require.Equal(t, 1, count(t, plain, `SELECT count(*) FROM intents WHERE key = $1`, key), key)
 			}
 		}
+	}
+}
+
+// TestALostAnswerToACommitIsNoRefusal: what a person asked for is done, and was said to be nothing that could be done,
+// because the second try met what the first had left.
+func TestALostAnswerToACommitIsNoRefusal(t *testing.T) {
+	url := embeddedtest.NewDatabase(t, embeddedtest.Postgres(t))
+	plain := openStore(t, url)
+	ctx := t.Context()
+	require.NoError(t, plain.Migrate(ctx))
+	f := own(t, plain, work.StagePush, "w", 1)
+	failed := work.Item{BatchID: "b", ProductID: "p", Shop: "s", Status: work.ItemFailed}
+	require.NoError(t, plain.TakeIn(ctx, work.TakeIn{Fences: f, Batches: []event.Batch{{ID: "b"}, {ID: "ends"}}}))
+	require.NoError(t, plain.Settle(ctx, work.Settlement{Fences: f, Items: []work.Item{failed}}))
+	_, err := plain.Exclude(ctx, "p", "s", "me")
+	require.NoError(t, err)
+	for _, e := range []work.Effect{work.EffectOffSale, work.EffectZeroPrice} {
+		held, err := plain.Guard(ctx, "s", requests(e, 0, 80), limits)
+		require.NoError(t, err)
+		require.Len(t, held, 80)
+	}
+	for name, act := range map[string]func(s *Store) error{
+		"retry": func(s *Store) error {
+			out, err := s.RetryBatch(ctx, "b", 3, 1)
+			require.Equal(t, Retried{Items: 1, Round: 1}, out)
+			return err
+		},
+		"include": func(s *Store) error { return s.Include(ctx, "p", "s", 1) },
+		"release": func(s *Store) error { return s.ReleaseHold(ctx, "s", work.EffectOffSale) },
+		"reject":  func(s *Store) error { return s.RejectHold(ctx, "s", work.EffectZeroPrice) },
+		"cancel":  func(s *Store) error { return s.CancelBatch(ctx, "ends") },
+	} {
+		var cuts atomic.Int32
+		s, err := open(ctx, Config{URL: url}, func(c *pgxpool.Config) {
+			dial := c.ConnConfig.DialFunc
+			c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := dial(ctx, network, addr)
+				return &cutConn{Conn: conn, mark: []byte("\x0bcommit\x00"), cuts: &cuts, answered: true}, err
+			}
+		})
+		require.NoError(t, err)
+		require.NoError(t, act(s), name)
+		s.Close()
+		require.Equal(t, int32(1), cuts.Load(), name)
 	}
 }
 
