@@ -96,8 +96,8 @@ type Parked struct {
 	// Generation rises with each parking. A settlement deletes the row only at the generation that it was pulled at
 	// or that stood before its read began.
 	Generation int64
-	// Reason is why it waits: SNAPSHOT, FANOUT, REPLAY, RETRY, LATE_REQUEST, SHOP_DEAD, NOT_YET_VISIBLE, SLOW_READ,
-	// HELD, SHOP_BUSY, PAUSED.
+	// Reason is why it waits: SNAPSHOT, FANOUT, REPLAY, RESTORED, HEALED, INCLUDED, RETRY, LATE_REQUEST, SHOP_DEAD,
+	// SHOP_BUSY, PAUSED, NOT_YET_VISIBLE, SLOW_READ, GUARD_UNKNOWN, HELD; more may come.
 	Reason string
 	// Campaign is the number of the campaign that wants it; 0 is none. A product that several want has a row for each,
 	// so that none of them is paused, cancelled or counted with another. What is parked for a cancelled campaign is
@@ -287,7 +287,7 @@ type Result struct {
 // Settled is the part of a settlement that concerns one product in one shop.
 type Settled struct {
 	Known // the new record; Shadow nil leaves the old one
-	// Document is set when the evaluated document differs from the last one on record.
+	// Attempted says that the product was on its way to the shop: its time of the last attempt moves.
 	Attempted bool
 }
 

@@ -29,7 +29,7 @@ func TestABatchIsListedWithItsCounts(t *testing.T) {
 	got, err := s.Batch(ctx, "b")
 	require.NoError(t, err)
 	require.Equal(t, BatchPending, got.Status)
-	require.NoError(t, s.Processing(ctx, push, items[:1]))
+	require.NoError(t, s.Settle(ctx, inHand(push, items[0])))
 	got, err = s.Batch(ctx, "b")
 	require.NoError(t, err)
 	require.Equal(t, BatchProcessing, got.Status)
@@ -167,7 +167,7 @@ func TestACancelledBatchStopsWhatWaits(t *testing.T) {
 			{ProductID: "shared", Lane: work.LaneCampaign, CampaignID: "other"},
 		},
 	}))
-	require.NoError(t, s.Processing(ctx, push, []work.Item{item("b", "flies", "")}))
+	require.NoError(t, s.Settle(ctx, inHand(push, item("b", "flies", ""))))
 	require.NoError(t, s.CancelBatch(ctx, "b"))
 	require.NoError(t, s.TakeIn(ctx, work.TakeIn{Fences: push, Items: []work.Item{item("b", "late", "")}}))
 	require.NoError(t, s.Announce(ctx, announce, []event.Batch{{Type: event.BatchAnnounced, ID: "b"}}, nil))

@@ -119,7 +119,7 @@ func TestACancelForgetsNothingThatMayHaveReachedAShop(t *testing.T) {
 	require.NoError(t, s.TakeIn(ctx, in))
 	seen, err := s.Load(ctx, []string{"flies"})
 	require.NoError(t, err)
-	require.NoError(t, s.Processing(ctx, f, []work.Item{{BatchID: "b", ProductID: "flies"}}))
+	require.NoError(t, s.Settle(ctx, inHand(f, work.Item{BatchID: "b", ProductID: "flies"})))
 	require.NoError(t, s.Intend(ctx, f, []work.Intent{{Key: "k", Shop: "s", ProductIDs: []string{"asked"}, Mutation: "m"}}))
 	require.NoError(t, s.Park(ctx, []work.Parked{{ProductID: "asked", Shop: "s", Lane: work.LaneLive, Reason: "RETRY", Changes: 1}}))
 	require.NoError(t, s.CancelBatch(ctx, "b"))

@@ -42,9 +42,6 @@ func TestAWorkerWhoseLeaseWasTakenWritesNothing(t *testing.T) {
 			})
 		},
 		"save positions": func(f []work.Fence) error { return s.SavePosition(ctx, f, map[int32]int64{1: 10}, "id") },
-		"processing": func(f []work.Fence) error {
-			return s.Processing(ctx, f, []work.Item{{BatchID: "b", ProductID: "p"}})
-		},
 	}
 	for name, write := range writes {
 		err := write(old)

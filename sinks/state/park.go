@@ -20,8 +20,8 @@ const (
 	reasonRetry    = "RETRY"
 )
 
-// heldRecheck is when a held product is read again if its caller named no time. A release makes it due at once; this
-// only catches a product that is parked in the very moment of the release.
+// heldRecheck is when a held product is read again if its caller named no time: what it would do to the shop may have
+// changed. A release makes it due at once.
 const heldRecheck = time.Hour
 
 // Park lets products wait, outside of any lease: what a campaign has found (replay, re-sync). The worker that holds

@@ -123,7 +123,7 @@ func (s *Store) Settle(ctx context.Context, t work.Settlement) error {
 }
 
 // itemsSQL upserts items. An item that is settled stays so, with two exceptions, as what a shop really did is the
-// truth: a success corrects a FAILED (the watchdog gave it up) or CANCELLED one (it was on its way), and a SKIPPED
+// truth: a success corrects a FAILED (its attempts were used up) or CANCELLED one (it was on its way), and a SKIPPED
 // corrects a FAILED one. Unsettled items of a batch that is being cancelled become cancelled.
 const itemsSQL = `WITH n AS (
 		SELECT n.batch_id, n.product_id, n.shop, n.xid, n.category, n.reason, n.message, n.field, n.shopify_id, n.attempt,

@@ -49,6 +49,12 @@ func fencesOf(leases []work.Lease) (f []work.Fence) {
 	return f
 }
 
+// inHand is the settlement by which a push takes an item in hand.
+func inHand(f []work.Fence, it work.Item) work.Settlement {
+	it.Status = work.ItemProcessing
+	return work.Settlement{Fences: f, Items: []work.Item{it}}
+}
+
 // exec runs SQL past the store, to bring about what time or other processes would.
 func exec(t require.TestingT, s *Store, sql string, args ...any) {
 	_, err := s.pool.Exec(context.Background(), sql, args...)

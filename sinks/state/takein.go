@@ -18,8 +18,8 @@ import (
 )
 
 // Every transaction that writes several of these tables does so in one order: leases, guards, batches, items, products,
-// parked, intents, outbox, positions; and within each statement by key. So two writers never wait for each other in a
-// circle except over rows that both insert, which is tried again.
+// campaigns that are made or opened, parked, totals of campaigns, intents, outbox, positions; and within each statement
+// by key. So two writers never wait for each other in a circle except over rows that both insert, which is tried again.
 
 // TakeIn records what a stage has read: batches and items are opened, products parked, positions moved. A batch that
 // is seen for the first time is announced as opened through the outbox.
@@ -183,22 +183,6 @@ func clean(s string) string {
 		s = strings.ReplaceAll(s, "\x00", "")
 	}
 	return strings.ToValidUTF8(s, "\uFFFD")
-}
-
-// Processing marks items as in hand, and their batches as begun.
-func (s *Store) Processing(ctx context.Context, fences []work.Fence, items []work.Item) error {
-	if len(items) == 0 {
-		return nil
-	}
-	return s.apply(ctx, "mark items as processing", fences, func(b *pgx.Batch) {
-		c := newItemColumns(items)
-		queueBegun(b, c.batches)
-		b.Queue(`WITH n AS (SELECT i.batch_id, i.product_id, i.shop FROM batch_items i
-				JOIN unnest($1::text[], $2::text[], $3::text[]) n(batch_id, product_id, shop) USING (batch_id, product_id, shop)
-				WHERE i.status IN ('PENDING', 'RETRYING', 'HELD') ORDER BY 1, 2, 3 FOR NO KEY UPDATE OF i)
-			UPDATE batch_items i SET status = 'PROCESSING' FROM n
-			WHERE i.batch_id = n.batch_id AND i.product_id = n.product_id AND i.shop = n.shop`, c.batches, c.ids, c.shops)
-	})
 }
 
 // queueBegun sets batches to PROCESSING whose first item is taken in hand. It touches a row once in the batch's life:
