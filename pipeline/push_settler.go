@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"iter"
 	"slices"
 	"time"
 
@@ -18,8 +19,45 @@ type finished struct {
 	asked []work.Intent
 }
 
-// settleMost is how many jobs one settlement takes: it holds the rows of its leases as long as it lasts.
-const settleMost = 500
+// One settlement takes settleMost jobs, or documents of settleBytes: it holds the rows of its leases as long as it lasts,
+// and all its documents are one parameter of a statement.
+const (
+	settleMost  = 500
+	settleBytes = 32 << 20
+)
+
+// bytes is the size of the documents that a settlement of the jobs may publish.
+func (f finished) bytes() (n int) {
+	for _, j := range f.jobs {
+		n += j.bytes()
+	}
+	return n
+}
+
+func (j *job) bytes() int {
+	if j.same {
+		return 0
+	}
+	return len(j.push.Raw)
+}
+
+// pieces are the jobs in as few parts of settleBytes as their order allows; a document above it is one alone. Each has all
+// the intents, of which a settlement takes those of its jobs.
+func (f finished) pieces() iter.Seq[finished] {
+	return func(yield func(finished) bool) {
+		var from, n int
+		for i, j := range f.jobs {
+			if n > 0 && n+j.bytes() > settleBytes {
+				if !yield(finished{jobs: f.jobs[from:i], asked: f.asked}) {
+					return
+				}
+				from, n = i, 0
+			}
+			n += j.bytes()
+		}
+		yield(finished{jobs: f.jobs[from:], asked: f.asked})
+	}
+}
 
 // settleSoon hands jobs to the settler, and waits when it has too many already.
 func (p *Push) settleSoon(f finished) {
@@ -45,15 +83,19 @@ func (p *Push) settleAll() {
 		case <-p.life.Done():
 			return
 		}
-		for more := true; more && len(all.jobs) < settleMost; {
+		size := all.bytes()
+		for more := true; more && len(all.jobs) < settleMost && size < settleBytes; {
 			select {
 			case f := <-p.finished:
 				all.jobs, all.asked = append(all.jobs, f.jobs...), append(all.asked, f.asked...)
+				size += f.bytes()
 			default:
 				more = false
 			}
 		}
-		p.settle(p.life, all)
+		for piece := range all.pieces() {
+			p.settle(p.life, piece)
+		}
 	}
 }
 

@@ -2,9 +2,11 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/shelfwire/shelfwire/schemas/document"
 	"github.com/shelfwire/shelfwire/schemas/event"
 	"github.com/shelfwire/shelfwire/schemas/work"
 )
@@ -162,6 +165,65 @@ func TestARefusedResultOfOneShopLeavesNoOffsetOpen(t *testing.T) {
 		require.Equal(t, int64(10), l.position)
 		stop()
 	})
+}
+
+// Big documents make small settlements: all of them would be one parameter of one statement.
+func TestASettlementIsBoundedByTheBytesOfItsDocuments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &ledger{world: newWorld(t), d: time.Second}
+		var mu sync.Mutex
+		var most int
+		l.refuse = func(s work.Settlement) error {
+			var size int
+			for _, r := range s.Outbox {
+				if r.Topic == "catalog."+event.Documents {
+					size += len(r.Value)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			most = max(most, size)
+			return nil
+		}
+		stop := l.run(func(*PushConfig) {})
+		big := json.RawMessage(`{"eligible":true,"title":"t","descriptionHtml":"` + strings.Repeat("x", 500_000) + `"}`)
+		for i := range 50 {
+			id := fmt.Sprintf("p%d", i)
+			l.mu.Lock()
+			l.docs[id] = nil
+			for _, shop := range []string{"north", "south", "east", "west"} {
+				l.docs[id] = append(l.docs[id], document.Row{ProductID: id, Shop: shop, Document: big})
+			}
+			l.mu.Unlock()
+			l.change(id, 100)
+		}
+		l.wait(2 * time.Minute)
+		require.Len(t, l.sent, 200)
+		require.Equal(t, int64(50), l.position)
+		mu.Lock()
+		defer mu.Unlock()
+		require.Greater(t, most, 6<<20, "and they are still settled together")
+		require.LessOrEqual(t, most, 33<<20)
+		stop()
+	})
+}
+
+// One group may be too big by itself, and a document be too big by itself.
+func TestASingleGroupAboveTheBoundIsSplit(t *testing.T) {
+	f := finished{}
+	for _, mib := range []int{10, 10, 10, 10, 40, 1, 1} {
+		f.jobs = append(f.jobs, &job{push: work.Push{Raw: make([]byte, mib<<20)}})
+	}
+	f.jobs = append(f.jobs, &job{same: true, push: work.Push{Raw: make([]byte, 100<<20)}})
+	var got [][]int
+	for piece := range f.pieces() {
+		var sizes []int
+		for _, j := range piece.jobs {
+			sizes = append(sizes, len(j.push.Raw)>>20)
+		}
+		got = append(got, sizes)
+	}
+	require.Equal(t, [][]int{{10, 10, 10}, {10}, {40}, {1, 1, 100}}, got)
 }
 
 // What a reader finds done already needs none of the places that were kept for it.
