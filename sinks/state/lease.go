@@ -18,7 +18,7 @@ import (
 // the write was done. errors.Is finds it as [work.ErrLeaseLost].
 type LeaseLostError struct {
 	Op string
-	// Leases lists them as "push/3, push/7".
+	// Leases lists them as "push/3, push/7", or those of which one was lost: "one of push/3, push/7".
 	Leases string
 }
 
