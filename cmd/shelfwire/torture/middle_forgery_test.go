@@ -97,6 +97,7 @@ func (m *middle) forgedState() []forgery {
 		}
 	}
 	const some = `(product_id, shop) = (SELECT product_id, shop FROM products WHERE shopify_id <> '' AND NOT off_sale ORDER BY 1, 2 OFFSET %d LIMIT 1)`
+	const gone = `SELECT batch_id, product_id FROM batch_items JOIN batches b ON b.id = batch_id WHERE b.kind = 'snapshot' ORDER BY 1, 2 LIMIT 1`
 	return []forgery{
 		{"a row was never in the outbox", sql(`DELETE FROM emitted WHERE id = (SELECT max(id) FROM emitted WHERE topic LIKE '%outcomes')`), "never in the outbox"},
 		{"another last outcome", sql(`UPDATE products SET last_status = 'FAILED' WHERE ` + fmt.Sprintf(some, 0)), "the last outcome of"},
@@ -104,9 +105,8 @@ func (m *middle) forgedState() []forgery {
 		{"a shadow is lost", sql(`UPDATE products SET shadow = NULL WHERE ` + fmt.Sprintf(some, 2)), "still needs"},
 		{"another product's id", sql(`UPDATE products SET shopify_id = 'gid://shopify/Product/1' WHERE ` + fmt.Sprintf(some, 3)), "is not in the shop"},
 		{"an item is open", sql(`UPDATE batch_items SET status = 'PENDING' WHERE (batch_id, product_id, shop) =
-			(SELECT batch_id, product_id, shop FROM batch_items WHERE status = 'SUCCESS' LIMIT 1)`), "an unsettled item"},
-		{"an item is gone", sql(`DELETE FROM batch_items WHERE (batch_id, product_id) = (SELECT batch_id, product_id FROM batch_items JOIN batches b ON b.id = batch_id
-			WHERE b.kind = 'snapshot' LIMIT 1)`), "is no item of it"},
+			(SELECT batch_id, product_id, shop FROM batch_items WHERE status = 'SUCCESS' AND (batch_id, product_id) <> (` + gone + `) LIMIT 1)`), "an unsettled item"},
+		{"an item is gone", sql(`DELETE FROM batch_items WHERE (batch_id, product_id) = (` + gone + `)`), "is no item of it"},
 		{"a batch has ended too early", sql(`UPDATE endings SET open = 1 WHERE batch_id = (SELECT max(batch_id) FROM batch_items)`), "too early"},
 		{"a product is parked", sql(`INSERT INTO parked (product_id, shop, partition, lane, due, generation, reason) VALUES ('1', '', 0, 3, now(), 1, 'REPLAY')`), "a parked product"},
 		{"an intent stands", sql(`INSERT INTO intents (product_id, shop, key, mutation) VALUES ('2', 'north', 'k', 'productSet')`), "an intent that nobody"},
