@@ -295,6 +295,9 @@ func TestMirrorTopicsBeginWithASnapshot(t *testing.T) {
 	r.exec(`INSERT INTO products VALUES ('b', 'B', 1)`)
 	r.comes("products c b")
 	require.NoError(t, stop())
-	require.Equal(t, []string{"products r a", "variants r a", "products c b"}, slices.DeleteFunc(brief(r.records(event.Changes)), func(s string) bool { return s == "" }))
+	changes := slices.DeleteFunc(brief(r.records(event.Changes)), func(s string) bool { return s == "" })
+	require.Len(t, changes, 3)
+	slices.Sort(changes[:2]) // tables are read side by side
+	require.Equal(t, []string{"products r a", "variants r a", "products c b"}, changes)
 	require.Zero(t, touched.Load())
 }
